@@ -1,0 +1,37 @@
+"""Length value models on any transformers trunk: create, save, load, import, sample."""
+
+from lenvm_rl.model.config import LengthValueConfig
+from lenvm_rl.model.create import (
+    describe_policy,
+    from_scratch,
+    import_published,
+    save_checkpoint,
+)
+from lenvm_rl.model.length_value_model import (
+    LengthValueModel,
+    LengthValueModelForTokenClassification,
+    ValueHead,
+    is_lenvm_checkpoint,
+)
+from lenvm_rl.model.tokens import (
+    check_tokenizer,
+    check_tokenizer_sha,
+    load_tokenizer,
+    tokenizer_sha,
+)
+
+__all__ = [
+    "LengthValueConfig",
+    "LengthValueModel",
+    "LengthValueModelForTokenClassification",
+    "ValueHead",
+    "check_tokenizer",
+    "check_tokenizer_sha",
+    "describe_policy",
+    "from_scratch",
+    "import_published",
+    "is_lenvm_checkpoint",
+    "load_tokenizer",
+    "save_checkpoint",
+    "tokenizer_sha",
+]

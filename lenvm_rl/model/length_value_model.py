@@ -1,0 +1,263 @@
+"""The length value model: a transformers trunk, a two-layer SiLU head, no language-model head.
+
+    z = W2 SiLU(W1 h + b1) + b2,   V = -sigmoid(z)          (LenVM, eq. 6-8)
+
+The head computes in float32 under any trunk dtype and any autocast: a bfloat16 logit moves a
+length by 1 part in 128, a bfloat16 sigmoid loses it altogether (docs: `core.horizon`).
+
+Deviations from the reference: the trunk is held without its output embedding (the reference
+computes and throws away the logits of every token), and gamma, target and policy are stored.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification, PreTrainedModel
+from transformers.modeling_outputs import TokenClassifierOutput
+from transformers.utils import is_flash_attn_2_available
+
+from lenvm_rl.core import predict, predicted_length, value_of_logit
+from lenvm_rl.model.config import LengthValueConfig
+from lenvm_rl.model.tokens import check_tokenizer
+
+
+class ValueHead(nn.Module):
+    """z = W2 SiLU(W1 h + b1) + b2 in float32: [..., H] -> [...]. Parameters keep their dtype."""
+
+    def __init__(self, hidden_size: int, inner_size: int | None = None):
+        super().__init__()
+        self.fc = nn.Linear(hidden_size, inner_size or hidden_size)
+        self.summary = nn.Linear(inner_size or hidden_size, 1)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            inner = F.silu(_float_linear(hidden, self.fc))
+            return _float_linear(inner, self.summary).squeeze(-1)
+
+
+def _float_linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    bias = None if layer.bias is None else layer.bias.float()
+    return F.linear(x.float(), layer.weight.float(), bias)
+
+
+class LengthValueModelForTokenClassification(PreTrainedModel):
+    """A value of the remaining length at every position of a token sequence.
+
+    The value at position i belongs to the state that ends with token i: at the last prompt token
+    it is the value of s_0. `forward(...).logits` has shape [B, T, 1] and is float32; what it holds
+    is `config.head_output`. The class name ends in ForTokenClassification because verl's critic
+    workers, checkpoint manager and model merger recognise value models by it.
+    """
+
+    config_class = LengthValueConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: LengthValueConfig):
+        super().__init__(config)
+        self.model = AutoModel.from_config(config.text_config)
+        self.score = ValueHead(config.hidden_size, config.head_hidden_size)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # The head keeps torch's default initialisation, as the reference does; the trunk is a
+        # PreTrainedModel and initialises its own modules.
+        if isinstance(module, ValueHead):
+            for layer in (module.fc, module.summary):
+                bound = layer.in_features**-0.5
+                nn.init.uniform_(layer.weight, -bound, bound)
+                nn.init.uniform_(layer.bias, -bound, bound)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def length_logits(self, input_ids: Tensor | None = None, **trunk_kwargs: Any) -> Tensor:
+        """Raw logit z of the remaining length at every position: [B, T] ids -> [B, T] float32."""
+        trunk_kwargs.setdefault("use_cache", False)
+        hidden = self.model(input_ids=input_ids, **trunk_kwargs).last_hidden_state
+        return self.score(hidden)
+
+    def values(self, input_ids: Tensor | None = None, **trunk_kwargs: Any) -> Tensor:
+        """V in (-1, 0), unitless, [B, T], whatever target the model was trained on (eq. 6)."""
+        logit = self.length_logits(input_ids, **trunk_kwargs)
+        return value_of_logit(logit, gamma=self.config.require_gamma(), **self._target())
+
+    def predicted_lengths(self, input_ids: Tensor | None = None, **trunk_kwargs: Any) -> Tensor:
+        """Remaining length in tokens, EOS included, [B, T]; <= E[l] by Jensen (appendix F)."""
+        logit = self.length_logits(input_ids, **trunk_kwargs)
+        return predicted_length(logit, gamma=self.config.require_gamma(), **self._target())
+
+    def _target(self) -> dict[str, Any]:
+        return {"target": self.config.target, "length_scale": self.config.length_scale}
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> TokenClassifierOutput:
+        """See the class: `.logits` is [B, T, 1] float32, the prediction or the raw logit."""
+        kwargs.pop("labels", None)
+        logit = self.length_logits(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=bool(use_cache),
+            **kwargs,
+        )
+        if self.config.head_output == "value":
+            logit = predict(logit, target=self.config.target)
+        return TokenClassifierOutput(logits=logit.unsqueeze(-1))
+
+    @classmethod
+    def from_policy(
+        cls,
+        path: str | Path,
+        *,
+        gamma: float | None = None,
+        target: str = "return",
+        length_scale: float | None = None,
+        head_hidden_size: int | None = None,
+        policy: dict[str, Any] | None = None,
+        dtype: torch.dtype = torch.float32,
+        **kwargs: Any,
+    ) -> LengthValueModelForTokenClassification:
+        """A new LenVM on the trunk of a causal LM; the head is random, seed it with torch.
+
+        The trunk need not be the policy itself (the paper puts a 1.5B trunk beside a 7B policy):
+        it must only share the policy's tokenizer. The output embedding is never loaded.
+
+        Args:
+            path: directory or hub name of a causal LM.
+            gamma: may stay None until training reads it off the rollout file.
+            policy: {"name", "revision", "tokenizer_sha"} when it is not `path` itself.
+            dtype: of the parameters; float32 is what an optimiser should update.
+
+        Raises:
+            ValueError: for a gamma outside (0, 1), or when `path` is a LenVM already.
+        """
+        if is_lenvm_checkpoint(path):
+            raise ValueError(
+                f"{path} is a LenVM already: load it with from_pretrained. from_policy starts a "
+                "new one from a causal language model."
+            )
+        trunk = AutoModel.from_pretrained(path, dtype=dtype, **kwargs)
+        config = LengthValueConfig(
+            text_config=copy.deepcopy(trunk.config),
+            gamma=gamma,
+            target=target,
+            length_scale=length_scale,
+            head_hidden_size=head_hidden_size,
+            policy=policy,
+            dtype=dtype,
+        )
+        with torch.device("meta"):
+            model = cls(config)
+        model.model = trunk
+        model.score = model.score.to_empty(device="cpu").to(dtype)
+        model._init_weights(model.score)
+        return model
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *args: Any,
+        gamma: float | None = None,
+        tokenizer: Any = None,
+        attn_implementation: str | None = None,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ):
+        """Load a LenVM checkpoint; refuse what would silently give wrong lengths.
+
+        Args:
+            path: a directory or hub name that holds a LenVM.
+            gamma: when given, must equal the stored gamma.
+            tokenizer: when given, must have the vocabulary that the model was trained on.
+            attn_implementation: falls back to "sdpa" when flash attention is asked for but not
+                installed (verl asks for it whatever the configuration says).
+
+        Raises:
+            ValueError: not a LenVM, another gamma, another tokenizer, or no head in the weights.
+        """
+        config = kwargs.get("config") or cls._read_config(path, **kwargs)
+        _check_gamma_matches(config, gamma, path)
+        if tokenizer is not None:
+            check_tokenizer(config, tokenizer)
+        if attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
+            attn_implementation = "sdpa"
+        kwargs["config"] = config
+        model, info = super().from_pretrained(
+            path, *args, attn_implementation=attn_implementation, output_loading_info=True, **kwargs
+        )
+        missing = sorted(name for name in info["missing_keys"] if name.startswith("score."))
+        if missing:
+            raise ValueError(
+                f"the weights in {path} lack the value head ({', '.join(missing)}): a value model "
+                "without its head would predict noise. Save it with save_pretrained, or convert a "
+                "published checkpoint with `lenvm import`."
+            )
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _read_config(cls, path: str | Path, **kwargs: Any) -> LengthValueConfig:
+        hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
+        config = AutoConfig.from_pretrained(path, **hub)
+        if not isinstance(config, LengthValueConfig):
+            raise ValueError(
+                f"{path} holds a {config.model_type!r} checkpoint ({config.architectures}), not a "
+                "LenVM. Make one from it with `lenvm init --from-policy`, or convert a published "
+                "value model with `lenvm import`."
+            )
+        return config
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """As in transformers; `head_output` is written as "value", the convention for readers."""
+        asked, self.config.head_output = self.config.head_output, "value"
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.config.head_output = asked
+
+
+def _check_gamma_matches(config: LengthValueConfig, gamma: float | None, path: Any) -> None:
+    if gamma is not None and config.gamma is not None and abs(gamma - config.gamma) > 1e-12:
+        raise ValueError(
+            f"gamma {gamma} was given, but {path} was trained with gamma {config.gamma}: lengths "
+            "read with another gamma are wrong. Leave gamma out; the checkpoint knows it."
+        )
+
+
+def is_lenvm_checkpoint(path: str | Path) -> bool:
+    """True when `path` is a directory whose config.json says model_type "lenvm"."""
+    file = Path(path) / "config.json"
+    return file.is_file() and json.loads(file.read_text()).get("model_type") == "lenvm"
+
+
+LengthValueModel = LengthValueModelForTokenClassification
+
+AutoConfig.register("lenvm", LengthValueConfig, exist_ok=True)
+AutoModelForTokenClassification.register(
+    LengthValueConfig, LengthValueModelForTokenClassification, exist_ok=True
+)

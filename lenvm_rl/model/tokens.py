@@ -1,0 +1,57 @@
+"""Are two tokenizers the same for a value model? Yes when every id stands for the same token."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+
+def tokenizer_sha(tokenizer: Any) -> str:
+    """Fingerprint of the map from ids to tokens: 32 hex digits.
+
+    Special roles (which id is EOS or padding) and the chat template are left out on purpose: a
+    base model and its instruction-tuned version share their ids and may share a value model.
+    """
+    pairs = sorted((index, token) for token, index in tokenizer.get_vocab().items())
+    text = json.dumps(pairs, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def check_tokenizer_sha(expected: str | None, got: str | None, *, expected_of: str, got_of: str):
+    """ValueError when two fingerprints are known and differ; the names go into the sentence."""
+    if expected and got and expected != got:
+        raise ValueError(
+            f"{got_of} uses another tokenizer (fingerprint {got}) than {expected_of} "
+            f"(fingerprint {expected}): the same ids would mean other tokens, and every length "
+            "would be wrong. Use the policy's own tokenizer, or sample its completions again."
+        )
+
+
+def check_tokenizer(config: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer whose ids differ from those the LenVM `config` was trained on.
+
+    Raises:
+        ValueError: with both fingerprints and what to do.
+    """
+    expected = (config.policy or {}).get("tokenizer_sha")
+    check_tokenizer_sha(
+        expected,
+        tokenizer_sha(tokenizer),
+        expected_of=f"the LenVM for policy {(config.policy or {}).get('name')!r}",
+        got_of=f"the tokenizer of {getattr(tokenizer, 'name_or_path', 'the caller')!r}",
+    )
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """The tokenizer of a model directory or hub name, with a sentence where there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no tokenizer could be loaded from {path}: {error}. A LenVM and its policy share one; "
+            "name a directory that holds tokenizer.json, or the policy's hub name."
+        ) from error

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Install if needed, then lint, types and all tests: those with real workers too (--fast leaves
+# them out). Further arguments go to pytest:  scripts/test.sh --fast -k horizon
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+scripts/setup.sh
+
+fast=false
+if [[ "${1:-}" == --fast ]]; then fast=true; shift; fi
+export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 WANDB_MODE=offline
+
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/pyright
+.venv/bin/python -m pytest --durations=10 "$@"
+if ! $fast; then
+  .venv/bin/python -m pytest -m slow --durations=10 "$@"
+fi

@@ -1,0 +1,83 @@
+"""The arrows between packages (a pure core, thin edges) hold in every file."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "lenvm_rl"
+
+# part of the package -> the parts it may import (itself always)
+ARROWS = {
+    "core": set(),
+    "rollouts": {"core"},
+    "model": {"core"},
+    "scoring": {"core", "model"},
+    "evals": {"core", "model", "rollouts", "scoring"},
+    "demo": {"core", "model", "rollouts", "scoring", "evals"},
+    "verl": {"core", "model", "rollouts", "scoring"},
+    "vllm": {"core", "model", "rollouts", "scoring"},
+    "cli": {"core", "model", "rollouts", "scoring", "evals", "demo", "verl", "vllm"},
+}
+# third-party packages that change fast -> the only parts that import them
+EDGES = {
+    "transformers": {"model", "scoring", "verl", "vllm"},
+    "tokenizers": {"model", "demo"},
+    "verl": {"verl"},
+    "ray": {"verl"},
+    "hydra": {"verl"},
+    "omegaconf": {"verl"},
+    "tensordict": {"verl"},
+    "transfer_queue": {"verl"},
+    "vllm": {"vllm"},
+    "pyarrow": {"rollouts"},
+    "datasets": {"rollouts"},
+    "typer": {"cli"},
+}
+CORE_MAY_IMPORT = {"torch", "lenvm_rl", *sys.stdlib_module_names}
+
+
+def files():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(file: Path) -> str:
+    first = file.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imported_modules(file: Path):
+    """Absolute names of all imports in a file, those inside functions too."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import; absolute ones keep edges readable"
+            yield node.module
+
+
+def test_every_part_is_known():
+    parts = {part_of(file) for file in files()} - {"__init__"}
+    assert parts <= set(ARROWS), f"new parts without arrows: {parts - set(ARROWS)}"
+
+
+@pytest.mark.parametrize("file", files(), ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_imports_follow_the_arrows(file):
+    part = part_of(file)
+    for module in imported_modules(file):
+        top, *rest = module.split(".")
+        if top == "lenvm_rl" and rest:
+            allowed = ARROWS.get(part, set()) | {part}
+            assert rest[0] in allowed, f"{part} may not import lenvm_rl.{rest[0]}"
+        elif top in EDGES:
+            assert part in EDGES[top], f"only {sorted(EDGES[top])} may import {top}"
+        if part in ("core", "__init__"):
+            assert top in CORE_MAY_IMPORT, f"the core needs torch alone, but imports {top}"
+
+
+def test_reward_functions_import_no_engine():
+    for file in sorted((ROOT / "reward_fns").rglob("*.py")):
+        tops = {module.split(".")[0] for module in imported_modules(file)}
+        assert not tops & {"verl", "vllm", "ray", "lenvm_rl"}, f"{file} imports {tops}"
