@@ -1,0 +1,197 @@
+"""How close are predictions to what happened?
+
+Shapes: B sequences, T response positions, P relative positions, M any number of pairs. Functions
+that end in one number return a Python float and therefore wait for the device.
+
+A predicted *length* is the inverse of a mean value, so it is at most the mean length (Jensen,
+LenVM appendix F): judge calibration and R2 on values or horizons, and lengths by relative error.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lenvm_rl.core.checks import as_float, check_fraction, check_rank, check_same_shape
+
+POSITIONS = (0.0, 0.25, 0.5, 0.75, 0.9)
+
+
+def relative_error(predicted: Tensor, true: Tensor) -> Tensor:
+    """`|predicted - true| / true`, elementwise. Lengths in tokens, true > 0; true 0 gives inf."""
+    check_same_shape(predicted=predicted, true=true)
+    truth = as_float(true, name="true")
+    return (as_float(predicted, name="predicted") - truth).abs() / truth
+
+
+def mean_relative_error(predicted: Tensor, true: Tensor) -> float:
+    """Mean of `relative_error` (MRE) over all elements, at least one (LenVM eq. 15)."""
+    _need_pairs(predicted, true, at_least=1)
+    return relative_error(predicted, true).mean().item()
+
+
+def at_positions(x: Tensor, mask: Tensor, *, positions: tuple[float, ...] = POSITIONS) -> Tensor:
+    """Read `x` at relative positions of each response.
+
+    Position f of a response of L tokens is its state floor((L - 1) f), counted over the tokens
+    of the mask: 0 is s_0, 1 the state before the last token.
+
+    Args:
+        x: [B, T].
+        mask: [B, T], non-zero at generated tokens.
+        positions: P fractions in [0, 1].
+    Returns:
+        [B, P], at least float32; NaN in rows without tokens.
+    """
+    check_rank(mask, name="mask", axes="BT")
+    check_same_shape(x=x, mask=mask)
+    counted = mask != 0
+    length_B = counted.sum(1)
+    fraction_P = torch.tensor(
+        [check_fraction(f, name="position") for f in positions],
+        dtype=torch.float64,
+        device=mask.device,
+    )
+    # Rank of the wanted token; the nudge keeps e.g. 0.7 * 10 from rounding below 7.
+    rank_BP = ((length_B[:, None] - 1) * fraction_P + 1e-9).floor().long().clamp(min=0)
+    # Column of the token of that rank: tokens first, in order, then the padding.
+    order_BT = torch.argsort((~counted).int(), dim=1, stable=True)
+    picked = as_float(x, name="x").gather(1, order_BT.gather(1, rank_BP))
+    return torch.where(length_B[:, None] > 0, picked, math.nan)
+
+
+def relative_error_by_position(
+    predicted_length: Tensor,
+    true_length: Tensor,
+    mask: Tensor,
+    *,
+    positions: tuple[float, ...] = POSITIONS,
+) -> Tensor:
+    """Relative error of remaining lengths at relative positions of each response.
+
+    Args:
+        predicted_length: [B, T] remaining tokens.
+        true_length: [B, T] remaining tokens, `returns.remaining_length`.
+        mask: [B, T], non-zero at generated tokens of finished completions.
+        positions: P fractions in [0, 1], see `at_positions`.
+    Returns:
+        [B, P], NaN in rows without tokens: `.nanmean(0)` gives one figure per position, also
+        after concatenating batches of different T.
+    """
+    error = relative_error(predicted_length, true_length)
+    return at_positions(error, mask, positions=positions)
+
+
+def r2(predicted: Tensor, true: Tensor) -> float:
+    """Share of variance explained, `1 - mean((p - y)**2) / var(y)`, over at least two pairs.
+
+    The variance is the population one, so predicting the mean gives 0. NaN when all y are equal.
+    """
+    zero = torch.zeros_like(as_float(true, name="true"))
+    return _r2(predicted, true, zero)
+
+
+def noise_corrected_r2(value: Tensor, mc_mean: Tensor, mc_var_of_mean: Tensor) -> float:
+    """R2 against Monte Carlo values, with their sampling variance taken out.
+
+        1 - (mean((V - MC)**2) - mean(s**2 / n)) / (var(MC) - mean(s**2 / n))
+
+    The estimate can exceed 1 by chance, as the corrected error can fall below 0.
+
+    Args:
+        value: [M] predicted value of each state.
+        mc_mean: [M] mean value of n continuations sampled from the state.
+        mc_var_of_mean: [M] `s**2 / n`, with s the (unbiased) standard deviation of the
+            continuations within the state.
+    Raises:
+        ValueError: the sampling variance is at least the variance between states.
+    """
+    return _r2(value, mc_mean, mc_var_of_mean)
+
+
+def kendall_tau(x: Tensor, y: Tensor, *, chunk: int = 1024) -> float:
+    """Rank correlation tau-b of M pairs, ties accounted for.
+
+        (concordant - discordant) / sqrt((pairs - ties in x) (pairs - ties in y))
+
+    Args:
+        x: [M], at least two.
+        y: [M].
+        chunk: rows compared with all others at a time; memory O(chunk M), work O(M**2).
+    Returns:
+        In [-1, 1]; NaN when x or y is constant.
+    """
+    check_rank(x, name="x", axes="M")
+    _need_pairs(x, y, at_least=2)
+    agreement = untied_x = untied_y = 0
+    for start in range(0, x.numel(), chunk):
+        sign_x = torch.sign(x[start : start + chunk, None] - x[None, :])
+        sign_y = torch.sign(y[start : start + chunk, None] - y[None, :])
+        agreement += int((sign_x * sign_y).sum(dtype=torch.float64).item())
+        untied_x += int(sign_x.count_nonzero().item())
+        untied_y += int(sign_y.count_nonzero().item())
+    if untied_x == 0 or untied_y == 0:
+        return math.nan
+    return agreement / (math.sqrt(untied_x) * math.sqrt(untied_y))
+
+
+class Calibration(NamedTuple):
+    """Predictions in bins of equal count, in increasing order: see `calibration`."""
+
+    count: Tensor
+    """[bins] int64, pairs in the bin."""
+    predicted: Tensor
+    """[bins] mean prediction."""
+    actual: Tensor
+    """[bins] mean outcome: equal to `predicted` for a calibrated model."""
+    error: float
+    """Expected calibration error: mean |predicted - actual|, weighted by count."""
+
+
+def calibration(predicted: Tensor, actual: Tensor, *, bins: int = 10) -> Calibration:
+    """Mean outcome against mean prediction, in bins of (nearly) equal count by prediction.
+
+    Give horizons or values: E[u | prediction] is what the model is trained to be. The mean of raw
+    lengths lies above the inverse of a mean value even for a perfect model.
+
+    Args:
+        predicted: [M], at least one.
+        actual: [M].
+        bins: number of bins; at most M are formed.
+    """
+    check_rank(predicted, name="predicted", axes="M")
+    _need_pairs(predicted, actual, at_least=1)
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}")
+    p, y = as_float(predicted, name="predicted"), as_float(actual, name="actual")
+    order = torch.argsort(p, stable=True)
+    p_bins = p[order].double().tensor_split(min(bins, p.numel()))
+    y_bins = y[order].double().tensor_split(min(bins, p.numel()))
+    count = torch.tensor([part.numel() for part in p_bins])
+    mean_p = torch.stack([part.mean() for part in p_bins]).cpu()
+    mean_y = torch.stack([part.mean() for part in y_bins]).cpu()
+    error = ((mean_p - mean_y).abs() * count).sum().item() / p.numel()
+    return Calibration(count, mean_p, mean_y, error)
+
+
+def _r2(predicted: Tensor, true: Tensor, var_of_truth: Tensor) -> float:
+    """R2 in float64 with the mean variance of the truth's own noise taken out of both parts."""
+    _need_pairs(predicted, true, at_least=2)
+    check_same_shape(true=true, var_of_truth=var_of_truth)
+    p, y, noise = predicted.double(), true.double(), var_of_truth.double().mean()
+    error = (p - y).square().mean() - noise
+    spread = y.var(correction=0) - noise
+    if noise > 0 and spread <= 0:
+        raise ValueError(
+            f"the sampling variance of the Monte Carlo means ({noise.item():.3g}) is not below "
+            f"their variance ({y.var(correction=0).item():.3g}): sample more continuations per "
+            f"state, or more varied states"
+        )
+    return (1.0 - error / spread).item() if spread > 0 else math.nan
+
+
+def _need_pairs(x: Tensor, y: Tensor, *, at_least: int) -> None:
+    check_same_shape(x=x, y=y)
+    if x.numel() < at_least:
+        raise ValueError(f"need at least {at_least} pair(s) to compare, got {x.numel()}")
