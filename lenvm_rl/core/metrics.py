@@ -8,7 +8,7 @@ LenVM appendix F): judge calibration and R2 on values or horizons, and lengths b
 """
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -120,23 +120,24 @@ def kendall_tau(x: Tensor, y: Tensor, *, chunk: int = 1024) -> float:
         y: [M].
         chunk: rows compared with all others at a time; memory O(chunk M), work O(M**2).
     Returns:
-        In [-1, 1]; NaN when x or y is constant.
+        In [-1, 1]; NaN when x or y is constant or holds NaN.
     """
     check_rank(x, name="x", axes="M")
     _need_pairs(x, y, at_least=2)
-    agreement = untied_x = untied_y = 0
+    agreement = untied_x = untied_y = 0.0
     for start in range(0, x.numel(), chunk):
         sign_x = torch.sign(x[start : start + chunk, None] - x[None, :])
         sign_y = torch.sign(y[start : start + chunk, None] - y[None, :])
-        agreement += int((sign_x * sign_y).sum(dtype=torch.float64).item())
-        untied_x += int(sign_x.count_nonzero().item())
-        untied_y += int(sign_y.count_nonzero().item())
+        agreement += (sign_x * sign_y).sum(dtype=torch.float64).item()
+        untied_x += sign_x.count_nonzero().item()
+        untied_y += sign_y.count_nonzero().item()
     if untied_x == 0 or untied_y == 0:
         return math.nan
     return agreement / (math.sqrt(untied_x) * math.sqrt(untied_y))
 
 
-class Calibration(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Calibration:
     """Predictions in bins of equal count, in increasing order: see `calibration`."""
 
     count: Tensor
