@@ -1,0 +1,121 @@
+"""Is a batch of rollouts well formed?
+
+The rules are vectorised over Arrow record batches, so that writer, reader and stream apply the same
+ones at the cost of a pass over the columns that are loaded anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lenvm_rl.rollouts.columns import list_lengths, list_view
+from lenvm_rl.rollouts.record import FINISH_REASONS, OPTIONAL_COLUMNS
+
+Fail = Callable[[int, str], NoReturn]
+"""Raises for a row of the batch, given its index and the reason."""
+
+
+def check_batch(
+    batch: pa.RecordBatch,
+    *,
+    source: str,
+    first_row: int = 0,
+    vocab_size: int | None = None,
+    eos_ids: Sequence[int] | None = None,
+) -> None:
+    """Raise ValueError on the first malformed row; only the columns that are present are checked.
+
+    Args:
+        batch: rows of a rollout file, any subset of its columns.
+        source: what the message calls the origin of the rows (a file name).
+        first_row: number of the batch's first row within `source`.
+        vocab_size: token ids must be below it; None checks only that they are not negative.
+        eos_ids: a row with finish_reason `stop` must end with one of these; None skips the check.
+    """
+    names = set(batch.schema.names)
+
+    def fail(row: int, reason: str) -> NoReturn:
+        keys = [key for key in ("prompt_id", "sample_id") if key in names]
+        cells = ", ".join(f"{key} {batch.column(key)[row].as_py()!r}" for key in keys)
+        raise ValueError(
+            f"{source}, row {first_row + row}{f' ({cells})' if cells else ''}: {reason}"
+        )
+
+    for name in names.difference(OPTIONAL_COLUMNS):
+        if batch.column(name).null_count:
+            null = batch.column(name).is_null().to_numpy(zero_copy_only=False)
+            row = int(np.flatnonzero(null)[0])
+            fail(row, f"column {name} is null; only {list(OPTIONAL_COLUMNS)} may be.")
+    for name, remedy in (
+        ("prompt_ids", "state s_0 is the last prompt token, so give at least a BOS."),
+        ("response_ids", "a completion has at least one token. Drop such rows and count them."),
+    ):
+        if name in names:
+            _check_ids(batch.column(name), name, remedy, vocab_size, fail)
+    if "finish_reason" in names:
+        _check_finish(batch, names, eos_ids, fail)
+    if {"response_logprobs", "response_ids"} <= names:
+        _check_logprobs(batch, fail)
+
+
+def _check_ids(
+    column: pa.Array, name: str, remedy: str, vocab_size: int | None, fail: Fail
+) -> None:
+    values, offsets = list_view(column)
+    empty = np.flatnonzero(offsets[1:] == offsets[:-1])
+    if empty.size:
+        fail(int(empty[0]), f"{name} is empty; {remedy}")
+    values = values[offsets[0] : offsets[-1]]
+    if not values.size:
+        return
+    limit = vocab_size if vocab_size is not None else np.iinfo(np.int32).max + 1
+    if int(values.min()) < 0 or int(values.max()) >= limit:
+        position = int(np.flatnonzero((values < 0) | (values.astype(np.int64) >= limit))[0])
+        row = int(np.searchsorted(offsets - offsets[0], position, side="right")) - 1
+        fail(
+            row,
+            f"{name} holds token id {int(values[position])}, outside the vocabulary of {limit} "
+            "ids. The row was made with another tokenizer, or vocab_size leaves out added tokens.",
+        )
+
+
+def _check_finish(
+    batch: pa.RecordBatch, names: set[str], eos_ids: Sequence[int] | None, fail: Fail
+) -> None:
+    column = batch.column("finish_reason")
+    known = pc.is_in(column, value_set=pa.array(FINISH_REASONS)).to_numpy(zero_copy_only=False)
+    if not known.all():
+        row = int(np.flatnonzero(~known)[0])
+        fail(
+            row,
+            f"finish_reason {column[row].as_py()!r} is unknown; use 'stop' when the policy emitted "
+            "EOS and 'length' when the token limit cut it.",
+        )
+    if eos_ids is None or "response_ids" not in names:
+        return
+    values, offsets = list_view(batch.column("response_ids"))
+    stopped = pc.equal(column, "stop").to_numpy(zero_copy_only=False)
+    bad = stopped & ~np.isin(values[offsets[1:] - 1], np.asarray(list(eos_ids), dtype=np.int64))
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        last = int(values[offsets[row + 1] - 1])
+        fail(
+            row,
+            f"finish_reason is 'stop' but the last token is {last}, not an EOS of {list(eos_ids)}. "
+            "Append the EOS the policy emitted, or mark the row 'length' if it was cut.",
+        )
+
+
+def _check_logprobs(batch: pa.RecordBatch, fail: Fail) -> None:
+    column = batch.column("response_logprobs")
+    present = column.is_valid().to_numpy(zero_copy_only=False)
+    want, got = list_lengths(batch.column("response_ids")), list_lengths(column)
+    bad = np.flatnonzero(present & (want != got))
+    if bad.size:
+        row = int(bad[0])
+        fail(row, f"response_logprobs has {got[row]} entries for {want[row]} response tokens.")

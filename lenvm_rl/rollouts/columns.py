@@ -1,0 +1,76 @@
+"""How do Arrow list columns become numpy arrays, and when do two rows have the same content?
+
+Views are zero-copy: a list column of a record batch is one flat values array plus row offsets, and
+row `i` is `values[offsets[i] : offsets[i + 1]]`.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import numpy as np
+import pyarrow as pa
+
+
+def is_int_list(kind: pa.DataType) -> bool:
+    """True for a variable-length list of integers."""
+    return pa.types.is_list(kind) and pa.types.is_integer(kind.value_type)
+
+
+def list_view(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Flat values and row offsets of a list column without nulls inside its lists.
+
+    Args:
+        column: list array of N rows (may be a slice of a longer one).
+    Returns:
+        (values, offsets [N + 1] int64): zero-copy values of the whole buffer, and the bounds of
+        each row in it. `offsets[0]` is not 0 for a slice.
+    """
+    offsets = column.offsets.to_numpy().astype(np.int64)
+    return column.values.to_numpy(zero_copy_only=not column.values.null_count), offsets
+
+
+def list_lengths(column: pa.Array) -> np.ndarray:
+    """Length of each list, [N] int64; a null row counts 0."""
+    offsets = column.offsets.to_numpy().astype(np.int64)
+    lengths = np.diff(offsets)
+    if column.null_count:
+        lengths[column.is_null().to_numpy(zero_copy_only=False)] = 0
+    return lengths
+
+
+def content_digest(ids: np.ndarray, *, key: bytes = b"") -> int:
+    """64-bit blake2b digest of token ids, the identity of a prompt or of a completion.
+
+    Ids are hashed as little-endian int32, so the digest is the same on every machine. Two different
+    prompts among n share a digest with probability about n**2 / 2**65 (1e-7 at 2 million).
+    """
+    data = np.ascontiguousarray(ids, dtype="<i4")
+    return int.from_bytes(blake2b(data, digest_size=8, key=key).digest(), "little")
+
+
+def row_digests(column: pa.Array, *, key: bytes = b"") -> np.ndarray:
+    """`content_digest` of every row of a list column, [N] uint64.
+
+    Neighbours that are equal are hashed once: the completions of a prompt are usually adjacent.
+    """
+    values, offsets = list_view(column)
+    out = np.empty(len(column), dtype=np.uint64)
+    bounds = offsets.tolist()
+    previous, digest = None, 0
+    for row, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        ids = values[start:end]
+        if previous is None or not np.array_equal(ids, previous):
+            previous, digest = ids, content_digest(ids, key=key)
+        out[row] = digest
+    return out
+
+
+def run_starts(column: pa.Array) -> np.ndarray:
+    """Indices at which a new run of equal cells begins, [R] int64, starting with 0.
+
+    Args:
+        column: a non-empty column of strings or numbers without nulls.
+    """
+    codes = column.dictionary_encode().indices.to_numpy()
+    return np.concatenate([[0], np.flatnonzero(codes[1:] != codes[:-1]) + 1])

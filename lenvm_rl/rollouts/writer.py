@@ -1,0 +1,312 @@
+"""How are rollouts written so that a kill at any moment loses at most the rows not yet flushed?
+
+Rows are buffered into small row groups, bounded in rows and in tokens, which is what bounds the
+memory of every reader. Groups go into a hidden shard; a full shard is synced and gets its name. Row
+groups and shards end between prompts wherever a prompt's completions are adjacent, so that readers
+can keep them together.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+
+from lenvm_rl.rollouts.check import check_batch
+from lenvm_rl.rollouts.columns import list_lengths, run_starts
+from lenvm_rl.rollouts.layout import (
+    encode_metadata,
+    find_shards,
+    open_parquet,
+    read_metadata,
+    shard_name,
+    shard_number,
+)
+from lenvm_rl.rollouts.record import SCHEMA, Rollout, rows_to_batch
+from lenvm_rl.rollouts.shard import ShardFile
+
+ROW_GROUP_TOKENS = 1 << 18
+"""A row group is closed at this many tokens (1 MiB of ids) ..."""
+ROW_GROUP_ROWS = 1024
+"""... or at this many rows, whichever comes first."""
+_CHUNK = 256
+"""Rows turned into Arrow at a time."""
+
+
+class RolloutWriter:
+    """Write rollouts to a directory of shards, or to one file when `path` ends with `.parquet`.
+
+        with RolloutWriter("runs/rollouts", tokenizer_sha=sha, vocab_size=64) as writer:
+            writer.append(rows)
+
+    A directory gains whole shards as it goes and keeps everything appended even when the `with`
+    block ends by an exception. A single file appears at the end, whole, or not at all.
+
+    Args:
+        path: directory (made if absent) or `.parquet` file.
+        tokenizer_sha: fingerprint of the tokenizer that made the ids.
+        vocab_size: ids must be below it; None checks only that they are not negative.
+        eos_ids: a row with finish_reason `stop` must end with one of them; None skips the check.
+        rows_per_shard: a shard is completed at this many rows (more by up to one row group).
+        append: continue a directory that already has shards (same tokenizer).
+    Raises:
+        ValueError: the path already has rows and `append` is False; another tokenizer, vocabulary
+            or EOS; another writer is at work in the directory; a malformed row (its name and the
+            remedy).
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        tokenizer_sha: str,
+        vocab_size: int | None = None,
+        eos_ids: Sequence[int] | None = None,
+        rows_per_shard: int = 65_536,
+        append: bool = False,
+    ) -> None:
+        if not tokenizer_sha or not isinstance(tokenizer_sha, str):
+            raise ValueError(
+                f"tokenizer_sha must be a non-empty string, got {tokenizer_sha!r}: readers refuse "
+                "files of another tokenizer by it. Use lenvm_rl.model.tokenizer_sha(tokenizer)."
+            )
+        if rows_per_shard < 1:
+            raise ValueError(f"rows_per_shard must be at least 1, got {rows_per_shard}.")
+        self.path = Path(path)
+        self.tokenizer_sha = tokenizer_sha
+        self.vocab_size = vocab_size
+        self.eos_ids = None if eos_ids is None else [int(i) for i in eos_ids]
+        self.rows_per_shard = rows_per_shard
+        self.rows_written = 0
+        """Rows in completed shards of this writer."""
+        self._group_rows = min(ROW_GROUP_ROWS, rows_per_shard)
+        self._pending: list[pa.RecordBatch] = []
+        self._pending_rows = self._pending_tokens = 0
+        self._file: ShardFile | None = None
+        self._lock: int | None = None
+        self._closed = False
+        self._single = self.path.suffix == ".parquet" and not self.path.is_dir()
+        self._number = 0
+        if self._single:
+            self._open_single(append)
+        else:
+            self._open_directory(append)
+        metadata = encode_metadata(
+            tokenizer_sha=tokenizer_sha, vocab_size=self.vocab_size, eos_ids=self.eos_ids
+        )
+        self._schema = SCHEMA.with_metadata(metadata)
+
+    def append(self, rows: Iterable[Rollout]) -> None:
+        """Check rows and add them; `flush` or a full shard makes them safe on disk."""
+        chunk: list[Rollout] = []
+        for row in rows:
+            chunk.append(row)
+            if len(chunk) == _CHUNK:
+                self.append_batch(rows_to_batch(chunk))
+                chunk = []
+        if chunk:
+            self.append_batch(rows_to_batch(chunk))
+
+    def append_batch(self, batch: pa.RecordBatch) -> None:
+        """Check and add a record batch of the rollout schema, without making Python rows."""
+        if self._closed:
+            raise ValueError(f"the writer of {self.path} is closed; open another with append=True.")
+        check_batch(
+            batch,
+            source="rows to be written",
+            first_row=self.rows_written + self._unfinished(),
+            vocab_size=self.vocab_size,
+            eos_ids=self.eos_ids,
+        )
+        self._pending.append(batch)
+        self._pending_rows += batch.num_rows
+        self._pending_tokens += int(_row_tokens(batch).sum())
+        if self._pending_tokens >= ROW_GROUP_TOKENS or self._pending_rows >= self._group_rows:
+            self._write_groups(everything=False)
+
+    def flush(self) -> None:
+        """Complete the current shard, so that all rows appended so far survive a kill.
+
+        Every call makes a shard: call it per chunk of work, not per row. A single file is only
+        complete when closed, and `flush` leaves it alone.
+        """
+        if not self._single:
+            self._write_groups(everything=True)
+            self._finish_shard()
+
+    def close(self) -> None:
+        """Flush, and release the directory. A single file gets its name now."""
+        if self._closed:
+            return
+        try:
+            self._write_groups(everything=True)
+            if self._single and self._file is None:
+                self._file = self._open_shard()
+            self._finish_shard()
+        finally:
+            self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None and self._single:
+            self._release()
+        else:
+            self.close()
+
+    # Opening
+
+    def _open_single(self, append: bool) -> None:
+        if append:
+            raise ValueError(
+                f"{self.path} is a single Parquet file, which cannot grow. Append to a directory: "
+                "RolloutWriter(directory, append=True)."
+            )
+        if self.path.exists():
+            raise ValueError(
+                f"{self.path} exists. Delete it, or write to another path or a directory."
+            )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def _open_directory(self, append: bool) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        try:
+            shards = find_shards(self.path)
+            if shards.paths and not append:
+                raise ValueError(
+                    f"{self.path} already has {len(shards.paths)} shards. Pass append=True to add "
+                    "to them, or choose another path."
+                )
+            for path in shards.paths:
+                with open_parquet(path) as file:
+                    self._agree(read_metadata(file.schema_arrow, path), path)
+            for leftover in shards.leftovers:
+                warnings.warn(f"removed {leftover}, left by a killed writer", stacklevel=3)
+                leftover.unlink()
+        except BaseException:
+            self._release()
+            raise
+        self._number = 1 + shard_number(shards.paths[-1]) if shards.paths else 0
+
+    def _take_lock(self) -> None:
+        """One writer per directory: two would both take the next shard number."""
+        self._lock = os.open(self.path / ".writer.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._lock)
+            self._lock = None
+            raise ValueError(
+                f"another writer is at work in {self.path}. Give each process a directory of its "
+                "own, or wait until the other has ended."
+            ) from error
+
+    def _agree(self, metadata: dict, path: Path) -> None:
+        if metadata["tokenizer_sha"] != self.tokenizer_sha:
+            raise ValueError(
+                f"{path} was written with tokenizer {metadata['tokenizer_sha']}, these rows are of "
+                f"tokenizer {self.tokenizer_sha}: their ids mean different text. Write to another "
+                "directory."
+            )
+        for name in ("vocab_size", "eos_ids"):
+            old, new = metadata.get(name), getattr(self, name)
+            if new is None:
+                setattr(self, name, old)
+            elif old is not None and old != new:
+                raise ValueError(
+                    f"{path} was written with {name} {old}, not {new}. Pass {name}={old}, or write "
+                    "to another directory."
+                )
+
+    # Writing
+
+    def _unfinished(self) -> int:
+        return self._pending_rows + (self._file.rows if self._file else 0)
+
+    def _write_groups(self, *, everything: bool) -> None:
+        """Write full row groups from the buffer; the rest stays unless `everything`."""
+        if not self._pending:
+            return
+        table = pa.Table.from_batches(self._pending, schema=SCHEMA).combine_chunks()
+        batch = table.to_batches()[0]
+        ends = np.cumsum(_row_tokens(batch))
+        starts = run_starts(batch.column("prompt_id"))
+        done = 0
+        while batch.num_rows - done and (everything or self._full(ends, done)):
+            cut = _group_end(ends, starts, done, self._group_rows)
+            self._write_group(batch.slice(done, cut - done))
+            done = cut
+        # A copy, so that the buffer does not keep the whole concatenation alive.
+        rest = batch.take(pa.array(np.arange(done, batch.num_rows)))
+        self._pending = [rest] if rest.num_rows else []
+        self._pending_rows = rest.num_rows
+        self._pending_tokens = int(ends[-1] - (ends[done - 1] if done else 0))
+
+    def _full(self, ends: np.ndarray, done: int) -> bool:
+        tokens = ends[-1] - (ends[done - 1] if done else 0)
+        return tokens >= ROW_GROUP_TOKENS or len(ends) - done >= self._group_rows
+
+    def _write_group(self, batch: pa.RecordBatch) -> None:
+        if self._file is None:
+            self._file = self._open_shard()
+        self._file.write(batch)
+        if self._file.rows >= self.rows_per_shard and not self._single:
+            self._finish_shard()
+
+    def _open_shard(self) -> ShardFile:
+        target = self.path if self._single else self.path / shard_name(self._number)
+        return ShardFile(target, self._schema)
+
+    def _finish_shard(self) -> None:
+        if self._file is not None:
+            self._file.finish()
+            self.rows_written += self._file.rows
+            self._number += 1
+            self._file = None
+
+    def _release(self) -> None:
+        self._closed = True
+        if self._file is not None:
+            self._file.discard()
+            self._file = None
+        if self._lock is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)  # forked children share the descriptor
+            os.close(self._lock)
+            self._lock = None
+
+
+def _row_tokens(batch: pa.RecordBatch) -> np.ndarray:
+    return list_lengths(batch.column("prompt_ids")) + list_lengths(batch.column("response_ids"))
+
+
+def _group_end(ends: np.ndarray, starts: np.ndarray, done: int, group_rows: int) -> int:
+    """Row at which the group that begins at row `done` ends.
+
+    Args:
+        ends: cumulative tokens of the buffered rows, [N].
+        starts: rows at which a new prompt begins, [R].
+        done: rows already written.
+        group_rows: most rows of a group.
+    """
+    before = ends[done - 1] if done else 0
+    by_tokens = int(np.searchsorted(ends, before + ROW_GROUP_TOKENS)) + 1
+    cut = min(max(by_tokens, done + 1), done + group_rows, len(ends))
+    if cut == len(ends):
+        return cut
+    boundary = int(starts[np.searchsorted(starts, cut, side="right") - 1])
+    # A prompt that alone overfills the group is split.
+    return boundary if boundary > done else cut
