@@ -23,7 +23,7 @@ ARROWS = {
 }
 # third-party packages that change fast -> the only parts that import them
 EDGES = {
-    "transformers": {"model", "scoring", "verl", "vllm"},
+    "transformers": {"model", "scoring", "demo", "verl", "vllm"},
     "tokenizers": {"model", "demo"},
     "verl": {"verl"},
     "ray": {"verl"},
