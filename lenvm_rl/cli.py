@@ -1,0 +1,236 @@
+"""`lenvm`: sample completions, look at their lengths, make, train, read and check value models.
+
+Commands parse and call the library; heavy imports happen inside them so that `--help` is quick.
+A mistake of the user's ends with one sentence and exit status 2.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    name="lenvm",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Length value models: generation length as a value to train, read and steer.",
+)
+evals_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+app.add_typer(evals_app, name="eval", help="Measure how good a LenVM is.")
+console = Console()
+
+OutOption = Annotated[Path, typer.Option("--out", help="Directory to write to.")]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", help="Also write the figures to this file.")
+]
+GammaOption = Annotated[
+    float | None, typer.Option(help="Per-token discount in (0, 1); training can choose it.")
+]
+SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        Console(stderr=True).print("[bold red]error[/]:", str(error), highlight=False, markup=True)
+        sys.exit(2)
+
+
+def emit(figures: dict[str, Any], json_file: Path | None) -> None:
+    """Print the figures as one JSON object on the last line; write them to a file if asked."""
+    text = json.dumps(figures, allow_nan=False)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(text + "\n")
+    print(text)
+
+
+@app.command()
+def demo(
+    out: OutOption = Path("runs/demo"),
+    seed: SeedOption = 0,
+    setup_seconds: Annotated[
+        float | None, typer.Option(help="Time that set-up took, for the summary.")
+    ] = None,
+) -> None:
+    """Run the main job on a CPU with the shipped policy: sample, pretrain, verify, report.
+
+    Example: `lenvm demo --out runs/demo`
+    """
+    from lenvm_rl.demo.run import run_demo
+
+    emit(run_demo(out, seed=seed, setup_s=setup_seconds, console=console), out / "summary.json")
+
+
+@app.command()
+def sample(
+    policy: Annotated[str, typer.Option(help="Policy: directory, hub name, or `demo`.")],
+    prompts: Annotated[str, typer.Option(help="Prompts: .jsonl or .parquet, or `demo:COUNT`.")],
+    out: OutOption,
+    n: Annotated[int, typer.Option("-n", help="Completions per prompt.", min=1)] = 8,
+    max_tokens: Annotated[int, typer.Option(help="Longest response in tokens.", min=1)] = 1024,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
+    top_k: Annotated[int, typer.Option(help="0 keeps all tokens.", min=0)] = 0,
+    min_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.0,
+    batch_size: Annotated[int, typer.Option(help="Rows generated at once.", min=1)] = 128,
+    limit: Annotated[int | None, typer.Option(help="Use at most so many prompts.")] = None,
+    seed: SeedOption = 0,
+    json_file: JsonOption = None,
+) -> None:
+    """Sample completions into a rollout file with transformers; resumes where it was killed.
+
+    Example: `lenvm sample --policy demo --prompts demo:300 -n 8 --out runs/rollouts`
+    """
+    from lenvm_rl.demo.prompts import resolve_policy, resolve_prompts
+    from lenvm_rl.evals.sampling import sample_to_file
+
+    report = sample_to_file(
+        resolve_policy(policy),
+        resolve_prompts(prompts, seed=seed, limit=limit),
+        out,
+        n=n,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        batch_size=batch_size,
+        seed=seed,
+        progress=True,
+    )
+    emit(report.to_dict(), json_file)
+
+
+@app.command()
+def report(
+    rollouts: Annotated[Path, typer.Argument(help="Rollout file: .parquet or directory.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Also save JSON, CSV and histogram here.")
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Show the lengths of a rollout file: percentiles, share cut, and the gamma they suggest.
+
+    Example: `lenvm report runs/rollouts --out runs/rollouts-report`
+    """
+    from lenvm_rl.rollouts import length_report
+
+    lengths = length_report(rollouts, progress=True)
+    console.print(lengths.table())
+    if out is not None:
+        lengths.save(out)
+    emit(lengths.to_dict(), json_file)
+
+
+@app.command()
+def split(
+    rollouts: Annotated[Path, typer.Argument(help="Rollout file: .parquet or directory.")],
+    train: Annotated[Path, typer.Option(help="Directory for the training side.")],
+    heldout: Annotated[Path, typer.Option(help="Directory for the held-out side.")],
+    fraction: Annotated[float, typer.Option(help="Share of prompts held out.")] = 0.05,
+    seed: SeedOption = 0,
+    json_file: JsonOption = None,
+) -> None:
+    """Split a rollout file by unique prompt, so that no prompt is on both sides.
+
+    Example: `lenvm split runs/rollouts --train runs/train --heldout runs/heldout`
+    """
+    from lenvm_rl.rollouts import split_by_prompt
+
+    counts = split_by_prompt(rollouts, train, heldout, heldout_fraction=fraction, seed=seed)
+    emit(counts.to_dict(), json_file)
+
+
+@app.command()
+def init(
+    out: OutOption,
+    from_policy: Annotated[
+        str | None, typer.Option(help="Causal LM whose trunk to start from (or `demo`).")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="For a fresh trunk: whose vocabulary to use.")
+    ] = None,
+    hidden_size: Annotated[int, typer.Option(help="Fresh trunk: width.", min=8)] = 256,
+    layers: Annotated[int, typer.Option(help="Fresh trunk: number of blocks.", min=1)] = 4,
+    max_positions: Annotated[int, typer.Option(help="Fresh trunk: longest sequence.")] = 4096,
+    architecture: Annotated[str, typer.Option(help="Fresh trunk: model type.")] = "qwen2",
+    gamma: GammaOption = None,
+    target: Annotated[str, typer.Option(help="What the head predicts.")] = "return",
+    seed: SeedOption = 0,
+) -> None:
+    """Make an untrained LenVM: on the trunk of a causal LM, or with a fresh trunk.
+
+    Examples:
+
+    `lenvm init --from-policy Qwen/Qwen2.5-1.5B-Instruct --out lenvm-init`
+
+    `lenvm init --tokenizer Qwen/Qwen2.5-7B --hidden-size 512 --layers 8 --out lenvm-init`
+    """
+    import torch
+
+    from lenvm_rl.demo.prompts import resolve_policy
+    from lenvm_rl.model import (
+        LengthValueModel,
+        describe_policy,
+        from_scratch,
+        load_tokenizer,
+        save_checkpoint,
+    )
+
+    if (from_policy is None) == (tokenizer is None):
+        raise ValueError(
+            "give either --from-policy (start on its trunk) or --tokenizer (fresh trunk), "
+            f"got {'both' if from_policy else 'neither'}."
+        )
+    torch.manual_seed(seed)
+    source = resolve_policy(from_policy or tokenizer or "")
+    tokens = load_tokenizer(source)
+    if from_policy is not None:
+        model = LengthValueModel.from_policy(
+            source, gamma=gamma, target=target, policy=describe_policy(from_policy, tokens)
+        )
+    else:
+        model = from_scratch(
+            tokens,
+            hidden_size=hidden_size,
+            num_layers=layers,
+            max_positions=max_positions,
+            architecture=architecture,
+            gamma=gamma,
+            target=target,
+            policy_name=tokenizer or "",
+        )
+    path = save_checkpoint(model, tokens, out)
+    emit({"lenvm": str(path), "parameters": model.num_parameters(), "gamma": gamma}, None)
+
+
+@app.command(name="import")
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(help="Trunk plus value_head.safetensors.")],
+    out: OutOption,
+    gamma: Annotated[float, typer.Option(help="Discount that it was trained with.")],
+    target: Annotated[str, typer.Option(help="Target that it was trained with.")] = "return",
+    policy: Annotated[str | None, typer.Option(help="Policy whose lengths it predicts.")] = None,
+) -> None:
+    """Convert a published checkpoint of the paper's code; gamma is stored from then on.
+
+    Example: `lenvm import lenvm-1.5b --gamma 0.997 --out lenvm-qwen2.5-7b-from-1.5b`
+    """
+    from lenvm_rl.model import import_published, load_tokenizer, save_checkpoint
+
+    model = import_published(checkpoint, gamma=gamma, target=target, policy_name=policy)
+    path = save_checkpoint(model, load_tokenizer(checkpoint), out)
+    emit({"lenvm": str(path), "parameters": model.num_parameters(), "gamma": gamma}, None)
+
+
+if __name__ == "__main__":
+    main()
