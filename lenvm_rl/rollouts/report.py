@@ -1,0 +1,248 @@
+"""How long are the completions of a rollout file, how many are cut, and which gamma suits them?"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lenvm_rl.core import gamma_for_length
+from lenvm_rl.rollouts.atomic import replacing
+from lenvm_rl.rollouts.columns import list_lengths, run_starts
+from lenvm_rl.rollouts.distinct import DistinctDigests
+from lenvm_rl.rollouts.histogram import LengthHistogram
+from lenvm_rl.rollouts.progress import progress_bar
+from lenvm_rl.rollouts.reader import RolloutReader
+from lenvm_rl.rollouts.report_view import plot_lengths
+from lenvm_rl.rollouts.within_prompt import AdjacentRuns, WithinPrompt
+
+PERCENTILES = (1, 5, 25, 50, 75, 90, 95, 99, 99.9)
+CUT_WARNING = 0.01
+"""Share of cut completions above which dropping them visibly biases lengths (spec section 2)."""
+_MOST_SOURCES = 64
+OTHER_SOURCES = "(other sources)"
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Response lengths of some rows, in tokens, EOS included; cut rows count with what was seen."""
+
+    source: str
+    """`data_source`, or `all`."""
+    rows: int
+    tokens: int
+    mean: float
+    std: float
+    """Population standard deviation."""
+    min: int
+    percentiles: dict[str, float]
+    """`p1` ... `p99.9`, interpolated linearly."""
+    max: int
+    cut_rows: int
+    """Rows ended by the token limit: their length is a lower bound."""
+    cut_share: float
+    """cut_rows / rows."""
+
+
+@dataclass(frozen=True)
+class LengthReport:
+    """Everything `length_report` found."""
+
+    path: str
+    prompts: int
+    """Distinct values of `prompt_id`."""
+    overall: Lengths
+    """All rows."""
+    sources: list[Lengths]
+    """One entry per data source, most rows first; beyond 64 sources the rest share one entry."""
+    within_prompt: WithinPrompt | None
+    suggested_gamma: float
+    """Discount at which `gamma_percentile` of the lengths has horizon `gamma_horizon`."""
+    gamma_percentile: float
+    gamma_horizon: float
+    warnings: list[str]
+    ended: LengthHistogram = field(repr=False)
+    """Lengths of the rows that ended by themselves."""
+    cut: LengthHistogram = field(repr=False)
+    """Lengths of the rows that were cut."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All figures but the histograms, JSON-able."""
+        return {
+            "path": self.path,
+            "prompts": self.prompts,
+            **{key: value for key, value in asdict(self.overall).items() if key != "source"},
+            "sources": [asdict(source) for source in self.sources],
+            "within_prompt": asdict(self.within_prompt) if self.within_prompt else None,
+            "suggested_gamma": self.suggested_gamma,
+            "gamma_percentile": self.gamma_percentile,
+            "gamma_horizon": self.gamma_horizon,
+            "warnings": self.warnings,
+        }
+
+    def save(self, directory: str | os.PathLike[str]) -> list[Path]:
+        """Write lengths.json, lengths.csv, length_histogram.csv and lengths.png; returns the paths.
+
+        The CSV has a line per source, `all` first; the histogram CSV one per length that occurs.
+        The figure needs matplotlib.
+        """
+        directory = Path(directory)
+        names = ("lengths.json", "lengths.csv", "length_histogram.csv", "lengths.png")
+        paths = [directory / name for name in names]
+        with replacing(paths[0]) as temporary:
+            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        _write_csv(paths[1], [_flat(entry) for entry in (self.overall, *self.sources)])
+        _write_csv(paths[2], self._histogram_rows())
+        with replacing(paths[3]) as temporary:
+            plot_lengths(self, temporary)
+        return paths
+
+    def _histogram_rows(self) -> list[dict[str, int]]:
+        size = max(len(self.ended.counts), len(self.cut.counts))
+        both = np.zeros((2, size), dtype=np.int64)
+        for row, histogram in zip(both, (self.ended, self.cut), strict=True):
+            row[: len(histogram.counts)] = histogram.counts
+        return [
+            {"length": length, "ended": int(both[0, length]), "cut": int(both[1, length])}
+            for length in np.flatnonzero(both.sum(axis=0)).tolist()
+        ]
+
+
+def length_report(
+    path: str | os.PathLike[str],
+    *,
+    tokenizer_sha: str | None = None,
+    percentile: float = 99.0,
+    horizon: float = 0.99,
+    progress: bool = False,
+) -> LengthReport:
+    """Read the lengths of a rollout file in one pass, with memory that does not follow its size.
+
+    Args:
+        path: rollout file or directory.
+        tokenizer_sha: fingerprint the file must have; None accepts any.
+        percentile: which length the suggested gamma is made for, (0, 100].
+        horizon: the horizon u = 1 - gamma**length that this length shall get (LenVM section 5.3).
+        progress: show a bar.
+    Raises:
+        FileNotFoundError, ValueError: as `RolloutReader`.
+    """
+    if not 0.0 < percentile <= 100.0:
+        raise ValueError(f"percentile must be in (0, 100], got {percentile}: the default is 99.")
+    reader = RolloutReader(path, tokenizer_sha=tokenizer_sha)
+    sources: dict[str, tuple[LengthHistogram, LengthHistogram]] = {}
+    runs, prompts = AdjacentRuns(), DistinctDigests()
+    columns = ["prompt_id", "response_ids", "finish_reason", "data_source"]
+    with progress_bar("reading lengths", len(reader), shown=progress) as advance:
+        for batch in reader.iter_batches(columns):
+            lengths = list_lengths(batch.column("response_ids"))
+            runs.add(batch.column("prompt_id"), lengths)
+            prompts.add(_id_digests(batch.column("prompt_id")))
+            _count_sources(sources, batch, lengths)
+            advance(batch.num_rows)
+    ended = LengthHistogram.sum_of(*(pair[0] for pair in sources.values()))
+    cut = LengthHistogram.sum_of(*(pair[1] for pair in sources.values()))
+    everything = LengthHistogram.sum_of(ended, cut)
+    summary = _summarise("all", ended, cut)
+    within = runs.result()
+    return LengthReport(
+        path=str(path),
+        prompts=len(prompts),
+        overall=summary,
+        sources=sorted(
+            (_summarise(name, *pair) for name, pair in sources.items()), key=lambda x: -x.rows
+        ),
+        within_prompt=within,
+        suggested_gamma=gamma_for_length(everything.percentile(percentile), horizon=horizon),
+        gamma_percentile=percentile,
+        gamma_horizon=horizon,
+        warnings=_warnings(summary, within, reader, percentile),
+        ended=ended,
+        cut=cut,
+    )
+
+
+def _id_digests(prompt_id: pa.Array) -> np.ndarray:
+    ids = prompt_id.take(pa.array(run_starts(prompt_id))).to_pylist()
+    digests = (blake2b(name.encode(), digest_size=8).digest() for name in ids)
+    return np.frombuffer(b"".join(digests), dtype="<u8")
+
+
+def _count_sources(
+    sources: dict[str, tuple[LengthHistogram, LengthHistogram]],
+    batch: pa.RecordBatch,
+    lengths: np.ndarray,
+) -> None:
+    """Add the lengths of a batch to the (ended, cut) histograms of each row's source."""
+    cut = pc.equal(batch.column("finish_reason"), "length").to_numpy(zero_copy_only=False)
+    codes = batch.column("data_source").dictionary_encode()
+    index = codes.indices.to_numpy()
+    for code, name in enumerate(codes.dictionary.to_pylist()):
+        if name not in sources and len(sources) >= _MOST_SOURCES:
+            name = OTHER_SOURCES
+        pair = sources.setdefault(name, (LengthHistogram(), LengthHistogram()))
+        mine = index == code
+        pair[0].add(lengths[mine & ~cut])
+        pair[1].add(lengths[mine & cut])
+
+
+def _summarise(source: str, ended: LengthHistogram, cut: LengthHistogram) -> Lengths:
+    both = LengthHistogram.sum_of(ended, cut)
+    return Lengths(
+        source=source,
+        rows=both.rows,
+        tokens=both.tokens,
+        mean=both.mean,
+        std=both.std,
+        min=both.min,
+        percentiles={f"p{q:g}": both.percentile(q) for q in PERCENTILES},
+        max=both.max,
+        cut_rows=cut.rows,
+        cut_share=cut.rows / both.rows,
+    )
+
+
+def _warnings(
+    lengths: Lengths, within: WithinPrompt | None, reader: RolloutReader, percentile: float
+) -> list[str]:
+    found = []
+    if lengths.cut_share > CUT_WARNING:
+        found.append(
+            f"{lengths.cut_share:.1%} of the completions were cut by the token limit. Dropping "
+            "them (cut=drop) over-represents short responses: train with cut=censored or "
+            "cut=bootstrap, or sample "
+            f"with a larger max_tokens. The p{percentile:g} length, and with it the "
+            "suggested gamma, are lower bounds."
+        )
+    covered = within.rows / lengths.rows if within else 0.0
+    if 0.0 < covered < 0.9:
+        found.append(
+            f"only {covered:.0%} of the completions have one of the same prompt beside them in the "
+            "file: the spread within prompts is that of these."
+        )
+    if reader.leftovers:
+        found.append(
+            f"{len(reader.leftovers)} unfinished *.tmp shards of a killed writer were ignored."
+        )
+    return found
+
+
+def _flat(lengths: Lengths) -> dict[str, Any]:
+    row = asdict(lengths)
+    percentiles = row.pop("percentiles")
+    return {**row, **percentiles}
+
+
+def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    with replacing(path) as temporary, open(temporary, "w", newline="") as sink:
+        writer = csv.DictWriter(sink, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
