@@ -124,6 +124,8 @@ def kendall_tau(x: Tensor, y: Tensor, *, chunk: int = 1024) -> float:
     """
     check_rank(x, name="x", axes="M")
     _need_pairs(x, y, at_least=2)
+    if x.isnan().any() or y.isnan().any():
+        return math.nan  # torch.sign(nan) is 0: it would pass for a tie
     agreement = untied_x = untied_y = 0.0
     for start in range(0, x.numel(), chunk):
         sign_x = torch.sign(x[start : start + chunk, None] - x[None, :])
