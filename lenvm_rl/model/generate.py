@@ -4,36 +4,40 @@ A row that ends leaves the batch at once and a waiting prompt takes its place, s
 lengths does not idle the batch; equal prompts are prefilled once. Meant for small and medium
 models on a CPU or one accelerator; large policies are sampled by vLLM through verl.
 
-    sampler = ContinuousSampler(model, eos_token_id=tokenizer.eos_token_id)
+    sampler = ContinuousSampler(model, eos_token_ids=[tokenizer.eos_token_id])
     completions = sampler.generate([Request(prompt_ids, max_tokens=512, seed=7)])
 
 Every request draws from its own random stream, so its completion depends on (weights, prompt,
-settings, seed) and not on the batch, its size or the order of the queue.
+settings, seed) and not on the batch, its size or the order of the queue. (Floating-point sums of
+other batch shapes differ in the last bits, which moves about one token in a million.)
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lenvm_rl.model.slot_cache import SlotCache
 from lenvm_rl.model.token_sampling import draw_tokens, sampling_logprobs
 
 STOP, LENGTH = "stop", "length"
 _PREFILL_TOKENS = 8192  # padded tokens per prefill pass: bounds memory, keeps the padding small
+_MAX_SEED = 2**63 - 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class SamplingSettings:
-    """How tokens are drawn; checked on construction."""
+@dataclass(frozen=True)
+class Request:
+    """One completion to sample; the settings are checked on construction."""
 
+    prompt_ids: Sequence[int]
+    """Token ids of the prompt, at least one."""
     max_tokens: int
-    """Most tokens of a completion, EOS included; the model's context length cuts earlier."""
+    """Most tokens of the completion, EOS included; the context length may cut earlier."""
     temperature: float = 1.0
     """Divides the logits; 0 takes the most probable token."""
     top_p: float = 1.0
@@ -42,8 +46,12 @@ class SamplingSettings:
     """Keep the k most probable tokens; 0 (or -1, as vLLM writes it) keeps all."""
     min_p: float = 0.0
     """Drop tokens below this share of the most probable one's probability, in [0, 1]."""
+    seed: int | None = None
+    """Random stream of this completion; None draws one from the sampler's own stream."""
 
     def __post_init__(self) -> None:
+        if len(self.prompt_ids) == 0:
+            raise ValueError("prompt_ids is empty: start from at least one token, such as BOS.")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}.")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
@@ -56,18 +64,8 @@ class SamplingSettings:
             raise ValueError(f"top_k must be >= 0, got {self.top_k}; 0 keeps every token.")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p must be in [0, 1], got {self.min_p}; 0 keeps every token.")
-
-
-@dataclass(frozen=True)
-class Request:
-    """One completion to sample."""
-
-    prompt_ids: Sequence[int]
-    """Token ids of the prompt, at least one."""
-    settings: SamplingSettings
-    """How tokens are drawn."""
-    seed: int | None = None
-    """Random stream of this completion; None draws one from the sampler's own generator."""
+        if self.seed is not None and not 0 <= self.seed <= _MAX_SEED:
+            raise ValueError(f"seed must be in [0, 2**63), got {self.seed}.")
 
 
 @dataclass(frozen=True)
@@ -77,6 +75,341 @@ class Completion:
     token_ids: list[int]
     """Generated tokens; the last one is EOS when `finish_reason` is "stop"."""
     finish_reason: str
-    """"stop" (EOS was drawn) or "length" (cut by max_tokens or the context length)."""
+    """`"stop"` (EOS was drawn) or `"length"` (cut by max_tokens or the context length)."""
     logprobs: list[float]
-    """Log-probability of each token under the distribution it was drawn from."""
+    """Log-probability of each token under the distribution it was drawn from (greedy requests:
+    under the model's own distribution)."""
+
+
+class _Rows:
+    """Per-slot state on the device, as one named tensor `[S, ...]` each (S slots)."""
+
+    def __init__(self, slots: int, device: torch.device):
+        def column(dtype: torch.dtype) -> Tensor:
+            return torch.zeros(slots, dtype=dtype, device=device)
+
+        self.last = column(torch.long)  # newest token: fed to the model in the next step
+        self.position = column(torch.long)  # its position in the sequence
+        self.count = column(torch.long)  # tokens generated
+        self.budget = column(torch.long)  # tokens allowed
+        self.temperature, self.top_p, self.min_p = (column(torch.float32) for _ in range(3))
+        self.top_k = column(torch.long)
+        self.tokens = torch.zeros(slots, 0, dtype=torch.long, device=device)
+        self.logprobs = torch.zeros(slots, 0, device=device)
+        self.uniforms = torch.zeros(slots, 0, device=device, dtype=torch.float32)
+
+    def widen(self, budget: int) -> None:
+        """Make room for `budget` tokens per row in the output and random-number buffers."""
+        missing = budget - self.tokens.shape[1]
+        if missing > 0:
+            for name in ("tokens", "logprobs", "uniforms"):
+                setattr(self, name, torch.nn.functional.pad(getattr(self, name), (0, missing)))
+
+    def move(self, source: int, target: int) -> None:
+        """Copy every column of one slot to another."""
+        for column in vars(self).values():
+            column[target] = column[source]
+
+
+class ContinuousSampler:
+    """Continuous batching over a causal LM: all requests at once, or submit and step.
+
+    Args:
+        model: any transformers causal LM with full attention (`sdpa` or `eager`), on its device.
+            It is put in evaluation mode.
+        eos_token_ids: tokens that end a completion; None reads the model's generation config.
+        max_batch: rows that decode together.
+        seed: stream from which requests without a seed draw theirs; None is nondeterministic.
+    Raises:
+        ValueError: no EOS is known, or the model's attention cannot be batched this way.
+    """
+
+    def __init__(
+        self,
+        model,
+        *,
+        eos_token_ids: int | Iterable[int] | None = None,
+        max_batch: int = 128,
+        seed: int | None = None,
+    ):
+        if max_batch < 1:
+            raise ValueError(f"max_batch must be at least 1, got {max_batch}.")
+        _check_attention(model.config)
+        self.model = model.eval()
+        self.device = next(model.parameters()).device
+        self.eos_token_ids = _eos_ids(model, eos_token_ids)
+        self.context_length = _context_length(model.config)
+        self.vocab_size = model.config.get_text_config().vocab_size
+        self.max_batch = max_batch
+        self._eos = torch.tensor(sorted(self.eos_token_ids), device=self.device)
+        self._seeds = torch.Generator()
+        if seed is None:
+            self._seeds.seed()
+        else:
+            self._seeds.manual_seed(seed)
+        self._queue: deque[tuple[Hashable, Request]] = deque()
+        self._live: list[tuple[Hashable, Request]] = []  # slot -> request; slots are contiguous
+        self._rows = _Rows(max_batch, self.device)
+        self._cache = SlotCache(max_batch, capacity=128, limit=self.context_length)
+
+    # --- all at once -----------------------------------------------------------------------
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        progress: Callable[[int, Completion], None] | None = None,
+    ) -> list[Completion]:
+        """Completions of `requests`, in their order.
+
+        Args:
+            requests: larger `max_tokens` are started first, so that the longest do not come last.
+            progress: called as `progress(index, completion)` when a request finishes.
+        """
+        if self.pending:
+            raise ValueError(
+                f"generate() while {self.pending} submitted requests are pending: "
+                "call step() until they are done, or use another sampler."
+            )
+        for request in requests:  # all are checked before any work is done
+            self.check(request)
+        for i in sorted(range(len(requests)), key=lambda i: -requests[i].max_tokens):
+            self.submit(requests[i], i)
+        done: dict[int, Completion] = {}
+        while self.pending:
+            for index, completion in self.step():
+                done[index] = completion
+                if progress is not None:
+                    progress(index, completion)
+        return [done[i] for i in range(len(requests))]
+
+    # --- incrementally ---------------------------------------------------------------------
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait or run."""
+        return len(self._queue) + len(self._live)
+
+    def check(self, request: Request) -> None:
+        """Raise ValueError if the model cannot take this prompt."""
+        n = len(request.prompt_ids)
+        if n >= self.context_length:
+            raise ValueError(
+                f"prompt of {n} tokens leaves no room in the model's context of "
+                f"{self.context_length} tokens: shorten the prompt (a cut prompt would be another "
+                "task) or use a model with a longer context."
+            )
+        low, high = min(request.prompt_ids), max(request.prompt_ids)
+        if low < 0 or high >= self.vocab_size:
+            raise ValueError(
+                f"prompt token id {low if low < 0 else high} is outside the model's vocabulary of "
+                f"{self.vocab_size}: was the prompt encoded with another tokenizer?"
+            )
+
+    def submit(self, request: Request, request_id: Hashable) -> None:
+        """Queue a request; `step()` returns its completion under `request_id`."""
+        self.check(request)
+        self._queue.append((request_id, request))
+
+    def abort(self, request_id: Hashable) -> bool:
+        """Forget a waiting or running request; True if there was one."""
+        for i, (waiting, _) in enumerate(self._queue):
+            if waiting == request_id:
+                del self._queue[i]
+                return True
+        for slot, (running, _) in enumerate(self._live):
+            if running == request_id:
+                self._release(slot)
+                return True
+        return False
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[Hashable, Completion]]:
+        """Admit waiting prompts, decode one token per row, return what finished."""
+        free = self.max_batch - len(self._live)
+        # Admitting costs a pass of its own: let a few rows free up first (they idle meanwhile).
+        if self._queue and (free >= min(len(self._queue), max(1, self.max_batch // 16))):
+            self._admit([self._queue.popleft() for _ in range(min(free, len(self._queue)))])
+        if not self._live:
+            return []
+        self._decode()
+        return self._collect()
+
+    # --- one step --------------------------------------------------------------------------
+
+    def _admit(self, entries: list[tuple[Hashable, Request]]) -> None:
+        """Fill free slots: prefill each new prompt once, copy it to the other rows that share it.
+
+        A prompt's last token is not prefilled: it is the first token the row decodes.
+        """
+        source = {tuple(request.prompt_ids): slot for slot, (_, request) in enumerate(self._live)}
+        first_of: dict[tuple[int, ...], tuple[Hashable, Request]] = {}
+        copies = []
+        for entry in entries:
+            key = tuple(entry[1].prompt_ids)
+            if key in source or key in first_of:
+                copies.append((key, entry))
+            else:
+                first_of[key] = entry
+        fresh = sorted(first_of.items(), key=lambda item: len(item[0]))
+        for chunk in _chunks([key for key, _ in fresh]):
+            self._prefill(chunk, first_slot=len(self._live))
+            for key in chunk:
+                source[key] = self._start(*first_of[key])
+        for key, entry in copies:
+            slot = self._start(*entry)
+            self._cache.copy_row(source[key], slot, len(key) - 1)
+
+    def _prefill(self, prompts: list[tuple[int, ...]], *, first_slot: int) -> None:
+        """Keys and values of `prompts` without their last tokens, padded on the right."""
+        longest = len(prompts[-1]) - 1
+        if longest == 0:
+            return
+        padded = [list(p[:-1]) + [0] * (longest - len(p) + 1) for p in prompts]
+        self._cache.begin_prefill(first_slot, longest)
+        self.model(
+            input_ids=torch.tensor(padded, device=self.device),
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+
+    def _start(self, request_id: Hashable, request: Request) -> int:
+        """Set a new row's state; returns its slot."""
+        slot, rows = len(self._live), self._rows
+        self._live.append((request_id, request))
+        budget = min(request.max_tokens, self.context_length - len(request.prompt_ids))
+        rows.widen(budget)
+        rows.last[slot] = request.prompt_ids[-1]
+        rows.position[slot] = len(request.prompt_ids) - 1
+        rows.count[slot], rows.budget[slot] = 0, budget
+        rows.temperature[slot] = request.temperature
+        rows.top_p[slot], rows.min_p[slot] = request.top_p, request.min_p
+        rows.top_k[slot] = max(0, request.top_k)
+        seed = request.seed
+        if seed is None:
+            seed = int(torch.randint(_MAX_SEED, (), generator=self._seeds))
+        stream = torch.Generator().manual_seed(seed)
+        rows.uniforms[slot, :budget] = torch.rand(budget, generator=stream).to(self.device)
+        return slot
+
+    def _decode(self) -> None:
+        """One forward pass and one token for each of the n live rows."""
+        n, rows = len(self._live), self._rows
+        position = rows.position[:n]
+        span = int(position.max()) + 1
+        columns = torch.arange(span, device=self.device)
+        unseen = columns[None] > position[:, None]
+        mask = torch.zeros(n, span, dtype=self.model.dtype, device=self.device)
+        mask.masked_fill_(unseen, torch.finfo(mask.dtype).min)
+        self._cache.begin_decode(position, span)
+        logits = self.model(
+            input_ids=rows.last[:n, None],
+            position_ids=position[:, None],
+            attention_mask=mask[:, None, None],
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+
+        requests = [request for _, request in self._live]
+        logprobs = sampling_logprobs(
+            logits,
+            temperature=rows.temperature[:n],
+            top_k=rows.top_k[:n] if any(r.top_k > 0 for r in requests) else None,
+            top_p=rows.top_p[:n] if any(r.top_p < 1 for r in requests) else None,
+            min_p=rows.min_p[:n] if any(r.min_p > 0 for r in requests) else None,
+        )
+        count = rows.count[:n]
+        tokens = draw_tokens(
+            logprobs,
+            rows.uniforms[:n].gather(1, count[:, None])[:, 0],
+            greedy=rows.temperature[:n] == 0,
+        )
+        rows.tokens[:n].scatter_(1, count[:, None], tokens[:, None])
+        rows.logprobs[:n].scatter_(1, count[:, None], logprobs.gather(1, tokens[:, None]))
+        rows.last[:n] = tokens
+        rows.count[:n] += 1
+        rows.position[:n] += 1
+
+    def _collect(self) -> list[tuple[Hashable, Completion]]:
+        """Take finished rows out of the batch."""
+        n, rows = len(self._live), self._rows
+        stopped = torch.isin(rows.last[:n], self._eos)
+        ended = stopped | (rows.count[:n] >= rows.budget[:n])
+        finished = []
+        for slot in reversed(ended.nonzero()[:, 0].tolist()):  # last first: slots behind are live
+            count = int(rows.count[slot])
+            completion = Completion(
+                rows.tokens[slot, :count].tolist(),
+                STOP if bool(stopped[slot]) else LENGTH,
+                rows.logprobs[slot, :count].tolist(),
+            )
+            finished.append((self._live[slot][0], completion))
+            self._release(slot)
+        return finished[::-1]
+
+    def _release(self, slot: int) -> None:
+        """Free a slot by moving the last live row into it: live rows stay contiguous."""
+        last = len(self._live) - 1
+        if slot != last:
+            self._cache.copy_row(last, slot, int(self._rows.position[last]))
+            self._rows.move(last, slot)
+            self._live[slot] = self._live[last]
+        self._live.pop()
+
+
+def _chunks(prompts: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+    """Split prompts sorted by length into prefill batches of at most `_PREFILL_TOKENS` padded."""
+    chunks: list[list[tuple[int, ...]]] = []
+    for prompt in prompts:
+        if chunks and (len(chunks[-1]) + 1) * len(prompt) <= _PREFILL_TOKENS:
+            chunks[-1].append(prompt)
+        else:
+            chunks.append([prompt])
+    return chunks
+
+
+def _context_length(config) -> int:
+    """The model's context length in tokens."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not limit:
+        raise ValueError(
+            f"{type(config).__name__} has no max_position_embeddings, so the context length is "
+            "unknown: set it on the config to the longest sequence the model can read."
+        )
+    return int(limit)
+
+
+def _eos_ids(model, given: int | Iterable[int] | None) -> frozenset[int]:
+    """The tokens that end a completion, from the caller or the model's own configuration."""
+    if given is None:
+        generation = getattr(model, "generation_config", None)
+        given = getattr(generation, "eos_token_id", None)
+        if given is None:
+            given = getattr(model.config.get_text_config(), "eos_token_id", None)
+    if given is None:
+        raise ValueError(
+            "no EOS token is known, so no completion could end: pass eos_token_ids, for example "
+            "[tokenizer.eos_token_id]."
+        )
+    return frozenset([given] if isinstance(given, int) else given)
+
+
+def _check_attention(config) -> None:
+    """Refuse attention that a per-row mask over a shared cache cannot express."""
+    text = config.get_text_config()
+    implementation = getattr(text, "_attn_implementation", None)
+    if implementation not in ("sdpa", "eager"):
+        raise ValueError(
+            f"attention implementation {implementation!r} takes no per-row mask: load the model "
+            'with attn_implementation="sdpa" (or "eager").'
+        )
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    window = getattr(text, "sliding_window", None)
+    windowed = getattr(text, "use_sliding_window", window is not None) and window
+    if kinds != {"full_attention"} or (windowed and window < _context_length(config)):
+        raise ValueError(
+            f"{type(config).__name__} has layers other than full attention "
+            f"({', '.join(sorted(kinds))}; sliding_window={window}), which this sampler does not "
+            "batch: use vLLM, or transformers' generate, to sample from it."
+        )

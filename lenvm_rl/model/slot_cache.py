@@ -30,7 +30,9 @@ class SlotCache(Cache):
     """
 
     def __init__(self, slots: int, *, capacity: int, limit: int):
-        super().__init__(layers=[])  # no layer objects: transformers then reads "nothing cached yet"
+        super().__init__(
+            layers=[]
+        )  # no layer objects: transformers then reads "nothing cached yet"
         self.slots = slots
         self.capacity = min(capacity, limit)
         self.limit = limit
