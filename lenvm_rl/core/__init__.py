@@ -1,11 +1,12 @@
 """The mathematics of length value models: tensors in, tensors out, on torch alone.
 
-`horizon` converts lengths, values and logits; `targets` holds the parameterisations; `returns` the
-targets of each token; `losses` and `masked` the training loss; `metrics`, `boundary` and
+`horizon` converts lengths, values and logits; `targets` holds the parameterisations; `returns` and
+`cuts` the targets of each token; `losses` and `masked` the training loss; `metrics`, `boundary` and
 `lifebench` the evaluation.
 """
 
 from lenvm_rl.core.boundary import noise_corrected_mre, noise_floor, prompt_boundary_length
+from lenvm_rl.core.cuts import CUTS, length_targets, value_targets
 from lenvm_rl.core.horizon import (
     check_gamma,
     gamma_for_length,
@@ -45,16 +46,13 @@ from lenvm_rl.core.metrics import (
     relative_error_by_position,
 )
 from lenvm_rl.core.returns import (
-    CUTS,
     discounted_returns,
     gae,
     lambda_returns,
     length_rewards,
-    length_targets,
     packed_discounted_returns,
     packed_remaining_lengths,
     remaining_length,
-    value_targets,
 )
 from lenvm_rl.core.targets import (
     TARGETS,

@@ -67,3 +67,15 @@ def check_fraction(x: float, *, name: str) -> float:
     if not 0.0 <= x <= 1.0:
         raise ValueError(f"{name} must be in [0, 1], got {x}")
     return float(x)
+
+
+def per_row(x: Tensor | float, *, like: Tensor, name: str) -> Tensor:
+    """Return a number or a [B] tensor as [B], at least float32, on the device of `like` [B, T]."""
+    row = as_float(x, name=name).to(like.device)
+    if row.dim() == 0:
+        return row.to(like.dtype).expand(like.shape[0])
+    if row.shape != like.shape[:1]:
+        raise ValueError(
+            f"{name} must be a number or have shape [{like.shape[0]}], got {tuple(row.shape)}"
+        )
+    return row

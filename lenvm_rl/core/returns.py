@@ -1,4 +1,4 @@
-"""What is the target of each response token?
+"""What is the return of each response token?
 
 Shapes: B sequences, T response positions, N packed tokens. Position t of a response is the state
 s_t *before* token t was emitted (verl's shifted `values`), so the first response position is s_0
@@ -9,14 +9,8 @@ tokens of multi-turn rollouts, in between: masked positions cost nothing, are sk
 other tensors hold there never matters. Results are 0 there.
 
 Every generated token costs `r = -(1 - gamma)`; with lambda = 1 the return has the closed form
-`G_t = -(1 - gamma**(L - t))` (LenVM eq. 1-3), and the functions below use it.
-
-A completion cut by the token limit is not finished. With n tokens seen, the remaining length at
-state t is only known to be longer than n - t. Three ways to treat it (`CUTS`):
-
-    drop        its states get weight 0; short responses are then over-represented
-    bootstrap   lambda-returns that end in the model's own value of its last state
-    censored    the bound n - t is the label, for a loss that is one-sided (`losses.censor`)
+`G_t = -(1 - gamma**(L - t))` (LenVM eq. 1-3), and the functions of that name use it.
+Completions cut by the token limit are the subject of `cuts`.
 """
 
 import torch
@@ -24,14 +18,12 @@ from torch import Tensor
 
 from lenvm_rl.core.checks import (
     as_float,
-    check_choice,
     check_fraction,
     check_rank,
     check_same_shape,
+    per_row,
 )
 from lenvm_rl.core.horizon import check_gamma, length_to_value
-
-CUTS = ("drop", "bootstrap", "censored")
 
 
 def remaining_length(mask: Tensor) -> Tensor:
@@ -107,7 +99,7 @@ def lambda_returns(
     dtype = torch.promote_types(r.dtype, v.dtype)
     # Products of many gammas need float64: gamma rounded to float32 is off by 0.3 % after 100k.
     r, v = torch.where(counted, r, 0.0).double(), torch.where(counted, v, 0.0).double()
-    last = _per_row(bootstrap_value, like=v).double()
+    last = per_row(bootstrap_value, like=v, name="bootstrap_value").double()
 
     # Masked positions pass on what follows them: y_t = 0 + 1 * y_{t+1}.
     skipped, kept = (~counted).double(), counted.double()
@@ -142,99 +134,6 @@ def gae(
     return torch.where(mask != 0, returns - as_float(values, name="values"), 0.0)
 
 
-def length_targets(
-    response_mask: Tensor, finished: Tensor, *, cut: str = "drop"
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Remaining lengths with the weights that cut completions deserve.
-
-    For the parameterisations of `targets` other than `return`: pass the lengths to
-    `targets.label`. Bootstrapping needs values, hence `value_targets`.
-
-    Args:
-        response_mask: [B, T], non-zero at generated tokens.
-        finished: [B] bool, True where the completion ended by itself (EOS).
-        cut: "drop" or "censored".
-    Returns:
-        lengths: [B, T] float32 tokens; the lower bound n - t where censored.
-        weights: [B, T] float32, 0 or 1; multiply the loss by it and sum it for the denominator.
-        censored: [B, T] bool, True where the length is a lower bound.
-    """
-    check_choice(cut, name="cut", known=("drop", "censored"))
-    lengths = remaining_length(response_mask)
-    cut_B = ~_finished_rows(finished, response_mask)
-    counted = response_mask != 0
-    if cut == "drop":
-        return lengths, (counted & ~cut_B[:, None]).float(), torch.zeros_like(counted)
-    return lengths, counted.float(), counted & cut_B[:, None]
-
-
-def value_targets(
-    response_mask: Tensor,
-    finished: Tensor,
-    *,
-    gamma: float,
-    lam: float = 1.0,
-    cut: str = "drop",
-    values: Tensor | None = None,
-    bootstrap_value: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Value targets of the length reward, with cut completions dropped, bootstrapped or censored.
-
-    Finished completions get lambda-returns (closed form at lam = 1). Cut completions:
-
-        drop        weight 0
-        bootstrap   lambda-returns that end in V of the last state. `values` stops one state
-                    early, at s_{n-1}: V(s_{n-1}) is then the end, and s_{n-1} itself has no
-                    target (weight 0). With `bootstrap_value` = V(s_n) every state has one.
-        censored    the bound `-(1 - gamma**(n - t))`, whatever lam
-
-    Args:
-        response_mask: [B, T], non-zero at generated tokens.
-        finished: [B] bool, True where the completion ended by itself (EOS).
-        gamma: per-token discount in (0, 1).
-        lam: in [0, 1]; 1 is best in the paper and needs no values unless cut = "bootstrap".
-        cut: one of `CUTS`.
-        values: [B, T], V(s_t); treated as constant.
-        bootstrap_value: [B], V after the last seen token, for cut = "bootstrap".
-    Returns:
-        targets: [B, T] float32 or better.
-        weights: [B, T] float32, 0 or 1; multiply the loss by it and sum it for the denominator.
-        censored: [B, T] bool, True where the loss must be one-sided.
-    Raises:
-        ValueError: illegal gamma, lam or cut; shapes; values missing where needed.
-    """
-    check_choice(cut, name="cut", known=CUTS)
-    check_fraction(lam, name="lam")
-    closed = discounted_returns(response_mask, gamma=gamma)
-    is_finished = _finished_rows(finished, response_mask)[:, None]
-    trained = response_mask != 0
-    weights, censored = trained.float(), torch.zeros_like(trained)
-    end: Tensor | float = 0.0
-    if cut != "bootstrap":
-        _, weights, censored = length_targets(response_mask, finished, cut=cut)
-        if lam == 1.0:
-            return closed, weights, censored
-
-    # From here on the model's own values enter the targets, as constants.
-    if values is None:
-        raise ValueError(
-            f"values are missing: lam={lam:g} with cut={cut!r} needs V(s_t) [B, T]. Give them, "
-            f"or use lam=1 with cut='drop' or cut='censored'"
-        )
-    check_same_shape(values=values, response_mask=response_mask)
-    v = as_float(values, name="values").detach()
-    if cut == "bootstrap":
-        trained, end = _bootstrap_end(v, trained, ~is_finished, bootstrap_value)
-        weights = trained.float()
-    rewards = length_rewards(trained, gamma=gamma)
-    returns = lambda_returns(rewards, v, trained, gamma=gamma, lam=lam, bootstrap_value=end)
-    if cut == "bootstrap" and lam < 1.0:
-        return returns, weights, censored
-    # The closed form holds for finished rows at lam = 1, and is the bound of censored rows.
-    exact = is_finished if cut == "bootstrap" else ~is_finished
-    return torch.where(exact, closed.to(returns.dtype), returns), weights, censored
-
-
 def packed_remaining_lengths(lengths: Tensor, *, total: int | None = None) -> Tensor:
     """`remaining_length` for responses laid end to end without padding (nested tensors).
 
@@ -255,41 +154,6 @@ def packed_remaining_lengths(lengths: Tensor, *, total: int | None = None) -> Te
 def packed_discounted_returns(lengths: Tensor, *, gamma: float, total: int | None = None) -> Tensor:
     """`discounted_returns` for responses laid end to end: [N] float32 in (-1, 0)."""
     return length_to_value(packed_remaining_lengths(lengths, total=total), gamma=gamma)
-
-
-def _bootstrap_end(
-    values: Tensor, counted: Tensor, is_cut: Tensor, bootstrap_value: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """States that get a target [B, T], and the value after the last of them [B] (0 after EOS)."""
-    if bootstrap_value is not None:
-        end = _per_row(bootstrap_value, like=values).detach()
-        return counted, torch.where(is_cut[:, 0], end, 0.0)
-    is_end = is_cut & (remaining_length(counted) == 1)
-    return counted & ~is_end, torch.where(is_end, values, 0.0).sum(1)
-
-
-def _finished_rows(finished: Tensor, mask: Tensor) -> Tensor:
-    """Check `finished` against the mask [B, T] and return it as bool [B]."""
-    check_rank(mask, name="response_mask", axes="BT")
-    if finished.shape != mask.shape[:1]:
-        raise ValueError(
-            f"finished must have one entry per row of response_mask, [{mask.shape[0]}], "
-            f"got {tuple(finished.shape)}"
-        )
-    return finished.bool()
-
-
-def _per_row(x: Tensor | float, *, like: Tensor) -> Tensor:
-    """A number or a [B] tensor as [B] on the device of `like` [B, T]."""
-    row = as_float(x, name="bootstrap_value").to(like.device)
-    if row.dim() == 0:
-        return row.to(like.dtype).expand(like.shape[0])
-    if row.shape != like.shape[:1]:
-        raise ValueError(
-            f"bootstrap_value must be a number or have shape [{like.shape[0]}], "
-            f"got {tuple(row.shape)}"
-        )
-    return row
 
 
 def _reverse_scan(add: Tensor, decay: Tensor, last: Tensor) -> Tensor:

@@ -1,0 +1,150 @@
+"""What is the target of a completion that may have been cut by the token limit?
+
+Shapes: B sequences, T response positions; position t is the state s_t before token t, as in
+`returns`.
+
+A cut completion is not finished. With n tokens seen, the remaining length at state t is only
+known to be longer than n - t. Three ways to treat it (`CUTS`):
+
+    drop        its states get weight 0; short responses are then over-represented
+    bootstrap   lambda-returns that end in the model's own value of its last state
+    censored    the bound n - t is the label, for a loss that is one-sided (`losses.censor`)
+
+Always report the share of cut completions beside the choice.
+"""
+
+import torch
+from torch import Tensor
+
+from lenvm_rl.core.checks import (
+    as_float,
+    check_choice,
+    check_fraction,
+    check_rank,
+    check_same_shape,
+    per_row,
+)
+from lenvm_rl.core.returns import (
+    discounted_returns,
+    lambda_returns,
+    length_rewards,
+    remaining_length,
+)
+
+CUTS = ("drop", "bootstrap", "censored")
+
+
+def length_targets(
+    response_mask: Tensor, finished: Tensor, *, cut: str = "drop"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Remaining lengths with the weights that cut completions deserve.
+
+    For the parameterisations of `targets` other than `return`: pass the lengths to
+    `targets.label`. Bootstrapping needs values, hence `value_targets`.
+
+    Args:
+        response_mask: [B, T], non-zero at generated tokens.
+        finished: [B] bool, True where the completion ended by itself (EOS).
+        cut: "drop" or "censored".
+    Returns:
+        lengths: [B, T] float32 tokens; the lower bound n - t where censored.
+        weights: [B, T] float32, 0 or 1; multiply the loss by it and sum it for the denominator.
+        censored: [B, T] bool, True where the length is a lower bound.
+    """
+    check_choice(cut, name="cut", known=("drop", "censored"))
+    lengths = remaining_length(response_mask)
+    cut_B = ~_finished_rows(finished, response_mask)
+    counted = response_mask != 0
+    if cut == "drop":
+        return lengths, (counted & ~cut_B[:, None]).float(), torch.zeros_like(counted)
+    return lengths, counted.float(), counted & cut_B[:, None]
+
+
+def value_targets(
+    response_mask: Tensor,
+    finished: Tensor,
+    *,
+    gamma: float,
+    lam: float = 1.0,
+    cut: str = "drop",
+    values: Tensor | None = None,
+    bootstrap_value: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Value targets of the length reward, with cut completions dropped, bootstrapped or censored.
+
+    Finished completions get lambda-returns (closed form at lam = 1). Cut completions:
+
+        drop        weight 0
+        bootstrap   lambda-returns that end in V of the last state. `values` stops one state
+                    early, at s_{n-1}: V(s_{n-1}) is then the end, and s_{n-1} itself has no
+                    target (weight 0). With `bootstrap_value` = V(s_n) every state has one.
+        censored    the bound `-(1 - gamma**(n - t))`, whatever lam
+
+    Args:
+        response_mask: [B, T], non-zero at generated tokens.
+        finished: [B] bool, True where the completion ended by itself (EOS).
+        gamma: per-token discount in (0, 1).
+        lam: in [0, 1]; 1 is best in the paper and needs no values unless cut = "bootstrap".
+        cut: one of `CUTS`.
+        values: [B, T], V(s_t); treated as constant.
+        bootstrap_value: [B], V after the last seen token, for cut = "bootstrap".
+    Returns:
+        targets: [B, T] float32 or better.
+        weights: [B, T] float32, 0 or 1; multiply the loss by it and sum it for the denominator.
+        censored: [B, T] bool, True where the loss must be one-sided.
+    Raises:
+        ValueError: illegal gamma, lam or cut; shapes; values missing where needed.
+    """
+    check_choice(cut, name="cut", known=CUTS)
+    check_fraction(lam, name="lam")
+    closed = discounted_returns(response_mask, gamma=gamma)
+    is_finished = _finished_rows(finished, response_mask)[:, None]
+    if cut == "bootstrap":
+        v = _constants(values, response_mask, lam=lam, cut=cut)
+        trained, end = _bootstrap_end(v, response_mask != 0, ~is_finished, bootstrap_value)
+        weights, censored = trained.float(), torch.zeros_like(trained)
+    else:
+        _, weights, censored = length_targets(response_mask, finished, cut=cut)
+        if lam == 1.0:
+            return closed, weights, censored
+        v = _constants(values, response_mask, lam=lam, cut=cut)
+        trained, end = response_mask != 0, 0.0
+
+    rewards = length_rewards(trained, gamma=gamma)
+    returns = lambda_returns(rewards, v, trained, gamma=gamma, lam=lam, bootstrap_value=end)
+    # The closed form is exact for finished rows at lam = 1, and the bound of censored rows.
+    use_closed = (is_finished & (lam == 1.0)) | censored
+    return torch.where(use_closed, closed.to(returns.dtype), returns), weights, censored
+
+
+def _constants(values: Tensor | None, mask: Tensor, *, lam: float, cut: str) -> Tensor:
+    """The model's own values where they enter the targets, without gradient."""
+    if values is None:
+        raise ValueError(
+            f"values are missing: lam={lam:g} with cut={cut!r} needs V(s_t) [B, T]. Give them, "
+            f"or use lam=1 with cut='drop' or cut='censored'"
+        )
+    check_same_shape(values=values, response_mask=mask)
+    return as_float(values, name="values").detach()
+
+
+def _bootstrap_end(
+    values: Tensor, counted: Tensor, is_cut: Tensor, bootstrap_value: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """States that get a target [B, T], and the value after the last of them [B] (0 after EOS)."""
+    if bootstrap_value is not None:
+        end = per_row(bootstrap_value, like=values, name="bootstrap_value").detach()
+        return counted, torch.where(is_cut[:, 0], end, 0.0)
+    is_end = is_cut & (remaining_length(counted) == 1)
+    return counted & ~is_end, torch.where(is_end, values, 0.0).sum(1)
+
+
+def _finished_rows(finished: Tensor, mask: Tensor) -> Tensor:
+    """Check `finished` against the mask [B, T] and return it as bool [B]."""
+    check_rank(mask, name="response_mask", axes="BT")
+    if finished.shape != mask.shape[:1]:
+        raise ValueError(
+            f"finished must have one entry per row of response_mask, [{mask.shape[0]}], "
+            f"got {tuple(finished.shape)}"
+        )
+    return finished.bool()
