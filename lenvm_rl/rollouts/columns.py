@@ -6,6 +6,7 @@ row `i` is `values[offsets[i] : offsets[i + 1]]`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
 
 import numpy as np
@@ -64,6 +65,12 @@ def row_digests(column: pa.Array, *, key: bytes = b"") -> np.ndarray:
             previous, digest = ids, content_digest(ids, key=key)
         out[row] = digest
     return out
+
+
+def name_digests(names: Sequence[str]) -> np.ndarray:
+    """64-bit blake2b digest of each string, [N] uint64."""
+    digests = (blake2b(name.encode(), digest_size=8).digest() for name in names)
+    return np.frombuffer(b"".join(digests), dtype="<u8")
 
 
 def run_starts(column: pa.Array) -> np.ndarray:

@@ -6,7 +6,6 @@ import csv
 import json
 import os
 from dataclasses import asdict, dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pyarrow.compute as pc
 
 from lenvm_rl.core import gamma_for_length
 from lenvm_rl.rollouts.atomic import replacing
-from lenvm_rl.rollouts.columns import list_lengths, run_starts
+from lenvm_rl.rollouts.columns import list_lengths, name_digests
 from lenvm_rl.rollouts.distinct import DistinctDigests
 from lenvm_rl.rollouts.histogram import LengthHistogram
 from lenvm_rl.rollouts.progress import progress_bar
@@ -145,7 +144,7 @@ def length_report(
         for batch in reader.iter_batches(columns):
             lengths = list_lengths(batch.column("response_ids"))
             runs.add(batch.column("prompt_id"), lengths)
-            prompts.add(_id_digests(batch.column("prompt_id")))
+            prompts.add(name_digests(batch.column("prompt_id").unique().to_pylist()))
             _count_sources(sources, batch, lengths)
             advance(batch.num_rows)
     ended = LengthHistogram.sum_of(*(pair[0] for pair in sources.values()))
@@ -168,12 +167,6 @@ def length_report(
         ended=ended,
         cut=cut,
     )
-
-
-def _id_digests(prompt_id: pa.Array) -> np.ndarray:
-    ids = prompt_id.take(pa.array(run_starts(prompt_id))).to_pylist()
-    digests = (blake2b(name.encode(), digest_size=8).digest() for name in ids)
-    return np.frombuffer(b"".join(digests), dtype="<u8")
 
 
 def _count_sources(

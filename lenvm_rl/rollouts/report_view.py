@@ -18,13 +18,14 @@ _BINS = 60
 
 def report_table(report: LengthReport) -> Group:
     """The report on one screen, to print with rich: lengths per source, spread, gamma, warnings."""
+    from rich.box import SIMPLE
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=f"Response lengths in tokens: {report.path}")
+    table = Table(box=SIMPLE, title=f"Response lengths in tokens: {report.path}")
     table.add_column("source", no_wrap=True, min_width=8)
-    for name in ("rows", "mean", "std", "min", "p5", "p50", "p90", "p99", "max", "cut"):
+    for name in ("rows", "mean", "std", "p5", "p50", "p90", "p99", "max", "cut"):
         table.add_column(name, justify="right")
     rows = (
         [report.overall, *report.sources[:_SHOWN_SOURCES]]
@@ -37,9 +38,8 @@ def report_table(report: LengthReport) -> Group:
         table.add_row(
             entry.source,
             f"{entry.rows:,}",
-            f"{entry.mean:,.1f}",
-            f"{entry.std:,.1f}",
-            f"{entry.min:,}",
+            f"{entry.mean:,.0f}",
+            f"{entry.std:,.0f}",
             *quantiles,
             f"{entry.max:,}",
             f"{entry.cut_share:.2%}",

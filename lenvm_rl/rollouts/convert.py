@@ -1,0 +1,241 @@
+"""How do rows of JSON become rollouts, with every bad one accounted for?
+
+A converter is a function from one JSON object to items, each a `Rollout` or a `BadRow`; this
+module reads the lines, writes the good items and keeps the books: nothing is dropped without being
+counted, and named by file and line.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lenvm_rl.rollouts.atomic import whole_rollout_file
+from lenvm_rl.rollouts.progress import progress_bar
+from lenvm_rl.rollouts.record import Rollout
+from lenvm_rl.rollouts.text import TextCodec
+
+ERRORS = ("raise", "report")
+
+
+@dataclass(eq=False)
+class BadRow(Exception):
+    """Why a row, or one of the completions in it, cannot be converted."""
+
+    kind: str
+    """Short name that is counted."""
+    reason: str
+    """Sentence with the value and the remedy."""
+    file: str = ""
+    line: int = 0
+    """1-based."""
+
+    def __str__(self) -> str:
+        return f"{self.file}, line {self.line}: {self.reason} [{self.kind}]"
+
+
+@dataclass
+class ConversionReport:
+    """The books of a conversion."""
+
+    files: list[str]
+    lines: int = 0
+    """Lines read, blank ones left out."""
+    rows: int = 0
+    """Rollouts written."""
+    bad: Counter[str] = field(default_factory=Counter)
+    """Bad rows by kind."""
+    examples: list[BadRow] = field(default_factory=list)
+    """The first bad rows."""
+    notes: Counter[str] = field(default_factory=Counter)
+    """What was inferred or noticed about written rows, by kind, e.g. `finish_reason_inferred`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able figures."""
+        return {
+            **{key: getattr(self, key) for key in ("files", "lines", "rows")},
+            "bad": dict(self.bad),
+            "examples": [asdict(example) for example in self.examples],
+            "notes": dict(self.notes),
+        }
+
+    def summary(self) -> str:
+        """A few lines for a screen."""
+        parts = [f"{self.rows:,} rollouts from {self.lines:,} lines of {len(self.files)} files"]
+        parts += [f"{count:,} with {kind}" for kind, count in self.notes.most_common()]
+        parts += [f"{count:,} left out: {kind}" for kind, count in self.bad.most_common()]
+        return "\n".join([*parts, *(f"  {example}" for example in self.examples)])
+
+
+Parser = Callable[[dict[str, Any], Counter[str]], Iterable[Rollout | BadRow]]
+"""Turns one JSON object into items and counts notes; may raise BadRow for the whole object."""
+
+
+def convert_lines(
+    files: Sequence[Path],
+    out: str | os.PathLike[str],
+    parse: Parser,
+    *,
+    codec: TextCodec,
+    errors: str = "raise",
+    max_examples: int = 10,
+    progress: bool = False,
+) -> ConversionReport:
+    """Convert JSON lines (`.jsonl`, or gzipped) into a rollout file.
+
+    Args:
+        files: sources, in order.
+        out: rollout directory or `.parquet` file; appears when whole.
+        parse: what to make of one JSON object.
+        codec: tells the tokenizer, EOS and vocabulary for the file's metadata.
+        errors: `raise` stops at the first bad row; `report` counts it and goes on.
+        max_examples: how many bad rows the report quotes.
+        progress: show a bar.
+    Raises:
+        ValueError: unknown `errors`, no files, a bad row with `raise`, nothing convertible.
+    """
+    if errors not in ERRORS:
+        raise ValueError(f"errors must be one of {list(ERRORS)}, got {errors!r}.")
+    report = ConversionReport(files=[str(file) for file in files])
+    settings = {
+        "tokenizer_sha": codec.tokenizer_sha,
+        "vocab_size": codec.vocab_size,
+        "eos_ids": [codec.eos_id],
+    }
+    zipped = any(file.suffix == ".gz" for file in files)
+    size = None if zipped else sum(file.stat().st_size for file in files)
+
+    def good(items: Iterable[Rollout | BadRow]) -> Iterator[Rollout]:
+        for item in items:
+            if not isinstance(item, BadRow):
+                report.rows += 1
+                yield item
+            elif errors == "raise":
+                raise ValueError(f"{item} Pass errors='report' to go on without such rows.")
+            else:
+                report.bad[item.kind] += 1
+                report.examples += [item] if len(report.examples) < max_examples else []
+
+    with (
+        whole_rollout_file(out, **settings) as writer,
+        progress_bar("converting", size, shown=progress) as advance,
+    ):
+        writer.append(good(_items(files, parse, report, advance)))
+        if not report.rows:
+            raise ValueError(
+                f"nothing to convert in {report.files}: {report.lines} lines, all bad or none at "
+                f"all.\n{report.summary()}"
+            )
+    return report
+
+
+def find_sources(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """JSON lines files at a path or paths; directories are searched, names sorted with numbers."""
+    paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    found: list[Path] = []
+    for place in map(Path, paths):
+        if place.is_dir():
+            inside = [x for x in place.iterdir() if x.name.endswith((".jsonl", ".jsonl.gz"))]
+            found += sorted(inside, key=_natural)
+        elif place.exists():
+            found.append(place)
+        else:
+            raise FileNotFoundError(f"no such file or directory: {place}")
+    if not found:
+        raise ValueError(f"no .jsonl or .jsonl.gz in {[str(p) for p in paths]}.")
+    return found
+
+
+def _natural(path: Path) -> tuple[int, str]:
+    stem = path.name.split(".")[0]
+    return (int(stem) if stem.isdecimal() else -1, path.name)
+
+
+def _items(
+    files: Sequence[Path], parse: Parser, report: ConversionReport, advance: Callable[[int], None]
+) -> Iterator[Rollout | BadRow]:
+    """Everything the lines of the files turn into, bad rows with their place."""
+    for file in files:
+        for line, value in _objects(file, advance):
+            report.lines += 1
+            try:
+                if isinstance(value, BadRow):
+                    raise value
+                items = list(parse(value, report.notes))
+            except BadRow as bad:
+                items = [bad]
+            for item in items:
+                if isinstance(item, BadRow):
+                    item = BadRow(item.kind, item.reason, str(file), line)
+                yield item
+
+
+def _objects(
+    file: Path, advance: Callable[[int], None]
+) -> Iterator[tuple[int, dict[str, Any] | BadRow]]:
+    """(line number, object) for each line that is not blank."""
+    with gzip.open(file) if file.suffix == ".gz" else open(file, "rb") as source:
+        number = 0
+        while True:
+            number += 1
+            try:
+                line = source.readline()
+            except (EOFError, OSError, zlib.error) as error:
+                yield number, BadRow("unreadable", f"the rest of the file is lost ({error}).")
+                return
+            if not line:
+                return
+            advance(len(line))
+            if number == 1 and line.lstrip().startswith(b"["):
+                raise ValueError(
+                    f"{file} is a JSON array, not JSON lines. Write one object per line, e.g. with "
+                    f"`jq -c '.[]' {file.name}`."
+                )
+            if line.strip():
+                yield number, _object(line)
+
+
+def _object(line: bytes) -> dict[str, Any] | BadRow:
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return BadRow("bad_encoding", f"not UTF-8 ({error}).")
+    except json.JSONDecodeError as error:
+        return BadRow("bad_json", f"not JSON ({error}); the line may be half-written.")
+    if not isinstance(value, dict):
+        return BadRow("not_an_object", f"a JSON {type(value).__name__} instead of an object.")
+    return value
+
+
+def require(row: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -> Any:
+    """`row[key]`, which must be there and of the given type, else BadRow."""
+    if key not in row:
+        raise BadRow("missing_key", f"no {key!r}; the object has {sorted(row)[:12]}.")
+    value = row[key]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        raise BadRow("wrong_type", f"{key!r} is {_short(value)}, expected {names}.")
+    return value
+
+
+def completion_ids(
+    text: str, *, cut: bool, codec: TextCodec, prompt_ids: Sequence[int]
+) -> list[int]:
+    """Response ids of a text, or BadRow when the text or its prompt is empty."""
+    if not len(prompt_ids):
+        raise BadRow("empty_prompt", "the prompt has no tokens, so there is no state s_0.")
+    if not text.strip():
+        raise BadRow("empty_completion", f"the completion is {_short(text)}: nothing to learn.")
+    return codec.completion(text, finished=not cut)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

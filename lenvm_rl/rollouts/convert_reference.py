@@ -1,0 +1,131 @@
+"""How does the reference implementation's JSONL become a rollout file?
+
+One line of it (its data generator, and the data sets published with LenVM):
+
+    {"conversations": [{"from": "system|human|gpt", "value": "..."}, ...],
+     "meta_info": {"answer_token_length": 512, "lenvm_idx": 7, "dataset_name": "...",
+                   "model_name": "...", "temperature": 1.0, "top_p": 1.0, "top_k": null,
+                   "max_tokens": 16000, ...},
+     "source_fields": {...}}
+
+It has no token ids and no finish_reason. Text is tokenised again, and a completion counts as cut
+when `answer_token_length >= max_tokens`: one that ended exactly at the limit is taken for cut too.
+The report's notes say how many reasons were inferred, how many came out as cut, and for how many
+rows the new token count differs from `answer_token_length` (which counts EOS).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lenvm_rl.rollouts.convert import (
+    BadRow,
+    ConversionReport,
+    completion_ids,
+    convert_lines,
+    find_sources,
+    require,
+)
+from lenvm_rl.rollouts.record import Rollout
+from lenvm_rl.rollouts.text import TextCodec
+
+_ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
+
+
+def convert_reference(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    codec: TextCodec,
+    errors: str = "raise",
+    max_examples: int = 10,
+    progress: bool = False,
+) -> ConversionReport:
+    """Convert the reference's `conversations` / `meta_info` JSONL.
+
+    Args:
+        path: file, files or directory of `.jsonl` / `.jsonl.gz`.
+        out: rollout directory or `.parquet` file to make.
+        codec: the tokenizer of the policy named in the data, with its chat template.
+        errors: `raise` at the first bad row, or `report` and go on.
+        max_examples: bad rows quoted in the report.
+        progress: show a bar.
+    """
+    samples: Counter[str] = Counter()
+
+    def parse(row: dict[str, Any], notes: Counter[str]) -> Iterator[Rollout]:
+        messages, answer = _conversation(row)
+        meta = require(row, "meta_info", dict)
+        expected = require(meta, "answer_token_length", int)
+        limit = meta.get("max_tokens")
+        cut = limit is not None and expected >= limit
+        prompt_ids = codec.prompt(messages)
+        response_ids = completion_ids(answer, cut=cut, codec=codec, prompt_ids=prompt_ids)
+        source = str(meta.get("dataset_name") or "unknown")
+        prompt_id = f"{source}/{_index(meta)}"
+        rollout = Rollout(
+            prompt_id=prompt_id,
+            sample_id=samples[prompt_id],
+            prompt_ids=prompt_ids,
+            response_ids=response_ids,
+            finish_reason="length" if cut else "stop",
+            prompt_messages=messages,
+            data_source=source,
+            ground_truth=_text_or_none((row.get("source_fields") or {}).get("final_answer")),
+            sampling={
+                key: meta.get(key) for key in ("temperature", "top_p", "top_k", "max_tokens")
+            },
+            policy={"name": meta.get("model_name")},
+        )
+        samples[prompt_id] += 1
+        notes["finish_reason inferred from answer_token_length and max_tokens"] += 1
+        notes["finish_reason inferred as cut"] += cut
+        notes["a token count unlike answer_token_length"] += len(response_ids) != expected
+        yield rollout
+
+    return convert_lines(
+        find_sources(path),
+        out,
+        parse,
+        codec=codec,
+        errors=errors,
+        max_examples=max_examples,
+        progress=progress,
+    )
+
+
+def _conversation(row: dict[str, Any]) -> tuple[list[dict[str, str]], str]:
+    """Prompt messages and the answer."""
+    if row.get("images"):
+        raise BadRow("multimodal", "the prompt has images, which text ids cannot stand for.")
+    turns = require(row, "conversations", list)
+    messages = []
+    for turn in turns:
+        role = _ROLES.get(turn.get("from")) if isinstance(turn, dict) else None
+        if role is None or not isinstance(turn.get("value"), str):
+            raise BadRow(
+                "bad_turn",
+                f"turn {turn!r:.80} needs 'from' in {list(_ROLES)} and a string as 'value'.",
+            )
+        messages.append({"role": role, "content": turn["value"]})
+    roles = [message["role"] for message in messages]
+    if not roles or roles[-1] != "assistant" or "user" not in roles[:-1]:
+        raise BadRow(
+            "bad_roles", f"turns are {roles}; expected a user's, and last the assistant's."
+        )
+    return messages[:-1], messages[-1]["content"]
+
+
+def _index(meta: dict[str, Any]) -> Any:
+    # `index` is the key of the reference's older files.
+    for key in ("lenvm_idx", "index"):
+        if meta.get(key) is not None:
+            return meta[key]
+    raise BadRow("missing_key", "meta_info has no lenvm_idx, so the prompt is not known.")
+
+
+def _text_or_none(value: Any) -> str | None:
+    return None if value is None else str(value)
