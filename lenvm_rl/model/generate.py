@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lenvm_rl.model.slot_cache import SlotCache
+from lenvm_rl.model.slot_cache import SLOT_ATTENTION, SlotCache, decode_plan
 from lenvm_rl.model.token_sampling import draw_tokens, sampling_logprobs
 
 STOP, LENGTH = "stop", "length"
@@ -115,8 +116,8 @@ class ContinuousSampler:
     """Continuous batching over a causal LM: all requests at once, or submit and step.
 
     Args:
-        model: any transformers causal LM with full attention (`sdpa` or `eager`), on its device.
-            It is put in evaluation mode.
+        model: any transformers causal LM whose layers all have full attention, on its device. It
+            is put in evaluation mode.
         eos_token_ids: tokens that end a completion; None reads the model's generation config.
         max_batch: rows that decode together.
         seed: stream from which requests without a seed draw theirs; None is nondeterministic.
@@ -295,22 +296,22 @@ class ContinuousSampler:
     def _decode(self) -> None:
         """One forward pass and one token for each of the n live rows."""
         n, rows = len(self._live), self._rows
-        position = rows.position[:n]
-        span = int(position.max()) + 1
-        columns = torch.arange(span, device=self.device)
-        unseen = columns[None] > position[:, None]
-        mask = torch.zeros(n, span, dtype=self.model.dtype, device=self.device)
-        mask.masked_fill_(unseen, torch.finfo(mask.dtype).min)
-        self._cache.begin_decode(position, span)
-        logits = self.model(
-            input_ids=rows.last[:n, None],
-            position_ids=position[:, None],
-            attention_mask=mask[:, None, None],
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-
+        plan = decode_plan(rows.position[:n], self.model.dtype)
+        self._cache.begin_decode(plan)
+        with _attention(self.model.config, SLOT_ATTENTION):
+            logits = self.model(
+                input_ids=rows.last[:n, None],
+                position_ids=rows.position[:n, None],
+                past_key_values=self._cache,
+                use_cache=True,
+                logits_to_keep=1,
+                slot_plan=plan,
+            ).logits[:, -1]
+        if not plan.served:
+            raise ValueError(
+                f"{type(self.model).__name__} does not use transformers' attention interface, so "
+                "its rows cannot be batched continuously: sample from it with vLLM."
+            )
         requests = [request for _, request in self._live]
         logprobs = sampling_logprobs(
             logits,
@@ -395,15 +396,20 @@ def _eos_ids(model, given: int | Iterable[int] | None) -> frozenset[int]:
     return frozenset([given] if isinstance(given, int) else given)
 
 
-def _check_attention(config) -> None:
-    """Refuse attention that a per-row mask over a shared cache cannot express."""
+@contextmanager
+def _attention(config, implementation: str) -> Iterator[None]:
+    """Let the model attend by `implementation` inside the block."""
     text = config.get_text_config()
-    implementation = getattr(text, "_attn_implementation", None)
-    if implementation not in ("sdpa", "eager"):
-        raise ValueError(
-            f"attention implementation {implementation!r} takes no per-row mask: load the model "
-            'with attn_implementation="sdpa" (or "eager").'
-        )
+    usual, text._attn_implementation = text._attn_implementation, implementation
+    try:
+        yield
+    finally:
+        text._attn_implementation = usual
+
+
+def _check_attention(config) -> None:
+    """Refuse layers whose state is not one full key/value cache."""
+    text = config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     window = getattr(text, "sliding_window", None)
     windowed = getattr(text, "use_sliding_window", window is not None) and window
@@ -411,5 +417,5 @@ def _check_attention(config) -> None:
         raise ValueError(
             f"{type(config).__name__} has layers other than full attention "
             f"({', '.join(sorted(kinds))}; sliding_window={window}), which this sampler does not "
-            "batch: use vLLM, or transformers' generate, to sample from it."
+            "batch: sample from it with vLLM."
         )

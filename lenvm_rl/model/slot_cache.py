@@ -1,16 +1,100 @@
-"""A key/value cache whose rows start, grow and end independently: where does a row's state live?
+"""Keys and values of rows that start, grow and end independently, and attention over them.
 
-Shapes: S slots (rows of the batch), H key/value heads, C capacity in tokens, D head dimension.
-Every layer owns two buffers `[S, H, C, D]`; row `s` fills `0..length[s]` from the left, and
-whatever lies beyond is stale and must be masked by the caller. Nothing is concatenated or padded
-when rows of different age share a batch, and a freed row is simply written over.
+Shapes: S slots (rows of the batch), n live rows, H key/value heads, G query heads per key/value
+head, C capacity in tokens, D head dimension.
+
+Every layer owns two buffers `[S, H, C, D]`; row `s` fills its first columns from the left, and what
+lies beyond is stale. Nothing is concatenated or padded when rows of different age share a batch,
+and a freed row is simply written over. Decoding reads the buffers in tiers of neighbouring rows,
+each only as far as its longest row: with a long tail of lengths, most rows are short.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
 from transformers.cache_utils import Cache
+
+SLOT_ATTENTION = "lenvm_slots"
+_TIER_ROWS = 16  # rows that share a span on a CPU; one kernel call per tier and layer
+
+
+@dataclass(frozen=True)
+class _Tier:
+    rows: slice
+    span: int
+    mask: Tensor  # [rows, 1, 1, span], added to the scores
+
+
+@dataclass
+class DecodePlan:
+    """What one decoding step reads, the same for every layer."""
+
+    positions: Tensor
+    """[n] column that each row's new token takes."""
+    rows: Tensor
+    """[n] 0, 1, 2, ..."""
+    tiers: list[_Tier]
+    """Neighbouring rows and how many columns they read."""
+    span: int
+    """Columns read by the longest tier."""
+    served: list[int] = field(default_factory=list)
+    """Layers that attended by this plan, for the caller's check that all did."""
+
+
+def decode_plan(positions: Tensor, dtype: torch.dtype) -> DecodePlan:
+    """Plan a step in which row i of n writes one token at column `positions[i]` and attends to
+    columns `0..positions[i]`; `dtype` is that of the attention scores."""
+    n, device = len(positions), positions.device
+    step = _TIER_ROWS if device.type == "cpu" else n
+    bounds = [slice(a, min(a + step, n)) for a in range(0, n, step)]
+    spans = [int(positions[rows].max()) + 1 for rows in bounds]
+    columns = torch.arange(max(spans), device=device)
+    tiers = []
+    for rows, span in zip(bounds, spans, strict=True):
+        unseen = columns[:span] > positions[rows, None]
+        mask = torch.zeros(unseen.shape, dtype=dtype, device=device)
+        mask.masked_fill_(unseen, -torch.inf)
+        tiers.append(_Tier(rows, span, mask[:, None, None]))
+    return DecodePlan(positions, torch.arange(n, device=device), tiers, max(spans))
+
+
+def slot_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    slot_plan: DecodePlan,
+    scaling: float | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """Attention of one new token per row to its slot: `[n, H G, 1, D]` queries -> `[n, 1, H G, D]`.
+
+    The query heads that share a key/value head are laid out as G queries of one head (they sit at
+    the same position), so keys and values are never repeated.
+    """
+    n, _, _, dim = query.shape
+    grouped = query.reshape(n, key.shape[1], -1, dim)
+    output = query.new_empty(n, key.shape[1], grouped.shape[2], value.shape[3])
+    for tier in slot_plan.tiers:
+        output[tier.rows] = F.scaled_dot_product_attention(
+            grouped[tier.rows],
+            key[tier.rows, :, : tier.span],
+            value[tier.rows, :, : tier.span],
+            attn_mask=tier.mask,
+            scale=scaling,
+        )
+    slot_plan.served.append(getattr(module, "layer_idx", -1))
+    return output.view(n, 1, -1, value.shape[3]), None
+
+
+AttentionInterface.register(SLOT_ATTENTION, slot_attention)
 
 
 class SlotCache(Cache):
@@ -18,10 +102,9 @@ class SlotCache(Cache):
 
     A forward pass runs in one of two modes, set before the call:
 
-    * `begin_prefill(first_slot)`: `[n, T]` fresh tokens go to slots `first_slot..first_slot + n` at
-      positions `0..T`; attention sees these tokens alone, so the model's causal path applies.
-    * `begin_decode(positions)`: one token per row for slots `0..n`, written at `positions[n]`;
-      attention sees columns `0..max(positions)`, the caller masks per row.
+    * `begin_prefill(first_slot, length)`: `[n, length]` fresh tokens go to slots `first_slot..` at
+      columns `0..`; attention sees these tokens alone, so the model's own causal path applies.
+    * `begin_decode(plan)`: one token per row for slots `0..n`; `slot_attention` must read them.
 
     Args:
         slots: number of rows.
@@ -38,46 +121,43 @@ class SlotCache(Cache):
         self.limit = limit
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
-        self._first_slot: int | None = None
-        self._positions: Tensor | None = None
-        self._rows: Tensor | None = None
-        self._span = 0
+        self._first_slot = 0
+        self._plan: DecodePlan | None = None
 
     def begin_prefill(self, first_slot: int, length: int) -> None:
-        """The next forward fills `[first_slot, first_slot + n)` with `length` tokens each."""
-        self.reserve(length)
-        self._first_slot, self._positions = first_slot, None
+        """The next forward fills `length` columns of the slots from `first_slot` on."""
+        self._reserve(length)
+        self._first_slot, self._plan = first_slot, None
 
-    def begin_decode(self, positions: Tensor, span: int) -> None:
-        """The next forward writes one token per row at `positions` [n]; `span` > max(positions)."""
-        self.reserve(span)
-        self._first_slot, self._positions, self._span = None, positions, span
-        self._rows = torch.arange(len(positions), device=positions.device)
+    def begin_decode(self, plan: DecodePlan) -> None:
+        """The next forward writes one token per row and reads what `plan` says."""
+        self._reserve(plan.span)
+        self._plan = plan
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args, **kwargs):
         """Store `[n, H, T, D]` keys and values of one layer; return what its attention reads."""
         if layer_idx == len(self._keys):
-            n_heads, head_dim = key_states.shape[1], key_states.shape[3]
-            shape = (self.slots, n_heads, self.capacity)
-            self._keys.append(key_states.new_zeros(*shape, head_dim))
-            self._values.append(value_states.new_zeros(*shape, value_states.shape[3]))
+            for buffers, states in ((self._keys, key_states), (self._values, value_states)):
+                _, heads, _, dim = states.shape
+                buffers.append(states.new_zeros(self.slots, heads, self.capacity, dim))
         keys, values = self._keys[layer_idx], self._values[layer_idx]
         n_rows, _, n_tokens, _ = key_states.shape
-        if self._positions is None:
+        if self._plan is None:
             rows = slice(self._first_slot, self._first_slot + n_rows)
             keys[rows, :, :n_tokens] = key_states
             values[rows, :, :n_tokens] = value_states
             return key_states, value_states
-        keys[self._rows, :, self._positions] = key_states[:, :, 0]
-        values[self._rows, :, self._positions] = value_states[:, :, 0]
-        return keys[:n_rows, :, : self._span], values[:n_rows, :, : self._span]
+        plan = self._plan
+        keys[plan.rows, :, plan.positions] = key_states[:, :, 0]
+        values[plan.rows, :, plan.positions] = value_states[:, :, 0]
+        return keys[:n_rows], values[:n_rows]
 
     def copy_row(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` tokens of one row to another, in every layer."""
         for buffer in (*self._keys, *self._values):
             buffer[target, :, :length] = buffer[source, :, :length]
 
-    def reserve(self, length: int) -> None:
+    def _reserve(self, length: int) -> None:
         """Make room for `length` tokens per row (buffers grow by half, at most to `limit`)."""
         if length <= self.capacity:
             return
