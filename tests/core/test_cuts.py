@@ -78,6 +78,16 @@ def test_finished_rows_get_plain_lambda_returns(cut, lam):
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.6, 1.0])
+def test_censored_rows_get_the_bound_whatever_lambda(lam):
+    targets, weights, censored = value_targets(
+        MASK, FINISHED, gamma=GAMMA, lam=lam, cut="censored", values=VALUES
+    )
+    assert_close(targets[1:], CLOSED[1:])
+    assert_close(weights, MASK.float())
+    assert torch.equal(censored[1:], MASK[1:].bool())
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.6, 1.0])
 def test_target_is_value_plus_advantage(lam):
     targets, _, _ = value_targets(
         MASK, torch.ones(3, dtype=torch.bool), gamma=GAMMA, lam=lam, values=VALUES
