@@ -1,0 +1,107 @@
+"""What does this package register with verl, and did it work?
+
+verl loads the entry point `verl.plugins` in every process, and hides a plugin that fails to load
+(a DEBUG line). So failures are logged as errors here, and `check_registered()` turns a silent
+absence into a sentence; the trainer, `lenvm` and the recipes call it.
+
+verl resolves entry points without calling them: importing this module registers.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Callable
+from importlib.metadata import entry_points
+
+from lenvm_rl.verl.lazy import after_import
+
+logger = logging.getLogger(__name__)
+
+SUPPORTED_VERL = "0.9.1"
+INSTALL = 'pip install "lenvm-rl[verl]"'
+TRAINER_MODE = "lenvm_pretrain"
+ROLLOUT_NAME = "transformers"
+
+# Once verl has imported the module on the left, the one on the right registers itself with it.
+_REGISTERED_BY_IMPORT = {
+    "verl.utils.model": "lenvm_rl.model",
+    "verl.workers.engine": "lenvm_rl.verl.engine",
+    "verl.workers.rollout.replica": "lenvm_rl.verl.replica",
+    "verl.trainer.ppo.v1": "lenvm_rl.verl.trainer",
+}
+
+_registered = False
+
+
+def register() -> None:
+    """Register the CPU platform, engines, rollout replica and trainers; once per process.
+
+    Raises:
+        ImportError: verl (or what it needs) is missing.
+        RuntimeError: another version of verl than the supported one.
+    """
+    global _registered
+    if _registered:
+        return
+    _check_verl()
+    from lenvm_rl.verl import cpu
+
+    cpu.register()
+    for needed, ours in _REGISTERED_BY_IMPORT.items():
+        after_import(needed, _import(ours))
+    _registered = True
+    logger.info("lenvm_rl registered with verl %s: trainer mode %s", SUPPORTED_VERL, TRAINER_MODE)
+
+
+def check_registered() -> None:
+    """Raise unless verl can see this package's trainer mode.
+
+    Raises:
+        ImportError: verl is missing.
+        RuntimeError: another verl version, the package is not installed with its entry point, or
+            plugins are switched off.
+    """
+    _check_verl()
+    if not _registered:
+        register()
+    names = [point.value for point in entry_points(group="verl.plugins")]
+    if not any(value.startswith("lenvm_rl.verl.plugin") for value in names):
+        raise RuntimeError(
+            "verl will not find the trainer mode 'lenvm_pretrain': the entry point lenvm_rl of "
+            f"group verl.plugins is not installed (found: {names or 'none'}). Install the package "
+            f"({INSTALL}, or `pip install -e .` in a clone); PYTHONPATH alone is not enough."
+        )
+    policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto").strip().lower()
+    if policy != "auto" and "lenvm_rl" not in {name.strip() for name in policy.split(",")}:
+        raise RuntimeError(
+            f"VERL_USE_EXTERNAL_PLUGINS={policy!r} keeps verl from loading lenvm_rl, so the "
+            "trainer mode 'lenvm_pretrain' would be unknown. Unset it, or add lenvm_rl to the list."
+        )
+
+
+def _check_verl() -> None:
+    try:
+        verl = importlib.import_module("verl")
+    except ImportError as error:
+        raise ImportError(f"verl cannot be imported ({error}). Install it: {INSTALL}") from error
+    if verl.__version__ != SUPPORTED_VERL:
+        raise RuntimeError(
+            f"verl {verl.__version__} is installed; lenvm_rl is written for and tested with verl "
+            f"{SUPPORTED_VERL}, whose trainer classes it extends. Install that one: {INSTALL}"
+        )
+
+
+def _import(module: str) -> Callable[[], None]:
+    def callback() -> None:
+        importlib.import_module(module)
+
+    return callback
+
+
+try:
+    register()
+except (ImportError, RuntimeError) as error:
+    logger.error("lenvm_rl could not register with verl: %s", error)
+    raise

@@ -1,0 +1,169 @@
+"""A rollout engine for verl on transformers alone: `actor_rollout_ref.rollout.name=transformers`.
+
+verl 0.9 samples through asynchronous servers of vLLM, SGLang or TensorRT-LLM. On a CPU this one
+stands in for them, under the same configuration keys (temperature, top_p, top_k, n,
+response_length, max_model_len, max_num_seqs, dtype, seed). It is a standalone replica: it loads the
+policy's own weights and never receives others, which is what a frozen policy needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import ray
+import torch
+from transformers import AutoModelForCausalLM
+from verl.workers.config import HFModelConfig
+from verl.workers.rollout.replica import (
+    RolloutMode,
+    RolloutReplica,
+    RolloutReplicaRegistry,
+    TokenOutput,
+)
+
+from lenvm_rl.model.generate import Completion, ContinuousSampler, Request
+from lenvm_rl.verl.plugin import ROLLOUT_NAME
+
+_KNOWN_SETTINGS = {"temperature", "top_p", "top_k", "min_p", "max_tokens", "logprobs"}
+
+
+class TransformersServer:
+    """Ray actor: continuous batching behind verl's `generate` call."""
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        dtype: str,
+        response_length: int,
+        max_model_len: int,
+        max_batch: int,
+        seed: int,
+    ):
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+        )
+        self.sampler = ContinuousSampler(model, max_batch=max_batch, seed=seed)
+        self.response_length = response_length
+        self.max_model_len = max_model_len
+        self._waiting: list[tuple[str, Request]] = []
+        self._futures: dict[str, asyncio.Future[Completion]] = {}
+        self._loop: asyncio.Task | None = None
+
+    async def generate(
+        self, request_id: str, prompt_ids: list[int], sampling_params: dict[str, Any], **_: Any
+    ) -> TokenOutput:
+        """Sample one completion; concurrent calls share the batch."""
+        request = self._request(prompt_ids, sampling_params)
+        self.sampler.check(request)  # before it joins the batch: an error is this caller's alone
+        future = asyncio.get_running_loop().create_future()
+        self._futures[request_id] = future
+        self._waiting.append((request_id, request))
+        if self._loop is None or self._loop.done():
+            self._loop = asyncio.create_task(self._run())
+        completion = await future
+        return TokenOutput(
+            token_ids=completion.token_ids,
+            log_probs=completion.logprobs if sampling_params.get("logprobs") else None,
+            stop_reason="completed",
+            num_preempted=0,
+            extra_fields={"global_steps": 0, "finish_reason": completion.finish_reason},
+        )
+
+    def _request(self, prompt_ids: list[int], params: dict[str, Any]) -> Request:
+        unknown = {
+            name: value
+            for name, value in params.items()
+            if name not in _KNOWN_SETTINGS and not (name == "repetition_penalty" and value == 1.0)
+        }
+        if unknown:
+            raise ValueError(
+                f"the transformers rollout engine does not know the sampling settings {unknown}; "
+                f"it has {sorted(_KNOWN_SETTINGS)}. Sample with vLLM, or leave them out."
+            )
+        room = self.max_model_len - len(prompt_ids)
+        wanted = params.get("max_tokens") or self.response_length
+        return Request(
+            prompt_ids=list(prompt_ids),
+            max_tokens=max(1, min(wanted, room)),
+            temperature=params.get("temperature", 1.0),
+            top_p=params.get("top_p", 1.0),
+            top_k=params.get("top_k", 0) or 0,
+            min_p=params.get("min_p", 0.0),
+        )
+
+    async def _run(self) -> None:
+        """Decode while there is work; the sampler is touched by one thread at a time."""
+        try:
+            while self._waiting or self.sampler.pending:
+                for request_id, request in self._waiting:
+                    self.sampler.submit(request, request_id)
+                self._waiting.clear()
+                for request_id, completion in await asyncio.to_thread(self.sampler.step):
+                    self._futures.pop(request_id).set_result(completion)
+        except BaseException as error:
+            # Nobody awaits this task: hand the error to every caller instead of leaving it waiting.
+            for future in self._futures.values():
+                if not future.done():
+                    future.set_exception(error)
+            self._futures.clear()
+            raise
+
+    async def wake_up(self, *args: Any, **kwargs: Any) -> None: ...
+
+    async def sleep(self, *args: Any, **kwargs: Any) -> None: ...
+
+    async def clear_kv_cache(self) -> None: ...
+
+    async def start_profile(self, **kwargs: Any) -> None: ...
+
+    async def stop_profile(self) -> None: ...
+
+
+class TransformersReplica(RolloutReplica):
+    """One `TransformersServer` as verl's rollout replica, standalone only."""
+
+    async def init_standalone(self) -> None:
+        """Start the server; without the weight-receiving workers that verl starts beside it."""
+        self.rollout_mode = RolloutMode.STANDALONE
+        await self.launch_servers()
+
+    async def init_hybrid(self, worker_group: Any) -> None:
+        """Refused: this replica serves the weights of the policy's directory and no others.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            f"rollout.name={ROLLOUT_NAME!r} serves a frozen policy only: it cannot take the "
+            "weights of one that is being trained. Train policies with rollout.name=vllm."
+        )
+
+    async def launch_servers(self) -> None:
+        """Start the Ray actor and publish its handle."""
+        config, model = self.config, self._model_config()
+        limit = config.max_model_len or config.prompt_length + config.response_length
+        server = (
+            ray.remote(TransformersServer)
+            .options(num_cpus=0, max_concurrency=self.max_concurrency)
+            .remote(
+                model.local_path,
+                dtype=config.dtype,
+                response_length=config.response_length,
+                max_model_len=limit,
+                max_batch=config.max_num_seqs,
+                seed=config.seed + self.replica_rank,
+            )
+        )
+        self.servers = [server]
+        self._server_handle = server
+        self._server_address = f"{ROLLOUT_NAME}://{self.replica_rank}{self.name_suffix}"
+
+    def _model_config(self) -> HFModelConfig:
+        from verl.utils.config import omega_conf_to_dataclass
+
+        return omega_conf_to_dataclass(self.model_config)
+
+
+RolloutReplicaRegistry.register(ROLLOUT_NAME, lambda: TransformersReplica)
