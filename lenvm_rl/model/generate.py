@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from lenvm_rl.model.slot_cache import SLOT_ATTENTION, SlotCache, decode_plan
 from lenvm_rl.model.token_sampling import draw_tokens, sampling_logprobs
@@ -152,6 +153,28 @@ class ContinuousSampler:
         self._live: list[tuple[Hashable, Request]] = []  # slot -> request; slots are contiguous
         self._rows = _Rows(max_batch, self.device)
         self._cache = SlotCache(max_batch, capacity=128, limit=self.context_length)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str,
+        *,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device | None = None,
+        **settings,
+    ) -> ContinuousSampler:
+        """Load a causal LM from a directory or hub name; `settings` go to the constructor.
+
+        Args:
+            dtype: of the weights; "auto" keeps the checkpoint's, float32 on a CPU.
+            device: the first accelerator, or the CPU, when None.
+        """
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if dtype == "auto" and torch.device(device).type == "cpu":
+            dtype = torch.float32
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+        return cls(model.to(device), **settings)
 
     # --- all at once -----------------------------------------------------------------------
 

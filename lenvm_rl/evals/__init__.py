@@ -1,0 +1,22 @@
+"""Evaluations: sample, measure, save the numbers, draw figures from the numbers.
+
+sampling     completions of prompts into a rollout file, resumable
+states       Monte Carlo continuations from states inside responses
+values       a LenVM's outputs along rollouts, in padded batches
+prediction   how good are the predictions? numbers of spec section "Evaluation"
+plots        one figure per question
+results      JSON lines, CSV and JSON on disk
+"""
+
+from lenvm_rl.evals.prediction import PredictionReport, evaluate_prediction, run_prediction
+from lenvm_rl.evals.sampling import SamplingReport, sample_to_file
+from lenvm_rl.evals.states import sample_states
+
+__all__ = [
+    "PredictionReport",
+    "SamplingReport",
+    "evaluate_prediction",
+    "run_prediction",
+    "sample_states",
+    "sample_to_file",
+]

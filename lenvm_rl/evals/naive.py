@@ -1,0 +1,113 @@
+"""How well can lengths be guessed without reading a single token's meaning? The bars to beat.
+
+    mean       the training mean, in horizon space: the same guess for every prompt
+    linear     least squares of the horizon on the prompt's length in tokens
+    survival   mean remaining horizon of the training responses that are still going after t tokens
+               (mean residual life): knows how far the response is, but not what it says
+
+`mean` and `linear` guess a total length; after t tokens they guess what is left of it, at least 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lenvm_rl.core import check_gamma, horizon_to_length, length_to_horizon
+
+NAIVE = ("mean", "linear", "survival")
+
+
+@dataclass(frozen=True, eq=False)
+class NaivePredictors:
+    """Fitted on training completions; see the module."""
+
+    gamma: float
+    """Per-token discount in (0, 1)."""
+    mean_horizon: float
+    """Mean of u(L) = 1 - gamma**L."""
+    intercept: float
+    """Of u(L) on prompt length."""
+    slope: float
+    """Horizon per prompt token."""
+    bounds: tuple[float, float]
+    """Smallest and largest horizon seen; linear guesses are clipped to it."""
+    survival: Tensor
+    """[longest] mean of u(L - t) over responses with L > t, at t = 0, 1, ..."""
+
+    @classmethod
+    def fit(
+        cls, prompt_lengths: Sequence[int], lengths: Sequence[int], *, gamma: float
+    ) -> NaivePredictors:
+        """Fit on completions that ended by themselves.
+
+        Args:
+            prompt_lengths: [M] prompt tokens.
+            lengths: [M] response tokens, EOS included.
+            gamma: per-token discount in (0, 1).
+        Raises:
+            ValueError: no completion.
+        """
+        check_gamma(gamma)
+        if len(lengths) == 0:
+            raise ValueError(
+                "no finished training completion to fit the naive predictors on: give the rollout "
+                "file that the LenVM was trained on."
+            )
+        x = torch.as_tensor(prompt_lengths, dtype=torch.float64)
+        total = torch.as_tensor(lengths, dtype=torch.long)
+        u = length_to_horizon(total.double(), gamma=gamma)
+        spread = (x - x.mean()).square().mean()
+        covariance = ((x - x.mean()) * (u - u.mean())).mean()
+        slope = (covariance / spread).item() if spread > 0 else 0.0
+        return cls(
+            gamma=gamma,
+            mean_horizon=u.mean().item(),
+            intercept=u.mean().item() - slope * x.mean().item(),
+            slope=slope,
+            bounds=(u.min().item(), u.max().item()),
+            survival=_mean_residual_horizon(total, gamma),
+        )
+
+    def total_lengths(self, prompt_lengths: Tensor) -> dict[str, Tensor]:
+        """Guessed response lengths at s_0: `{"mean", "linear"}`, each [M] tokens."""
+        x = prompt_lengths.double()
+        linear = (self.intercept + self.slope * x).clamp(*self.bounds)
+        mean = torch.full_like(linear, self.mean_horizon)
+        return {
+            "mean": horizon_to_length(mean, gamma=self.gamma),
+            "linear": horizon_to_length(linear, gamma=self.gamma),
+        }
+
+    def remaining_lengths(self, prompt_lengths: Tensor, offsets: Tensor) -> dict[str, Tensor]:
+        """Guessed remaining tokens at s_t, all [M, P], for `NAIVE`.
+
+        Args:
+            prompt_lengths: [M] prompt tokens.
+            offsets: [M, P] response tokens written so far, t.
+        """
+        guesses = {
+            name: (total[:, None] - offsets).clamp(min=1.0)
+            for name, total in self.total_lengths(prompt_lengths).items()
+        }
+        last = len(self.survival) - 1  # beyond the longest training response: as at its last token
+        horizon = self.survival[offsets.long().clamp(max=last)]
+        guesses["survival"] = horizon_to_length(horizon, gamma=self.gamma)
+        return guesses
+
+
+def _mean_residual_horizon(lengths: Tensor, gamma: float) -> Tensor:
+    """[longest] mean of 1 - gamma**(L - t) over L > t, by a recursion from the longest down:
+    with n_t responses longer than t, S_t = sum of gamma**(L - t) = gamma (S_{t+1} + #{L = t+1})."""
+    longest = int(lengths.max())
+    ends = torch.bincount(lengths, minlength=longest + 1).double()
+    survivors = ends.flip(0).cumsum(0).flip(0)  # [t]: responses with L >= t
+    horizon = torch.zeros(longest, dtype=torch.float64)
+    discounted = 0.0
+    for t in range(longest - 1, -1, -1):
+        discounted = gamma * (discounted + ends[t + 1].item())
+        horizon[t] = 1.0 - discounted / survivors[t + 1].item()
+    return horizon

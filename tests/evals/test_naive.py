@@ -1,0 +1,63 @@
+"""Are the guesses to beat what they claim to be?"""
+
+import pytest
+import torch
+
+from lenvm_rl.core import length_to_horizon
+from lenvm_rl.evals.naive import NaivePredictors
+
+GAMMA = 0.9
+
+
+def test_mean_is_taken_over_horizons():
+    naive = NaivePredictors.fit([3, 3], [1, 10], gamma=GAMMA)
+    u = (1 - 0.9 + 1 - 0.9**10) / 2
+    assert naive.mean_horizon == pytest.approx(u)
+    guess = naive.total_lengths(torch.tensor([3]))
+    assert (1 - GAMMA ** guess["mean"].item()) == pytest.approx(u, rel=1e-5)
+    assert guess["linear"].item() == pytest.approx(guess["mean"].item())  # one prompt length
+
+
+def test_linear_is_least_squares_on_horizons():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(2, 30, (200,), generator=generator)
+    lengths = x // 2 + torch.randint(1, 5, (200,), generator=generator)
+    naive = NaivePredictors.fit(x.tolist(), lengths.tolist(), gamma=GAMMA)
+    u = length_to_horizon(lengths.double(), gamma=GAMMA)
+    design = torch.stack([torch.ones(200), x.float()], 1).double()
+    expected = torch.linalg.lstsq(design, u[:, None]).solution[:, 0]
+    assert [naive.intercept, naive.slope] == pytest.approx(expected.tolist(), rel=1e-6)
+
+
+def test_linear_guesses_stay_within_what_was_seen():
+    naive = NaivePredictors.fit([1, 2, 3], [5, 10, 15], gamma=GAMMA)
+    guess = naive.total_lengths(torch.tensor([1000, 1]))["linear"]
+    assert guess[0].item() == pytest.approx(15.0, rel=1e-4)
+
+
+def test_survival_is_the_mean_over_responses_still_going():
+    lengths = [2, 3, 3, 7]
+    naive = NaivePredictors.fit([1] * 4, lengths, gamma=GAMMA)
+    for t in range(7):
+        going = [length - t for length in lengths if length > t]
+        expected = sum(1 - GAMMA**left for left in going) / len(going)
+        assert naive.survival[t].item() == pytest.approx(expected)
+
+
+def test_remaining_lengths_count_down_to_one():
+    naive = NaivePredictors.fit([4, 4], [10, 10], gamma=GAMMA)
+    guesses = naive.remaining_lengths(torch.tensor([4]), torch.tensor([[0.0, 4.0, 9.0, 50.0]]))
+    for name in ("mean", "linear"):
+        torch.testing.assert_close(
+            guesses[name][0].float(), torch.tensor([10.0, 6.0, 1.0, 1.0]), rtol=1e-4, atol=1e-4
+        )
+    torch.testing.assert_close(
+        guesses["survival"][0].float(), torch.tensor([10.0, 6.0, 1.0, 1.0]), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_no_training_rows_and_a_bad_gamma_are_refused():
+    with pytest.raises(ValueError, match="no finished training completion"):
+        NaivePredictors.fit([], [], gamma=GAMMA)
+    with pytest.raises(ValueError, match="gamma"):
+        NaivePredictors.fit([1], [1], gamma=1.0)

@@ -1,0 +1,206 @@
+"""On a policy with known values, does the report show what is true?"""
+
+import json
+import math
+import warnings
+
+import pytest
+import torch
+
+from lenvm_rl.core import horizon_to_length, length_to_horizon
+from lenvm_rl.evals import evaluate_prediction
+from lenvm_rl.evals.results import load_tables
+from lenvm_rl.rollouts import Rollout
+from tests.evals.geometric import (
+    EOS,
+    GAMMA,
+    WORD,
+    Oracle,
+    end_probability,
+    prompt_of,
+    rollouts,
+    true_horizon,
+    write,
+)
+
+KINDS = range(8)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Train and held-out rollouts, and continuations of states inside the held-out ones."""
+    root = tmp_path_factory.mktemp("geometric")
+    heldout = rollouts(KINDS, 64, seed=1, prompts_per_kind=3)
+    states = []
+    generator = torch.Generator().manual_seed(2)
+    for row in heldout[::8]:
+        if row.length > 1:
+            kind = row.prompt_ids[-1] - 10
+            offset = int(torch.randint(1, row.length, (), generator=generator))
+            draws = torch.empty(32).geometric_(end_probability(kind), generator=generator)
+            states += [
+                Rollout(
+                    prompt_id=f"{row.prompt_id}#{row.sample_id}@{offset}/{row.length}",
+                    sample_id=i,
+                    prompt_ids=[*row.prompt_ids, *row.response_ids[:offset]],
+                    response_ids=[WORD] * (int(length) - 1) + [EOS],
+                    finish_reason="stop",
+                )
+                for i, length in enumerate(draws.tolist())
+            ]
+    return {
+        "train": write(root / "train", rollouts(KINDS, 40, seed=3, prompts_per_kind=10)),
+        "heldout": write(root / "heldout", heldout),
+        "states": write(root / "states", states),
+    }
+
+
+@pytest.fixture(scope="module")
+def oracle_report(files):
+    return evaluate_prediction(
+        Oracle(), files["heldout"], train=files["train"], states=files["states"]
+    )
+
+
+def test_true_values_reach_the_noise_floor_and_naive_guesses_do_not(oracle_report):
+    figures = oracle_report.figures
+    assert figures["prompts"] == 24 and figures["samples_per_prompt"] == 64
+    # A perfect predictor's error is the ground truth's own: the floor estimates just that.
+    assert figures["mre_s0"] == pytest.approx(figures["mre_noise_floor"], rel=0.35)
+    assert figures["mre_s0_corrected"] < 0.6 * figures["mre_noise_floor"]
+    assert figures["kendall_tau_s0"] > 0.9
+    for naive in ("mean", "linear"):  # prompt length says nothing here
+        assert figures[f"mre_naive_{naive}"] > 6 * figures["mre_s0"]
+        assert figures[f"mre_naive_{naive}_corrected"] < figures[f"mre_naive_{naive}"]
+    assert math.isnan(figures["kendall_tau_naive_mean"])  # a constant ranks nothing
+
+
+def test_boundary_table_by_hand(oracle_report, files):
+    table = {row["prompt_id"]: row for row in oracle_report.tables["prompts"]}
+    lengths = [
+        row.length for row in rollouts(KINDS, 64, seed=1, prompts_per_kind=3)[:64]
+    ]  # kind0-0
+    mean = sum(GAMMA**length for length in lengths) / 64
+    row = table["kind0-0"]
+    assert row["measured"] == pytest.approx(math.log(mean) / math.log(GAMMA), rel=1e-5)
+    expected = math.log(1 - true_horizon(end_probability(0))) / math.log(GAMMA)
+    assert row["lenvm"] == pytest.approx(expected, rel=1e-4)
+    assert row["prompt_tokens"] == len(prompt_of(0))
+
+
+def test_monte_carlo_r2_of_true_values_is_one_once_noise_is_taken_out(oracle_report):
+    figures = oracle_report.figures
+    assert figures["r2_monte_carlo"] == pytest.approx(1.0, abs=0.02)
+    assert 0.85 < figures["r2_monte_carlo_raw"] < figures["r2_monte_carlo"]
+    assert abs(figures["bias_monte_carlo"]) < 0.01
+    for row in oracle_report.tables["state_positions"]:
+        assert abs(row["bias"]) < 0.03
+
+
+def test_a_shifted_model_shows_its_bias_everywhere(files):
+    report = evaluate_prediction(Oracle(bias=0.05), files["heldout"], states=files["states"])
+    assert report.figures["bias_monte_carlo"] == pytest.approx(0.05, abs=0.01)
+    assert report.figures["calibration_error"] == pytest.approx(0.05, abs=0.015)
+    spread = torch.tensor([true_horizon(end_probability(k)) for k in KINDS]).var(correction=0)
+    expected = 1 - 0.05**2 / spread.item()
+    assert report.figures["r2_monte_carlo"] == pytest.approx(expected, abs=0.04)
+    assert "mre_naive_mean" not in report.figures  # no training file, no naive predictors
+
+
+def test_token_statistics_of_true_values(oracle_report):
+    figures = oracle_report.figures
+    rows = rollouts(KINDS, 64, seed=1, prompts_per_kind=3)
+    weights = torch.tensor([float(row.length) for row in rows])
+    u = torch.tensor([true_horizon(end_probability(row.prompt_ids[-1] - 10)) for row in rows])
+    mean = ((weights * u).sum() / weights.sum()).item()
+    assert figures["horizon_mean"] == pytest.approx(mean, abs=1e-4)
+    assert figures["tokens"] == int(weights.sum())
+    outcomes = torch.cat(
+        [length_to_horizon(torch.arange(row.length, 0, -1.0), gamma=GAMMA) for row in rows]
+    )
+    errors = outcomes - u.repeat_interleave(weights.long())
+    assert figures["mse"] == pytest.approx(errors.square().mean().item(), rel=1e-3)
+    assert figures["calibration_error"] < 0.05  # tokens of a response are not independent
+
+
+def test_position_errors_equal_a_plain_loop(oracle_report, files):
+    rows = rollouts(KINDS, 64, seed=1, prompts_per_kind=3)
+    table = oracle_report.tables["positions"]
+    for position in (0.0, 0.5, 0.9):
+        errors = []
+        for row in rows:
+            left = row.length - int((row.length - 1) * position + 1e-9)
+            guess = horizon_to_length(
+                torch.tensor(true_horizon(end_probability(row.prompt_ids[-1] - 10))), gamma=GAMMA
+            )
+            errors.append(abs(guess.item() - left) / left)
+        found = [
+            r["relative_error"]
+            for r in table
+            if r["predictor"] == "lenvm" and r["position"] == position
+        ]
+        assert found == [pytest.approx(sum(errors) / len(errors), rel=1e-4)]
+    assert {row["predictor"] for row in table} == {"lenvm", "mean", "linear", "survival"}
+
+
+def test_single_samples_give_no_noise_floor_but_the_rest(tmp_path):
+    report = evaluate_prediction(Oracle(), write(tmp_path / "one", rollouts(KINDS, 1)))
+    assert math.isnan(report.figures["mre_noise_floor"])
+    assert math.isnan(report.figures["mre_s0_corrected"])
+    assert report.to_dict()["mre_noise_floor"] is None
+    assert report.figures["mre_s0"] > 0
+
+
+def test_cut_completions_are_counted_and_warned_about(tmp_path):
+    rows = rollouts(KINDS, 8)
+    for row in rows[::20]:
+        row.finish_reason, row.response_ids = "length", [WORD] * row.length
+    with pytest.warns(UserWarning, match="6.2% of the held-out completions were cut"):
+        report = evaluate_prediction(Oracle(), write(tmp_path / "cut", rows))
+    assert report.figures["share_cut"] == pytest.approx(4 / 64)
+    assert report.tables["positions"][0]["responses"] == 60
+
+
+def test_another_tokenizer_and_a_short_context_are_refused(files):
+    with pytest.raises(ValueError, match="another tokenizer"):
+        evaluate_prediction(Oracle(sha="other"), files["heldout"])
+    with pytest.raises(ValueError, match=r"kind\d-\d.*exceed the LenVM's context of 20"):
+        evaluate_prediction(Oracle(context=20), files["heldout"])
+
+
+def test_states_need_two_continuations(files, tmp_path):
+    row = rollouts([0], 1)[0]
+    row.prompt_id = "kind0-0#0@1/5"
+    with pytest.raises(ValueError, match="1 continuation.*at least two"):
+        evaluate_prediction(Oracle(), files["heldout"], states=write(tmp_path / "s", [row]))
+    row.prompt_id = "kind0-0"
+    other = rollouts([0], 2)
+    with pytest.raises(ValueError, match="'kind0-0' names no state"):
+        evaluate_prediction(Oracle(), files["heldout"], states=write(tmp_path / "t", other))
+
+
+def test_everything_is_saved_and_reads_back(oracle_report, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as a figure whose text does not fit
+        paths = oracle_report.save(tmp_path)
+    names = {path.name for path in paths}
+    tables = {"prompts", "positions", "calibration", "states", "state_positions"}
+    assert names == {
+        "prediction.json",
+        "prediction.jsonl",
+        *(f"prediction_{table}.{kind}" for table in tables for kind in ("csv", "png")),
+    }
+    assert all((tmp_path / name).stat().st_size > 100 for name in names)
+    saved = json.loads((tmp_path / "prediction.json").read_text())
+    assert saved["r2_monte_carlo"] == oracle_report.figures["r2_monte_carlo"]
+    assert load_tables(tmp_path / "prediction.jsonl") == oracle_report.tables
+
+
+def test_the_screen_view_names_every_predictor(oracle_report):
+    from rich.console import Console
+
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))
+    console.print(oracle_report.table())
+    text = console.export_text()
+    for word in ("LenVM", "training mean", "linear in prompt length", "noise floor", "R2"):
+        assert word in text
