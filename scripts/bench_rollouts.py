@@ -41,11 +41,11 @@ TASKS = ("stream", "report")
 def main() -> None:
     args = parse_args()
     if args.worker:
-        print(json.dumps(WORKERS[args.worker](Path(args.data))))
+        print(json.dumps(WORKERS[args.worker](Path(args.data), args.window_rows)))
         return
     root = Path(tempfile.mkdtemp(prefix="bench_rollouts_", dir=args.dir))
     try:
-        figures = run(root, args.tokens)
+        figures = run(root, args.tokens, args.window_rows)
     finally:
         shutil.rmtree(root)
     line = json.dumps(figures)
@@ -64,6 +64,12 @@ def parse_args() -> argparse.Namespace:
         default=[10_000_000, 300_000_000],
         help="sizes of the generated files in tokens, comma-separated (default 10e6,300e6)",
     )
+    parser.add_argument(
+        "--window-rows",
+        type=int,
+        default=16_384,
+        help="shuffle window of the stream (default 16384)",
+    )
     parser.add_argument("--dir", help="where to put the files for the time of the run")
     parser.add_argument("--json", help="write the figures to this file too")
     parser.add_argument("--worker", choices=sorted(WORKERS), help=argparse.SUPPRESS)
@@ -71,7 +77,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def run(root: Path, sizes: list[int]) -> dict:
+def run(root: Path, sizes: list[int], window_rows: int) -> dict:
     """Figures of every size, and the ratio of the largest to the smallest one's peak."""
     results = []
     for tokens in sizes:
@@ -79,14 +85,14 @@ def run(root: Path, sizes: list[int]) -> dict:
         result = {"tokens_asked": tokens, **generate(data, tokens)}
         print(f"{tokens:,} tokens: wrote {result['rows']:,} rows", flush=True)
         for task in TASKS:
-            figures = measure(task, data)
+            figures = measure(task, data, window_rows)
             figures["rows_per_s"] = round(figures["seen_rows"] / figures["seconds"])
             figures["tokens_per_s"] = round(figures["seen_tokens"] / figures["seconds"])
             result[task] = figures
             print(f"  {task}: {figures}", flush=True)
         results.append(result)
         shutil.rmtree(data)
-    summary = {"bench": "rollouts", "sizes": results}
+    summary = {"bench": "rollouts", "window_rows": window_rows, "sizes": results}
     for task in TASKS:
         peaks = [r[task]["peak_mib"] for r in results]
         above = [r[task]["peak_mib"] - r[task]["import_mib"] for r in results]
@@ -152,24 +158,25 @@ def token_ids(rng: np.random.Generator, names: np.ndarray, count: int) -> np.nda
     return names[rank]
 
 
-def measure(task: str, data: Path) -> dict:
+def measure(task: str, data: Path, window_rows: int) -> dict:
     """Run one task in a fresh process, whose last line of output has its figures."""
     command = [sys.executable, __file__, "--worker", task, "--data", str(data)]
+    command += ["--window-rows", str(window_rows)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def stream_all(data: Path) -> dict:
+def stream_all(data: Path, window_rows: int) -> dict:
     before = peak_mib()
     start = time.perf_counter()
     rows = tokens = 0
-    for row in RolloutStream(data, seed=0, epochs=1):
+    for row in RolloutStream(data, seed=0, epochs=1, window_rows=window_rows):
         rows += 1
         tokens += len(row.prompt_ids) + len(row.response_ids)
     return {"seen_rows": rows, "seen_tokens": tokens, **figures_since(start, before)}
 
 
-def report_all(data: Path) -> dict:
+def report_all(data: Path, window_rows: int) -> dict:
     before = peak_mib()
     start = time.perf_counter()
     report = length_report(data)

@@ -23,6 +23,8 @@ from lenvm_rl.rollouts.record import OPTIONAL_COLUMNS, SCHEMA
 
 METADATA_KEY = b"lenvm"
 FORMAT_VERSION = 1
+DECODING_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
+"""What pyarrow raises on damaged bytes; names inside a damaged footer need not be UTF-8."""
 _SHARD = re.compile(r"part-(\d{5,})\.parquet")
 
 
@@ -68,7 +70,8 @@ def open_parquet(path: Path) -> pq.ParquetFile:
     """
     try:
         file = pq.ParquetFile(path, pre_buffer=False, page_checksum_verification=True)
-    except (pa.ArrowInvalid, OSError) as error:
+        schema = file.schema_arrow
+    except DECODING_ERRORS as error:
         size = path.stat().st_size if path.exists() else 0
         raise ValueError(
             f"{path} is not a whole Parquet file ({size} bytes; {_first_line(error)}). It was cut "
@@ -76,7 +79,7 @@ def open_parquet(path: Path) -> pq.ParquetFile:
             "are whole, and sampling with append fills up what is missing."
         ) from error
     try:
-        check_schema(file.schema_arrow, path)
+        check_schema(schema, path)
     except ValueError:
         file.close()
         raise
@@ -111,7 +114,13 @@ def read_metadata(schema: pa.Schema, path: Path) -> dict[str, Any]:
             "tokenizer is unknown. Write its rows with RolloutWriter, or convert the source with "
             "`lenvm_rl.rollouts.convert_text`."
         )
-    metadata = json.loads(raw)
+    try:
+        metadata = json.loads(raw)
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: its 'lenvm' metadata is not JSON ({error}): the file is damaged. Restore it "
+            "from a copy."
+        ) from error
     if metadata.get("version") != FORMAT_VERSION:
         raise ValueError(
             f"{path} has rollout format version {metadata.get('version')}, this release reads "
@@ -133,7 +142,7 @@ def encode_metadata(
     return {METADATA_KEY: json.dumps(entry).encode()}
 
 
-def damaged(path: Path, group: int, error: Exception) -> ValueError:
+def damaged(path: Path, group: int, error: Exception | str) -> ValueError:
     """The error for a shard whose footer is whole but whose data pages are not."""
     return ValueError(
         f"{path}: row group {group} cannot be decoded ({_first_line(error)}): the shard is "
@@ -150,5 +159,5 @@ def sync_directory(path: Path) -> None:
         os.close(handle)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: Exception | str) -> str:
     return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else repr(error)

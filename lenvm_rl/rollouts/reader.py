@@ -19,7 +19,13 @@ import pyarrow.parquet as pq
 
 from lenvm_rl.rollouts.check import check_batch
 from lenvm_rl.rollouts.columns import list_lengths
-from lenvm_rl.rollouts.layout import damaged, find_shards, open_parquet, read_metadata
+from lenvm_rl.rollouts.layout import (
+    DECODING_ERRORS,
+    damaged,
+    find_shards,
+    open_parquet,
+    read_metadata,
+)
 from lenvm_rl.rollouts.record import (
     SCHEMA,
     Rollout,
@@ -111,11 +117,10 @@ class RolloutReader:
         """
         names = check_columns(columns)
         for shard, path in enumerate(self.shards):
-            groups = self.row_groups.index[self.row_groups.shard == shard]
             first_row = 0
             with open_parquet(path) as file:
-                for group in groups.tolist():
-                    for batch in self._decode(file, path, group, names):
+                for position in np.flatnonzero(self.row_groups.shard == shard).tolist():
+                    for batch in self._decode(file, path, position, names):
                         if check:
                             self._check(batch, path, first_row)
                         first_row += batch.num_rows
@@ -147,8 +152,7 @@ class RolloutReader:
             with open_parquet(path) as file:
                 for position in wanted[self.row_groups.shard[wanted] == shard].tolist():
                     first_row = int(starts[position])
-                    group = int(self.row_groups.index[position])
-                    for batch in self._decode(file, path, group, names):
+                    for batch in self._decode(file, path, position, names):
                         self._check(batch, path, first_row)
                         first_row += batch.num_rows
                         batches.append(batch)
@@ -171,8 +175,9 @@ class RolloutReader:
         )
 
     def _decode(
-        self, file: pq.ParquetFile, path: Path, group: int, names: list[str]
+        self, file: pq.ParquetFile, path: Path, position: int, names: list[str]
     ) -> Iterator[pa.RecordBatch]:
+        group, missing = int(self.row_groups.index[position]), int(self.row_groups.rows[position])
         stored = [name for name in names if name in file.schema_arrow.names]
         batches = file.iter_batches(
             batch_size=self.batch_rows, row_groups=[group], columns=stored, use_threads=False
@@ -181,10 +186,13 @@ class RolloutReader:
             try:
                 batch = next(batches)
             except StopIteration:
-                return
-            except (pa.ArrowException, OSError) as error:
+                break
+            except DECODING_ERRORS as error:
                 raise damaged(path, group, error) from error
+            missing -= batch.num_rows
             yield _with_columns(batch, names)
+        if missing:
+            raise damaged(path, group, f"{missing} rows fewer than its footer says")
 
     def _read_footers(self) -> tuple[dict[str, Any], RowGroups]:
         first: dict[str, Any] | None = None

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lenvm_rl.rollouts.columns import is_int_list, list_view
+from lenvm_rl.rollouts.columns import int_list_array, is_int_list, list_view
 
 FINISH_REASONS = ("stop", "length")
 """`stop`: the policy emitted EOS. `length`: the token limit cut the completion."""
@@ -125,17 +125,21 @@ def rows_to_batch(rows: Sequence[Rollout]) -> pa.RecordBatch:
     for column in SCHEMA:
         cells = [getattr(row, column.name) for row in rows]
         try:
-            columns.append(pa.array(cells, type=column.type))
+            columns.append(_array(cells, column.type))
         except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
             raise _misfit(rows, column, error) from error
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA)
+
+
+def _array(cells: list[Any], kind: pa.DataType) -> pa.Array:
+    return int_list_array(cells) if is_int_list(kind) else pa.array(cells, type=kind)
 
 
 def _misfit(rows: Sequence[Rollout], column: pa.Field, error: Exception) -> ValueError:
     name = "a row"
     for row in rows:
         try:
-            pa.array([getattr(row, column.name)], type=column.type)
+            _array([getattr(row, column.name)], column.type)
         except (pa.ArrowException, OverflowError, TypeError, ValueError) as cause:
             name, error = f"prompt_id {row.prompt_id!r}, sample_id {row.sample_id!r}", cause
             break
