@@ -92,9 +92,7 @@ class LengthValueEngine(FSDPEngineWithValueHead):
         adapter = LoraConfig(
             r=settings.lora_rank,
             lora_alpha=settings.lora_alpha,
-            target_modules=_trunk_linears(
-                module, convert_to_regular_types(settings.target_modules)
-            ),
+            target_modules=targets,
             target_parameters=convert_to_regular_types(settings.target_parameters),
             exclude_modules=convert_to_regular_types(settings.exclude_modules),
             bias="none",

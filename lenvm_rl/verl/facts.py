@@ -43,7 +43,7 @@ class RolloutFacts:
     """Settings of the first row, without its seed."""
 
     @property
-    def cut_share(self) -> float:
+    def share_cut(self) -> float:
         """Share of completions that the token limit cut."""
         return 1.0 - self.finished_rows / self.rows
 

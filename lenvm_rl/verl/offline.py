@@ -69,12 +69,12 @@ class OfflineSource:
                 "lenvm.cut=drop leaves them out. Sample with more tokens, or set "
                 "lenvm.cut=censored."
             )
-        if self._drop_cut and facts.cut_share > CUT_WARNING:
+        if self._drop_cut and facts.share_cut > CUT_WARNING:
             logger.warning(
                 "%.1f %% of the completions in %s were cut by the token limit and are dropped: "
                 "short responses are over-represented. Sample with more tokens, or set "
                 "lenvm.cut=censored.",
-                100 * facts.cut_share,
+                100 * facts.share_cut,
                 facts.path,
             )
         self.steps_per_epoch = -(-self.rows // batch_size)

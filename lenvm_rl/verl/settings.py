@@ -199,8 +199,8 @@ def _refusals(config: DictConfig, critic: DictConfig) -> list[tuple[bool, str]]:
         (
             config.trainer.rollout_data_dir is None and not config.trainer.log_val_generations,
             f"trainer.rollout_data_dir={config.trainer.rollout_data_dir}, "
-            f"trainer.log_val_generations={config.trainer.log_val_generations}: completions are not "
-            "dumped again. They are in the rollout file (offline), or in lenvm.rollout_output.",
+            f"trainer.log_val_generations={config.trainer.log_val_generations}: completions are "
+            "not dumped again. They are in the rollout file, or in lenvm.rollout_output.",
         ),
         (
             config.data.truncation == "error",

@@ -162,8 +162,8 @@ class LengthValuePretrainer(PPOTrainer):
         elif stored.gamma is not None and abs(gamma - stored.gamma) > 1e-12:
             raise ValueError(
                 f"lenvm.gamma={gamma}, but {self.config.critic.model.path} has gamma "
-                f"{stored.gamma}. Leave lenvm.gamma=auto to go on with it, or make a new model with "
-                "`lenvm init`."
+                f"{stored.gamma}. Leave lenvm.gamma=auto to go on with it, or make a new model "
+                "with `lenvm init`."
             )
         target = settings.target or stored.target
         scale = settings.length_scale

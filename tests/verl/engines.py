@@ -71,6 +71,7 @@ def make_worker(
     tokens: int = 96,
     micro: int = 2,
     lora_rank: int = 0,
+    lora_targets: str | list[str] = "all-linear",
     lr: float = 1e-3,
     loss: LengthValueLoss = LOSS,
     attention: str = "sdpa",
@@ -89,6 +90,7 @@ def make_worker(
         enable_gradient_checkpointing=False,
         lora_rank=lora_rank,
         lora_alpha=2 * lora_rank,
+        target_modules=lora_targets,
         override_config={"attn_implementation": attention},
     )
     engine = FSDPEngineConfig(
@@ -146,3 +148,17 @@ def infer(worker, rows, *, loss: LengthValueLoss = LOSS, multiple: int = 1):
     tu.assign_non_tensor(batch, global_token_num=None, compute_loss=False)
     values = worker.infer_batch(batch)["values"]
     return [response_states(values, batch, i) for i in range(len(rows))]
+
+
+def fixed_lengths(lengths) -> list[Rollout]:
+    """Prompt [n, n] with a response of n tokens: n - 1 times token 2, then EOS."""
+    return [
+        Rollout(
+            prompt_id=f"n{n}",
+            sample_id=0,
+            prompt_ids=[n, n],
+            response_ids=[2] * (n - 1) + [1],
+            finish_reason="stop",
+        )
+        for n in lengths
+    ]
