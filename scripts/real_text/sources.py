@@ -67,7 +67,8 @@ def completions_source(
         heldout: share of the prompts of each data set that is held out.
     """
     math = list(_math_answers(data / "qwen25math_math_n8.jsonl.gz", limit=completions // 2))
-    gsm = list(_gsm_answers(data, completions - len(math), seed))
+    gsm_rows = completions - sum(len(problem["completions"]) for problem in math)
+    gsm = list(_gsm_answers(data, gsm_rows, seed))
     facts: dict[str, Any] = {}
     for name, answers in ((GSM8K, gsm), (MATH, math)):
         lines = work / f"{name}.jsonl"
