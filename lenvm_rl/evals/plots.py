@@ -9,6 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from lenvm_rl.evals.naive import NAIVE
 from lenvm_rl.rollouts.atomic import replacing
@@ -56,8 +57,7 @@ def _prompts(axes: Axes, table: Table, figures: Mapping[str, Any]) -> None:
         )
     values = [row[name] for row in table for name in ("measured", "lenvm")]
     _diagonal(axes, 0.9 * min(values), 1.1 * max(values))
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    _log_axes(axes, "x", "y")
     axes.set_xlabel("measured length of the mean horizon, L_GT (tokens)")
     axes.set_ylabel("predicted at the prompt boundary (tokens)")
     floor = figures.get("mre_noise_floor", float("nan"))
@@ -104,8 +104,11 @@ def _positions(axes: Axes, table: Table, figures: Mapping[str, Any]) -> None:
                 marker="o",
                 color=_COLOURS[name],
                 label=_LABELS[name],
+                # the mean may lie on the linear fit: let both be seen
+                linestyle="--" if name == "mean" else "-",
+                zorder=3 if name == "mean" else 2,
             )
-    axes.set_yscale("log")
+    _log_axes(axes, "y")
     axes.set_xlabel("relative position in the response (%)")
     axes.set_ylabel("mean relative error of the remaining length")
     axes.set_title(
@@ -151,7 +154,7 @@ def _state_positions(axes: Axes, table: Table, figures: Mapping[str, Any]) -> No
     top = max(max(row["predicted"], row["measured"]) for row in table)
     for x, row in zip(places, table, strict=True):
         height = max(row["predicted"], row["measured"]) + 0.015 * top
-        text = f"bias {row['bias']:+.3f}\nrmse {row['rmse']:.3f}\nn {row['states']}"
+        text = f"bias {row['bias']:+.3f}\nnoise-free rmse {row['rmse']:.3f}\nn {row['states']}"
         axes.text(x, height, text, ha="center", va="bottom", fontsize=8)
     axes.set_ylim(0, 1.25 * top)
     axes.set_xticks(list(places), names)
@@ -159,6 +162,16 @@ def _state_positions(axes: Axes, table: Table, figures: Mapping[str, Any]) -> No
     axes.set_ylabel("horizon")
     axes.set_title("Calibration by position, against Monte Carlo values", fontsize=10)
     axes.legend(fontsize=8, loc="upper right")
+
+
+def _log_axes(axes: Axes, *names: str) -> None:
+    """Logarithmic axes with plain numbers at 1, 2, 3, 5, 7, 10, ..."""
+    for name in names:
+        getattr(axes, f"set_{name}scale")("log")
+        axis = getattr(axes, f"{name}axis")
+        axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 3.0, 5.0, 7.0)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def _diagonal(axes: Axes, low: float, high: float) -> None:

@@ -239,7 +239,7 @@ def _first_lengths(model: LengthValueModel, along: Iterable[_Along]) -> dict[str
 def _position_table(
     model: LengthValueModel, along: Sequence[_Along], naive: NaivePredictors | None
 ) -> list[dict[str, Any]]:
-    """Mean |l_hat - l| / l and |u_hat - u| at relative positions of finished responses.
+    """Mean |l_hat - l| / l, and RMSE of u_hat, at relative positions of finished responses.
 
     Outcomes are single samples, so that even a perfect model has errors here; compare predictors.
     """
@@ -268,14 +268,14 @@ def _position_table(
             if name == "lenvm"
             else length_to_horizon(guess_BP, gamma=gamma)
         )
-        horizon_error = (u_hat - u_BP).abs().double().mean(0)
+        squared = (u_hat - u_BP).double().square().mean(0)
         for i, position in enumerate(POSITIONS):
             table.append(
                 {
                     "position": position,
                     "predictor": name,
                     "relative_error": error[i].item(),
-                    "horizon_error": horizon_error[i].item(),
+                    "horizon_rmse": squared[i].sqrt().item(),
                     "responses": len(along),
                 }
             )
