@@ -21,6 +21,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,8 @@ def main() -> None:
     if args.worker:
         print(json.dumps(WORKERS[args.worker](Path(args.data), args.window_rows)))
         return
+    # So that the files are removed when the run is terminated too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     root = Path(tempfile.mkdtemp(prefix="bench_rollouts_", dir=args.dir))
     try:
         figures = run(root, args.tokens, args.window_rows)

@@ -42,7 +42,7 @@ def report_table(report: LengthReport) -> Group:
             f"{entry.std:,.0f}",
             *quantiles,
             f"{entry.max:,}",
-            f"{entry.cut_share:.2%}",
+            f"{entry.share_cut:.2%}",
         )
     lines = [
         f"{report.prompts:,} prompts, {report.overall.rows:,} completions, "
@@ -67,8 +67,13 @@ def report_table(report: LengthReport) -> Group:
 
 def plot_lengths(report: LengthReport, path: Path) -> None:
     """Histogram of lengths as PNG: ended and cut rows stacked, percentiles marked."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "the length histogram needs matplotlib: pip install 'lenvm-rl[evals]'"
+        ) from error
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -94,7 +99,7 @@ def plot_lengths(report: LengthReport, path: Path) -> None:
     total = report.overall
     axes.set_title(
         f"{total.rows:,} completions, mean {total.mean:,.1f}, std {total.std:,.1f}, "
-        f"{total.cut_share:.2%} cut, suggested gamma {report.suggested_gamma:.5g}",
+        f"{total.share_cut:.2%} cut, suggested gamma {report.suggested_gamma:.5g}",
         fontsize=10,
     )
     axes.legend()
