@@ -1,0 +1,139 @@
+"""Which model is trained on what lengths? Sizes of the runs, and the completions of one step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lenvm_rl.rollouts import Rollout, RolloutReader
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Sizes of one benchmark: trunk (Qwen2 architecture), data and hardware."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    vocab_size: int
+    device: str
+    """cpu or cuda."""
+    precision: str
+    """What matrices are multiplied in: fp32 or bf16; the optimiser updates float32 weights."""
+    response_mean: float
+    """Tokens; response lengths are log-normal."""
+    response_std: float
+    prompt_mean: float
+    prompt_std: float
+    row_tokens: int
+    """Longest prompt plus response in tokens; longer ones are drawn again."""
+    rows: int
+    """Completions per optimiser step."""
+    micro_tokens: int
+    """Most tokens of a packed micro-batch, >= row_tokens."""
+    padded_rows: int = 8
+    """Completions per micro-batch of the padded trainer."""
+    matmul_size: int = 2048
+    """Side of the square matrices whose product gives the ceiling."""
+
+
+PRESETS = {
+    "cpu-25m": Preset(
+        hidden_size=512,
+        num_layers=6,
+        num_heads=8,
+        num_key_value_heads=2,
+        intermediate_size=2304,
+        vocab_size=32_768,
+        device="cpu",
+        precision="fp32",
+        response_mean=250,
+        response_std=150,
+        prompt_mean=60,
+        prompt_std=20,
+        row_tokens=1024,
+        rows=48,
+        micro_tokens=1024,
+    ),
+    "gpu-1.5b": Preset(
+        hidden_size=1536,
+        num_layers=28,
+        num_heads=12,
+        num_key_value_heads=2,
+        intermediate_size=8960,
+        vocab_size=151_936,
+        device="cuda",
+        precision="bf16",
+        response_mean=1000,
+        response_std=600,
+        prompt_mean=150,
+        prompt_std=60,
+        row_tokens=8192,
+        rows=128,
+        micro_tokens=16_384,
+        matmul_size=8192,
+    ),
+}
+"""cpu-25m: 25 million parameters without the embedding. gpu-1.5b: the shape of Qwen2.5-1.5B."""
+
+
+def drawn_lengths(preset: Preset, rows: int, seed: int) -> np.ndarray:
+    """(prompt tokens, response tokens) of `rows` completions, log-normal, [rows, 2]."""
+    rng = np.random.default_rng(seed)
+    kept: list[tuple[int, int]] = []
+    while len(kept) < rows:
+        prompt = 1 + int(_log_normal(rng, preset.prompt_mean, preset.prompt_std))
+        response = 1 + int(_log_normal(rng, preset.response_mean, preset.response_std))
+        if prompt + response <= preset.row_tokens:
+            kept.append((prompt, response))
+    return np.array(kept)
+
+
+def _log_normal(rng: np.random.Generator, mean: float, std: float) -> float:
+    variance = math.log1p((std / mean) ** 2)
+    return rng.lognormal(math.log(mean) - variance / 2, math.sqrt(variance))
+
+
+def file_lengths(path: Path, preset: Preset) -> tuple[np.ndarray, int]:
+    """Lengths of a rollout file [rows, 2], and how many rows were too long for the preset.
+
+    Raises:
+        ValueError: fewer rows fit than one step needs.
+    """
+    pairs = np.array(
+        [
+            (len(row["prompt_ids"]), len(row["response_ids"]))
+            for row in RolloutReader(path).iter_rows(["prompt_ids", "response_ids"])
+        ]
+    ).reshape(-1, 2)
+    kept = pairs[pairs.sum(1) <= preset.row_tokens]
+    if len(kept) < preset.rows:
+        raise ValueError(
+            f"{path} has {len(kept)} completions of at most {preset.row_tokens} tokens, but one "
+            f"step takes {preset.rows}. Give a larger file, or a smaller --rows."
+        )
+    return kept, len(pairs) - len(kept)
+
+
+def make_rows(lengths: Sequence[Sequence[int]], vocab_size: int, seed: int) -> list[Rollout]:
+    """Completions of the given lengths out of random tokens: speed does not read them."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i, (prompt, response) in enumerate(lengths):
+        ids = rng.integers(2, vocab_size, size=prompt + response).tolist()
+        rows.append(
+            Rollout(
+                prompt_id=f"p{i}",
+                sample_id=0,
+                prompt_ids=ids[:prompt],
+                response_ids=[*ids[prompt:-1], 1],
+                finish_reason="stop",
+            )
+        )
+    return rows
