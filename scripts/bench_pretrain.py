@@ -25,7 +25,6 @@ import argparse
 import json
 import os
 import socket
-import statistics
 import sys
 import tempfile
 import time
@@ -42,15 +41,13 @@ from pretrain_speed.hardware import (
     trunk_parameters,
 )
 from pretrain_speed.presets import PRESETS, Preset, drawn_lengths, file_lengths, make_rows
+from pretrain_speed.report import TRAINERS, machine, show, summarize
 from rich.console import Console
-from rich.table import Table
 
 from lenvm_rl.rollouts import Rollout
 from lenvm_rl.rollouts.atomic import replacing
 
 CONSOLE = Console(stderr=True)
-TRAINERS = ("trunk", "ours", "padded")
-BARS = {"ours_to_trunk": 0.85, "ours_to_padded": 1.5}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, FileNotFoundError) as error:
         sys.exit(str(error))
     figures = {"preset": args.preset, **run(preset, source, args.rounds)}
-    show(figures)
+    show(figures, CONSOLE)
     line = json.dumps(figures)
     if args.json:
         with replacing(Path(args.json)) as temporary:
@@ -189,48 +186,6 @@ def time_round(
     }
 
 
-def summarize(timed: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over rounds, ratios of medians, and whether they pass the bars."""
-    ceiling = max(entry["ceiling"] for entry in timed)
-    trainers = {}
-    for name in TRAINERS:
-        rates = [entry["tokens_per_s"][name] for entry in timed]
-        flops = statistics.median(entry["flops_per_s"][name] for entry in timed)
-        trainers[name] = {
-            "tokens_per_s": round(statistics.median(rates), 1),
-            "tokens_per_s_rounds": [round(rate, 1) for rate in rates],
-            "seconds_rounds": [round(entry["seconds"][name], 3) for entry in timed],
-            "tflop_per_s": round(flops / 1e12, 4),
-            "share_of_matmul": round(flops / ceiling, 3),
-        }
-    ratios = {}
-    for ratio in BARS:
-        above, below = ratio.split("_to_")
-        ratios[ratio] = round(trainers[above]["tokens_per_s"] / trainers[below]["tokens_per_s"], 3)
-        ratios[f"{ratio}_rounds"] = [
-            round(entry["tokens_per_s"][above] / entry["tokens_per_s"][below], 3) for entry in timed
-        ]
-    lengths = torch.tensor([n for entry in timed for n in entry["lengths"]], dtype=torch.float64)
-    return {
-        "data": {
-            "rows_per_step": len(timed[0]["lengths"]),
-            "tokens_per_step": [entry["tokens"] for entry in timed],
-            "row_tokens_mean": round(lengths.mean().item(), 1),
-            "row_tokens_std": round(lengths.std().item(), 1),
-            "row_tokens_longest": int(lengths.max()),
-            "packed_micro_batches": [entry["micro_batches"] for entry in timed],
-            "padded_over_real_tokens": round(
-                sum(entry["padded_tokens"] for entry in timed) / lengths.sum().item(), 3
-            ),
-        },
-        "matmul_tflop_per_s": round(ceiling / 1e12, 4),
-        "trainers": trainers,
-        **ratios,
-        "bars": BARS,
-        "passes": {ratio: ratios[ratio] >= bar for ratio, bar in BARS.items()},
-    }
-
-
 def prepare_process(device: str) -> None:
     """The environment of a lone verl worker; what a launcher has set stays."""
     with socket.socket() as probe:
@@ -255,38 +210,6 @@ def attention_of(device: str) -> str:
 
     fast = device == "cuda" and is_flash_attn_2_available()
     return "flash_attention_2" if fast else "sdpa"
-
-
-def machine(device: str) -> dict[str, Any]:
-    """Where the figures were measured."""
-    facts: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    if device == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name()
-        facts["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-    else:
-        facts["load_average"] = [round(load, 2) for load in os.getloadavg()]
-    return facts
-
-
-def show(figures: dict[str, Any]) -> None:
-    """The figures as a table."""
-    ceiling = figures["matmul_tflop_per_s"]
-    table = Table(title=f"training speed, {figures['preset']}, matrix products {ceiling} TFLOP/s")
-    for column in ("trainer", "tokens/s", "rounds", "TFLOP/s", "of matmul"):
-        table.add_column(column, justify="left" if column == "trainer" else "right")
-    for name, entry in figures["trainers"].items():
-        table.add_row(
-            name,
-            f"{entry['tokens_per_s']:,.0f}",
-            " ".join(f"{rate:,.0f}" for rate in entry["tokens_per_s_rounds"]),
-            f"{entry['tflop_per_s']:.3g}",
-            f"{entry['share_of_matmul']:.0%}",
-        )
-    CONSOLE.print(table)
-    for ratio, bar in BARS.items():
-        verdict = "passes" if figures["passes"][ratio] else "MISSES"
-        name = ratio.replace("_to_", " / ")
-        CONSOLE.print(f"{name}: {figures[ratio]:.2f}, {verdict} the bar of {bar}")
 
 
 if __name__ == "__main__":
