@@ -122,10 +122,10 @@ def report(
 
     Example: `lenvm report runs/rollouts --out runs/rollouts-report`
     """
-    from lenvm_rl.rollouts import length_report
+    from lenvm_rl.rollouts import length_report, report_table
 
     lengths = length_report(rollouts, progress=True)
-    console.print(lengths.table())
+    console.print(report_table(lengths))
     if out is not None:
         lengths.save(out)
     emit(lengths.to_dict(), json_file)
@@ -148,6 +148,46 @@ def split(
 
     counts = split_by_prompt(rollouts, train, heldout, heldout_fraction=fraction, seed=seed)
     emit(counts.to_dict(), json_file)
+
+
+@app.command()
+def convert(
+    kind: Annotated[str, typer.Argument(help="text, reference or verl: see below.")],
+    source: Annotated[Path, typer.Argument(help="JSONL file or directory.")],
+    out: OutOption,
+    tokenizer: Annotated[str, typer.Option(help="Tokenizer of the policy that wrote them.")],
+    raw: Annotated[
+        bool, typer.Option(help="text: prompts are raw text, not a user's message.")
+    ] = False,
+    skip_bad: Annotated[bool, typer.Option(help="Go on after bad rows; they are listed.")] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Turn completions that are there already into a rollout file.
+
+    `text` reads prompt and completions, `reference` the paper's conversations / meta_info, `verl`
+    the dumps of trainer.rollout_data_dir.
+
+    Example: `lenvm convert text answers.jsonl --tokenizer Qwen/Qwen2.5-7B --out runs/rollouts`
+    """
+    from lenvm_rl import rollouts
+    from lenvm_rl.demo.prompts import resolve_policy
+    from lenvm_rl.model import load_tokenizer, tokenizer_sha
+
+    converters = {
+        "text": rollouts.convert_text,
+        "reference": rollouts.convert_reference,
+        "verl": rollouts.convert_verl,
+    }
+    if kind not in converters:
+        raise ValueError(f"kind must be one of {', '.join(converters)}; got {kind!r}.")
+    tokens = load_tokenizer(resolve_policy(tokenizer))
+    codec = rollouts.TextCodec.from_tokenizer(tokens, tokenizer_sha=tokenizer_sha(tokens))
+    settings: dict[str, Any] = {"errors": "report" if skip_bad else "raise", "progress": True}
+    if kind == "text":
+        settings["chat"] = not raw
+    done = converters[kind](source, out, codec=codec, **settings)
+    console.print(done.summary())
+    emit(done.to_dict(), json_file)
 
 
 @app.command()
@@ -230,6 +270,94 @@ def import_(
     model = import_published(checkpoint, gamma=gamma, target=target, policy_name=policy)
     path = save_checkpoint(model, load_tokenizer(checkpoint), out)
     emit({"lenvm": str(path), "parameters": model.num_parameters(), "gamma": gamma}, None)
+
+
+@app.command()
+def predict(
+    lenvm: Annotated[Path, typer.Option(help="Directory of the value model.")],
+    prompts: Annotated[
+        str | None, typer.Option(help="Prompts: .jsonl or .parquet, or `demo:COUNT`.")
+    ] = None,
+    rollouts: Annotated[
+        Path | None, typer.Option(help="Or a rollout file: predictions along its responses.")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="Or one user message.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write JSON lines here, not to the screen.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Use at most so many rows.")] = None,
+    seed: SeedOption = 0,
+) -> None:
+    """Predict lengths: of responses to prompts, or of what is left along given responses.
+
+    Lengths are in tokens, EOS included; being inverted means they lie below the mean length.
+
+    Example: `lenvm predict --lenvm runs/demo/checkpoint/lenvm --text "12 + 7 - 3 = ?"`
+    """
+    from itertools import islice
+
+    from lenvm_rl.demo.prompts import resolve_prompts
+    from lenvm_rl.evals.predict import predict_prompts, predict_rollouts
+    from lenvm_rl.rollouts.prompts import Prompt
+
+    if sum(given is not None for given in (prompts, rollouts, text)) != 1:
+        raise ValueError("give exactly one of --prompts, --rollouts and --text.")
+    if rollouts is not None:
+        rows = predict_rollouts(lenvm, rollouts)
+    elif text is not None:
+        message = [{"role": "user", "content": text}]
+        rows = predict_prompts(lenvm, [Prompt(prompt_id="text", messages=message)])
+    else:
+        rows = predict_prompts(lenvm, resolve_prompts(prompts or "", seed=seed, limit=limit))
+    lines = (json.dumps(row) + "\n" for row in islice(rows, limit))
+    if out is None:
+        sys.stdout.writelines(lines)
+        return
+    from lenvm_rl.rollouts.atomic import replacing
+
+    with replacing(out) as temporary, temporary.open("w") as file:
+        file.writelines(lines)
+
+
+@evals_app.command("prediction")
+def eval_prediction(
+    lenvm: Annotated[Path, typer.Option(help="Directory of the value model.")],
+    heldout: Annotated[Path, typer.Option(help="Rollouts of unseen prompts, several each.")],
+    out: OutOption,
+    train: Annotated[
+        Path | None, typer.Option(help="Rollouts it was trained on: fits the naive predictors.")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="Policy of the rollouts: adds Monte Carlo values.")
+    ] = None,
+    states: Annotated[int, typer.Option(help="States inside responses.", min=2)] = 160,
+    continuations: Annotated[int, typer.Option(help="Samples per state.", min=2)] = 32,
+    batch_size: Annotated[int, typer.Option(help="Rows generated at once.", min=1)] = 128,
+    seed: SeedOption = 0,
+    json_file: JsonOption = None,
+) -> None:
+    """Compare predictions with measured lengths: noise floor, naive predictors, Monte Carlo.
+
+    Example: `lenvm eval prediction --lenvm runs/demo/checkpoint/lenvm --policy demo
+    --heldout runs/demo/rollouts/heldout --train runs/demo/rollouts/train --out runs/prediction`
+    """
+    from lenvm_rl.demo.prompts import resolve_policy
+    from lenvm_rl.evals.prediction import run_prediction
+
+    result = run_prediction(
+        lenvm,
+        heldout,
+        out,
+        train=train,
+        policy=None if policy is None else resolve_policy(policy),
+        states=states,
+        continuations=continuations,
+        batch_size=batch_size,
+        seed=seed,
+        progress=True,
+    )
+    console.print(result.table())
+    emit(result.to_dict(), json_file)
 
 
 if __name__ == "__main__":

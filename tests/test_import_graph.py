@@ -32,8 +32,6 @@ EDGES = {
     "tensordict": {"verl"},
     "transfer_queue": {"verl"},
     "vllm": {"vllm"},
-    "pyarrow": {"rollouts"},
-    "datasets": {"rollouts"},
     "typer": {"cli"},
 }
 CORE_MAY_IMPORT = {"torch", "lenvm_rl", *sys.stdlib_module_names}

@@ -22,6 +22,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 _STEP = re.compile(r"\bstep:(\d+) - ")
 
 
+def recipes_dir() -> Path:
+    """Where the recipes are: inside the installed package, or beside it in a clone."""
+    package = Path(__file__).resolve().parent.parent
+    for place in (package / "recipes", package.parent / "recipes"):
+        if (place / "pretrain").is_dir():
+            return place
+    raise FileNotFoundError(
+        f"no recipes in {package} or beside it: install the package from a wheel or a clone."
+    )
+
+
 def run_trainer(
     overrides: Sequence[str],
     *,

@@ -47,7 +47,7 @@ class Lengths:
     max: int
     cut_rows: int
     """Rows ended by the token limit: their length is a lower bound."""
-    cut_share: float
+    share_cut: float
     """cut_rows / rows."""
 
 
@@ -199,7 +199,7 @@ def _summarise(source: str, ended: LengthHistogram, cut: LengthHistogram) -> Len
         percentiles={f"p{q:g}": both.percentile(q) for q in PERCENTILES},
         max=both.max,
         cut_rows=cut.rows,
-        cut_share=cut.rows / both.rows,
+        share_cut=cut.rows / both.rows,
     )
 
 
@@ -207,9 +207,9 @@ def _warnings(
     lengths: Lengths, within: WithinPrompt | None, reader: RolloutReader, percentile: float
 ) -> list[str]:
     found = []
-    if lengths.cut_share > CUT_WARNING:
+    if lengths.share_cut > CUT_WARNING:
         found.append(
-            f"{lengths.cut_share:.1%} of the completions were cut by the token limit. Dropping "
+            f"{lengths.share_cut:.1%} of the completions were cut by the token limit. Dropping "
             "them (cut=drop) over-represents short responses: train with cut=censored or "
             "cut=bootstrap, or sample "
             f"with a larger max_tokens. The p{percentile:g} length, and with it the "

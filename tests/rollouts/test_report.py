@@ -66,7 +66,7 @@ def test_report_equals_numpy(write, monkeypatch):
     for q in (1, 5, 25, 50, 75, 90, 95, 99, 99.9):
         assert total.percentiles[f"p{q:g}"] == pytest.approx(np.percentile(lengths, q))
     cut = np.array([row.cut for row in rows])
-    assert total.cut_rows == cut.sum() and total.cut_share == pytest.approx(cut.mean())
+    assert total.cut_rows == cut.sum() and total.share_cut == pytest.approx(cut.mean())
     assert report.suggested_gamma == gamma_for_length(np.percentile(lengths, 99))
     sources = np.array([row.data_source for row in rows])
     assert {entry.source for entry in report.sources} == {"math", "code", "chat"}
@@ -163,7 +163,7 @@ def test_table_fits_one_screen(write):
     text = console.export_text()
     assert len(text.splitlines()) <= 30
     assert "…" not in text, "a figure is cut"
-    assert f"{report.overall.cut_share:.2%}" in text
+    assert f"{report.overall.share_cut:.2%}" in text
     assert f"suggested gamma: {report.suggested_gamma:.6g}" in text
     assert "8 smaller sources" in text
     assert "warning:" in text and "cut by the token limit" in text

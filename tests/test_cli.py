@@ -1,0 +1,156 @@
+"""`lenvm`: every command explains itself, does its job on small files, and refuses in sentences."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from lenvm_rl import cli
+from lenvm_rl.model import LengthValueModel, tokenizer_sha
+from lenvm_rl.rollouts import Rollout, RolloutReader, RolloutWriter
+from tests.tiny import make_policy, make_tokenizer
+
+COMMANDS = [
+    ["demo"],
+    ["sample"],
+    ["report"],
+    ["split"],
+    ["convert"],
+    ["init"],
+    ["import"],
+    ["predict"],
+    ["eval", "prediction"],
+]
+
+
+def run(*words):
+    """Exit status zero, and the object on the last line."""
+    result = CliRunner().invoke(cli.app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory):
+    path = tmp_path_factory.mktemp("policy")
+    make_policy("llama").save_pretrained(path)
+    make_tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def rollouts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "rollouts"
+    with RolloutWriter(path, tokenizer_sha=tokenizer_sha(make_tokenizer()), vocab_size=48) as out:
+        out.append(
+            Rollout(
+                prompt_id=f"p{p}",
+                sample_id=s,
+                prompt_ids=[2, 3 + p],
+                response_ids=[5 + s] * (p + s + 1) + [1],
+                finish_reason="stop",
+                sampling={"temperature": 1.0, "max_tokens": 64},
+                policy={"name": "tiny"},
+            )
+            for p in range(10)
+            for s in range(4)
+        )
+    return path
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_has_an_example(command):
+    result = CliRunner().invoke(cli.app, [*command, "--help"])
+    assert result.exit_code == 0 and "Example" in result.output
+
+
+def test_no_command_is_left_out():
+    found = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+    assert found | {"eval"} == {words[0] for words in COMMANDS}
+
+
+def test_init_predict_and_eval_agree_on_gamma(policy, rollouts, tmp_path):
+    made = run("init", "--from-policy", policy, "--gamma", 0.9, "--out", tmp_path / "lenvm")
+    assert LengthValueModel.from_pretrained(made["lenvm"], gamma=0.9).num_parameters() > 0
+    predicted = run("predict", "--lenvm", tmp_path / "lenvm", "--rollouts", rollouts, "--limit", 1)
+    assert len(predicted["remaining_lengths"]) == predicted["tokens"]
+    asked = run("predict", "--lenvm", tmp_path / "lenvm", "--text", "w2 w3")
+    assert asked["length"] > 0 and -1 < asked["value"] < 0
+    figures = run(
+        "eval",
+        "prediction",
+        "--lenvm",
+        tmp_path / "lenvm",
+        "--heldout",
+        rollouts,
+        "--train",
+        rollouts,
+        "--out",
+        tmp_path / "result",
+        "--json",
+        tmp_path / "figures.json",
+    )
+    assert figures["gamma"] == 0.9 and figures["prompts"] == 10
+    assert figures == json.loads((tmp_path / "figures.json").read_text())
+    assert (tmp_path / "result" / "prediction.json").is_file()
+
+
+def test_fresh_trunk(policy, tmp_path):
+    words = ["init", "--tokenizer", policy, "--hidden-size", 64, "--layers", 1]
+    made = run(*words, "--out", tmp_path / "fresh")
+    assert LengthValueModel.from_pretrained(made["lenvm"]).config.vocab_size == 48
+
+
+def test_report_and_split(rollouts, tmp_path):
+    figures = run("report", rollouts, "--out", tmp_path / "report")
+    assert figures["rows"] == 40 and figures["share_cut"] == 0
+    assert (tmp_path / "report" / "lengths.png").is_file()
+    train, heldout = tmp_path / "train", tmp_path / "heldout"
+    run("split", rollouts, "--train", train, "--heldout", heldout, "--fraction", 0.2)
+    assert (len(RolloutReader(train)), len(RolloutReader(heldout))) == (32, 8)
+
+
+def test_sample_and_convert(policy, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "w2 w3"}\n{"prompt": "w4"}\n')
+    words = ["sample", "--policy", policy, "--prompts", prompts, "-n", 2, "--max-tokens", 6]
+    figures = run(*words, "--out", tmp_path / "sampled")
+    assert figures["rows"] == 4 and len(RolloutReader(tmp_path / "sampled")) == 4
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text('{"prompt": "w2", "completion": "w3 w4", "finish_reason": "stop"}\n')
+    run("convert", "text", pairs, "--raw", "--tokenizer", policy, "--out", tmp_path / "converted")
+    row = next(RolloutReader(tmp_path / "converted").iter_rows())
+    assert row.response_ids == [3, 4, 1]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["report", "nowhere"], "nowhere"),
+        (["sample", "--policy", "demo", "--prompts", "demo:0", "--out", "x"], "positive number"),
+        (["sample", "--policy", "demo", "--prompts", "none.jsonl", "--out", "x"], "does not exist"),
+        (["init", "--out", "x"], "either --from-policy"),
+        (["init", "--from-policy", "demo", "--gamma", "1", "--out", "x"], r"gamma must be in"),
+        (["predict", "--lenvm", "x"], "exactly one of"),
+        (["convert", "csv", "x", "--tokenizer", "demo", "--out", "y"], "text, reference, verl"),
+    ],
+)
+def test_mistakes_end_with_a_sentence(words, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence):
+        CliRunner().invoke(cli.app, words, catch_exceptions=False)
+
+
+def test_the_console_script_shows_the_sentence_and_no_traceback(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "lenvm_rl.cli", "report", "nowhere"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert result.returncode == 2
+    assert "error: " in result.stderr and "nowhere" in result.stderr
+    assert "Traceback" not in result.stderr
