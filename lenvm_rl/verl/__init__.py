@@ -7,6 +7,9 @@ The one way in is `python -m verl.trainer.main_ppo ... trainer.v1.trainer_mode=l
     cpu         the CPU platform: FSDP2 over gloo, one Ray "GPU" slot per CPU worker
     settings    the `lenvm:` block, and the verl settings that would be ignored otherwise
     engine      FSDP engine of a length value model (raw logits, LoRA, merged export)
+    packed_attention  sequences in one row, without flash-attn and without a mask
+    facts       sizes and origin of a rollout file, refusals
+    lazy        registration that waits for verl's own imports
     worker      verl's training worker with an export method
     loss        verl's loss signature -> lenvm_rl.core
     batch       rollouts -> verl's no-padding batch

@@ -5,6 +5,8 @@ what they are for everybody else. Against verl's value engine it
 
   - insists on a LenVM checkpoint and says so, where verl falls back to TRL and blames that;
   - asks the model for raw logits: the loss takes the sigmoid itself, in float32;
+  - honours override_config.attn_implementation, which verl's loader of value models overrides, and
+    attends to packed sequences one by one where flash-attn is missing (`packed_attention`);
   - trains a LoRA that verl's code cannot build for token classifiers: adapters on the trunk, and
     the whole value head (verl would freeze it, or put an adapter on random weights);
   - hands out whole weights, adapters merged, for a directory `from_pretrained` reads.
@@ -19,6 +21,7 @@ from typing import Any
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers.utils import is_flash_attn_2_available
 from verl.utils.fsdp_utils import get_fsdp_full_state_dict
 from verl.utils.py_functional import convert_to_regular_types
 from verl.workers.engine.base import EngineRegistry
@@ -29,6 +32,7 @@ from verl.workers.engine.fsdp.transformer_impl import (
 
 from lenvm_rl.model import LengthValueConfig
 from lenvm_rl.verl.cpu import PLATFORM
+from lenvm_rl.verl.packed_attention import PACKED_SDPA
 
 MODEL_TYPE = "length_value_model"
 _BACKENDS = ["fsdp", "fsdp2"]
@@ -73,12 +77,23 @@ class LengthValueEngine(FSDPEngineWithValueHead):
         config.head_output = "logit"
         self.model_config.model_type = "value_model"  # what verl's loader knows
         try:
-            return super()._build_module()
+            module = super()._build_module()
         except RuntimeError as error:
             # verl replaces whatever went wrong by advice to install TRL.
             raise (error.__cause__ or error) from None
         finally:
             self.model_config.model_type = MODEL_TYPE
+        module.set_attn_implementation(self._attention())
+        return module
+
+    def _attention(self) -> str:
+        """The configured attention, which verl's loader overrides; packed sdpa where it applies."""
+        chosen = self.model_config.override_config.get("attn_implementation")
+        if chosen is None:
+            chosen = "flash_attention_2" if is_flash_attn_2_available() else "sdpa"
+        if chosen == "sdpa" and self.use_remove_padding and not self.use_ulysses_sp:
+            return PACKED_SDPA
+        return chosen
 
     def _build_lora_module(self, module: nn.Module) -> nn.Module:
         if getattr(self.model_config, "lora_adapter_path", None):
