@@ -29,6 +29,9 @@ CUT_WARNING = 0.01
 _MOST_SOURCES = 64
 OTHER_SOURCES = "(other sources)"
 
+_GROUPED = 0.9
+"""Share of completions beside one of the same prompt from which on their spread means something."""
+
 
 @dataclass(frozen=True)
 class Lengths:
@@ -63,6 +66,7 @@ class LengthReport:
     sources: list[Lengths]
     """One entry per data source, most rows first; beyond 64 sources the rest share one entry."""
     within_prompt: WithinPrompt | None
+    """None where the completions of a prompt do not lie side by side."""
     suggested_gamma: float
     """Discount at which `gamma_percentile` of the lengths has horizon `gamma_horizon`."""
     gamma_percentile: float
@@ -152,6 +156,7 @@ def length_report(
     everything = LengthHistogram.sum_of(ended, cut)
     summary = _summarise("all", ended, cut)
     within = runs.result()
+    covered = within.rows / summary.rows if within else 0.0
     return LengthReport(
         path=str(path),
         prompts=len(prompts),
@@ -159,11 +164,11 @@ def length_report(
         sources=sorted(
             (_summarise(name, *pair) for name, pair in sources.items()), key=lambda x: -x.rows
         ),
-        within_prompt=within,
+        within_prompt=within if covered >= _GROUPED else None,
         suggested_gamma=gamma_for_length(everything.percentile(percentile), horizon=horizon),
         gamma_percentile=percentile,
         gamma_horizon=horizon,
-        warnings=_warnings(summary, within, reader, percentile),
+        warnings=_warnings(summary, covered, reader, percentile),
         ended=ended,
         cut=cut,
     )
@@ -204,7 +209,7 @@ def _summarise(source: str, ended: LengthHistogram, cut: LengthHistogram) -> Len
 
 
 def _warnings(
-    lengths: Lengths, within: WithinPrompt | None, reader: RolloutReader, percentile: float
+    lengths: Lengths, covered: float, reader: RolloutReader, percentile: float
 ) -> list[str]:
     found = []
     if lengths.share_cut > CUT_WARNING:
@@ -215,11 +220,11 @@ def _warnings(
             f"with a larger max_tokens. The p{percentile:g} length, and with it the "
             "suggested gamma, are lower bounds."
         )
-    covered = within.rows / lengths.rows if within else 0.0
-    if 0.0 < covered < 0.9:
+    if 0.0 < covered < _GROUPED:
         found.append(
             f"only {covered:.0%} of the completions have one of the same prompt beside them in the "
-            "file: the spread within prompts is that of these."
+            "file, so the spread within prompts is not given: neighbours may be alike because they "
+            "finished together."
         )
     if reader.leftovers:
         found.append(

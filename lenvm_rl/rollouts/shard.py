@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -61,6 +62,8 @@ class ShardFile:
 
     def discard(self) -> None:
         """Give up and remove the unfinished file."""
-        self._writer.close()
-        self._sink.close()
+        # A full disk has no room for the footer either.
+        with contextlib.suppress(OSError, pa.ArrowException):
+            self._writer.close()
+            self._sink.close()
         self._temporary.unlink(missing_ok=True)

@@ -1,9 +1,7 @@
 """How are rollouts written so that a kill at any moment loses at most the rows not yet flushed?
 
-Rows are buffered into small row groups, bounded in rows and in tokens, which is what bounds the
-memory of every reader. Groups go into a hidden shard; a full shard is synced and gets its name. Row
-groups and shards end between prompts wherever a prompt's completions are adjacent, so that readers
-can keep them together.
+Rows are buffered into small row groups, which is what bounds the memory of every reader. Groups go
+into a hidden shard; a full shard is synced to disk and only then gets its name.
 """
 
 from __future__ import annotations
@@ -16,11 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
 import pyarrow as pa
 
 from lenvm_rl.rollouts.check import check_batch
-from lenvm_rl.rollouts.columns import list_lengths, run_starts
 from lenvm_rl.rollouts.layout import (
     encode_metadata,
     find_shards,
@@ -30,12 +26,9 @@ from lenvm_rl.rollouts.layout import (
     shard_number,
 )
 from lenvm_rl.rollouts.record import SCHEMA, Rollout, rows_to_batch
+from lenvm_rl.rollouts.row_groups import RowGroupBuffer
 from lenvm_rl.rollouts.shard import ShardFile
 
-ROW_GROUP_TOKENS = 1 << 18
-"""A row group is closed at this many tokens (1 MiB of ids) ..."""
-ROW_GROUP_ROWS = 1024
-"""... or at this many rows, whichever comes first."""
 _CHUNK = 256
 """Rows turned into Arrow at a time."""
 
@@ -86,9 +79,7 @@ class RolloutWriter:
         self.rows_per_shard = rows_per_shard
         self.rows_written = 0
         """Rows in completed shards of this writer."""
-        self._group_rows = min(ROW_GROUP_ROWS, rows_per_shard)
-        self._pending: list[pa.RecordBatch] = []
-        self._pending_rows = self._pending_tokens = 0
+        self._buffer = RowGroupBuffer(rows_per_shard)
         self._file: ShardFile | None = None
         self._lock: int | None = None
         self._closed = False
@@ -121,15 +112,14 @@ class RolloutWriter:
         check_batch(
             batch,
             source="rows to be written",
-            first_row=self.rows_written + self._unfinished(),
+            first_row=self.rows_written
+            + (self._file.rows if self._file else 0)
+            + self._buffer.rows,
             vocab_size=self.vocab_size,
             eos_ids=self.eos_ids,
         )
-        self._pending.append(batch)
-        self._pending_rows += batch.num_rows
-        self._pending_tokens += int(_row_tokens(batch).sum())
-        if self._pending_tokens >= ROW_GROUP_TOKENS or self._pending_rows >= self._group_rows:
-            self._write_groups(everything=False)
+        for group in self._buffer.add(batch):
+            self._write_group(group)
 
     def flush(self) -> None:
         """Complete the current shard, so that all rows appended so far survive a kill.
@@ -138,7 +128,7 @@ class RolloutWriter:
         complete when closed, and `flush` leaves it alone.
         """
         if not self._single:
-            self._write_groups(everything=True)
+            self._write_rest()
             self._finish_shard()
 
     def close(self) -> None:
@@ -146,7 +136,7 @@ class RolloutWriter:
         if self._closed:
             return
         try:
-            self._write_groups(everything=True)
+            self._write_rest()
             if self._single and self._file is None:
                 self._file = self._open_shard()
             self._finish_shard()
@@ -234,31 +224,9 @@ class RolloutWriter:
 
     # Writing
 
-    def _unfinished(self) -> int:
-        return self._pending_rows + (self._file.rows if self._file else 0)
-
-    def _write_groups(self, *, everything: bool) -> None:
-        """Write full row groups from the buffer; the rest stays unless `everything`."""
-        if not self._pending:
-            return
-        table = pa.Table.from_batches(self._pending, schema=SCHEMA).combine_chunks()
-        batch = table.to_batches()[0]
-        ends = np.cumsum(_row_tokens(batch))
-        starts = run_starts(batch.column("prompt_id"))
-        done = 0
-        while batch.num_rows - done and (everything or self._full(ends, done)):
-            cut = _group_end(ends, starts, done, self._group_rows)
-            self._write_group(batch.slice(done, cut - done))
-            done = cut
-        # A copy, so that the buffer does not keep the whole concatenation alive.
-        rest = batch.take(pa.array(np.arange(done, batch.num_rows)))
-        self._pending = [rest] if rest.num_rows else []
-        self._pending_rows = rest.num_rows
-        self._pending_tokens = int(ends[-1] - (ends[done - 1] if done else 0))
-
-    def _full(self, ends: np.ndarray, done: int) -> bool:
-        tokens = ends[-1] - (ends[done - 1] if done else 0)
-        return tokens >= ROW_GROUP_TOKENS or len(ends) - done >= self._group_rows
+    def _write_rest(self) -> None:
+        for group in self._buffer.drain():
+            self._write_group(group)
 
     def _write_group(self, batch: pa.RecordBatch) -> None:
         if self._file is None:
@@ -287,26 +255,3 @@ class RolloutWriter:
             fcntl.flock(self._lock, fcntl.LOCK_UN)  # forked children share the descriptor
             os.close(self._lock)
             self._lock = None
-
-
-def _row_tokens(batch: pa.RecordBatch) -> np.ndarray:
-    return list_lengths(batch.column("prompt_ids")) + list_lengths(batch.column("response_ids"))
-
-
-def _group_end(ends: np.ndarray, starts: np.ndarray, done: int, group_rows: int) -> int:
-    """Row at which the group that begins at row `done` ends.
-
-    Args:
-        ends: cumulative tokens of the buffered rows, [N].
-        starts: rows at which a new prompt begins, [R].
-        done: rows already written.
-        group_rows: most rows of a group.
-    """
-    before = ends[done - 1] if done else 0
-    by_tokens = int(np.searchsorted(ends, before + ROW_GROUP_TOKENS)) + 1
-    cut = min(max(by_tokens, done + 1), done + group_rows, len(ends))
-    if cut == len(ends):
-        return cut
-    boundary = int(starts[np.searchsorted(starts, cut, side="right") - 1])
-    # A prompt that alone overfills the group is split.
-    return boundary if boundary > done else cut

@@ -15,8 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lenvm_rl.rollouts import Rollout, RolloutReader, RolloutWriter
-from lenvm_rl.rollouts import writer as writer_module
+from lenvm_rl.rollouts import Rollout, RolloutReader, RolloutWriter, row_groups
 from lenvm_rl.rollouts.record import SCHEMA
 from tests.rollouts.conftest import SHA, damage, key, make_rows
 
@@ -102,10 +101,14 @@ def test_projection_reads_the_columns_asked_for(write):
         next(reader.iter_batches(["length"]))
 
 
-def test_row_groups_are_bounded_in_tokens_and_end_between_prompts(write, monkeypatch):
-    monkeypatch.setattr(writer_module, "ROW_GROUP_TOKENS", 100)
-    rows = make_rows(40, 4, max_length=12)
-    reader = RolloutReader(write(rows))
+@pytest.mark.parametrize("at_once", [1, 7, 120])
+def test_row_groups_are_bounded_in_tokens_and_end_between_prompts(tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr(row_groups, "ROW_GROUP_TOKENS", 100)
+    rows = make_rows(40, 3, max_length=12)
+    with RolloutWriter(tmp_path, tokenizer_sha=SHA, rows_per_shard=20) as writer:
+        for start in range(0, len(rows), at_once):
+            writer.append(rows[start : start + at_once])
+    reader = RolloutReader(tmp_path)
     groups = [reader.read_groups([g]) for g in range(len(reader.row_groups.rows))]
     assert len(groups) > 5
     seen = []
@@ -113,7 +116,7 @@ def test_row_groups_are_bounded_in_tokens_and_end_between_prompts(write, monkeyp
         # At most the group's limit and one prompt's rows above it.
         columns = [group[name].to_pylist() for name in ("prompt_ids", "response_ids")]
         tokens = sum(len(ids) for column in columns for ids in column)
-        assert tokens <= 100 + 4 * 15
+        assert tokens <= 100 + 3 * 15
         ids = set(group["prompt_id"].to_pylist())
         assert not ids & set(seen), "a prompt is in two groups"
         seen += ids
@@ -121,7 +124,7 @@ def test_row_groups_are_bounded_in_tokens_and_end_between_prompts(write, monkeyp
 
 
 def test_a_prompt_larger_than_a_row_group_is_split(write, monkeypatch):
-    monkeypatch.setattr(writer_module, "ROW_GROUP_TOKENS", 100)
+    monkeypatch.setattr(row_groups, "ROW_GROUP_TOKENS", 100)
     rows = make_rows(1, 60, max_length=12)
     reader = RolloutReader(write(rows))
     assert len(reader.row_groups.rows) > 3

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from lenvm_rl.core import gamma_for_length
-from lenvm_rl.rollouts import Rollout, RolloutWriter, length_report, report_table
+from lenvm_rl.rollouts import Rollout, RolloutWriter, length_report, report_table, row_groups
 from lenvm_rl.rollouts import report as report_module
-from lenvm_rl.rollouts import writer as writer_module
 from lenvm_rl.rollouts.distinct import DistinctDigests
 from lenvm_rl.rollouts.histogram import LengthHistogram
 from tests.rollouts.conftest import SHA, make_rows
@@ -53,8 +52,8 @@ def test_distinct_digests_equal_a_set(batches):
 
 def test_report_equals_numpy(write, monkeypatch):
     # Small groups, so that prompts and sources reach over the borders of batches.
-    monkeypatch.setattr(writer_module, "ROW_GROUP_TOKENS", 300)
-    monkeypatch.setattr(writer_module, "ROW_GROUP_ROWS", 13)
+    monkeypatch.setattr(row_groups, "ROW_GROUP_TOKENS", 300)
+    monkeypatch.setattr(row_groups, "ROW_GROUP_ROWS", 13)
     rows = make_rows(60, 8, max_length=200, source=lambda p: ("math", "code", "chat")[p % 3])
     report = length_report(write(rows, rows_per_shard=100))
     lengths = np.array([row.length for row in rows])
@@ -102,17 +101,23 @@ def test_above_one_percent_cut_is_warned_of(write, cut, warned):
     assert not warned or "over-represents short responses" in found[0]
 
 
-def test_completions_apart_are_said_not_to_count(write):
-    lengths = [[3, 5], [10, 30], [8], [4]]
-    rows = [
-        row_of_length(n, f"p{p}", s) for p, part in enumerate(lengths) for s, n in enumerate(part)
+def spread_rows(*groups):
+    return [
+        row_of_length(n, f"p{p}", s) for p, part in enumerate(groups) for s, n in enumerate(part)
     ]
-    rows += [row_of_length(7, "p0", 2)]  # far from the other completions of p0
-    report = length_report(write(rows, eos_ids=None))
-    assert report.prompts == 4
+
+
+def test_the_spread_is_that_of_completions_side_by_side(write):
+    report = length_report(write(spread_rows([3, 5], [10, 30]), eos_ids=None))
     assert (report.within_prompt.prompts, report.within_prompt.rows) == (2, 4)
     want = np.mean([np.std([3, 5], ddof=1), np.std([10, 30], ddof=1)])
     assert report.within_prompt.mean_std == pytest.approx(want)
+
+
+def test_a_spread_of_completions_apart_is_not_given(write):
+    rows = [*spread_rows([3, 5], [10, 30], [8], [4]), row_of_length(7, "p0", 2)]
+    report = length_report(write(rows, eos_ids=None))
+    assert report.prompts == 4 and report.within_prompt is None
     assert any(
         "only 57% of the completions have one of the same prompt" in w for w in report.warnings
     )

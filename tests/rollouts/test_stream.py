@@ -6,8 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from lenvm_rl.rollouts import Rollout, RolloutReader, RolloutStream
-from lenvm_rl.rollouts import writer as writer_module
+from lenvm_rl.rollouts import Rollout, RolloutReader, RolloutStream, RolloutWriter, row_groups
 from lenvm_rl.rollouts.order import by_group, shuffled, windows
 from tests.rollouts.conftest import key, make_rows
 
@@ -15,7 +14,7 @@ from tests.rollouts.conftest import key, make_rows
 @pytest.fixture
 def small_groups(monkeypatch):
     """Row groups of a few prompts, so that small files have many of them."""
-    monkeypatch.setattr(writer_module, "ROW_GROUP_TOKENS", 60)
+    monkeypatch.setattr(row_groups, "ROW_GROUP_TOKENS", 60)
 
 
 @pytest.fixture
@@ -206,7 +205,7 @@ def test_resume_refuses_another_order(path, change, reason):
 
 def test_resume_refuses_a_file_that_grew(path):
     state = RolloutStream(path).state_dict()
-    with writer_module.RolloutWriter(path, tokenizer_sha="tokenizer-a", append=True) as writer:
+    with RolloutWriter(path, tokenizer_sha="tokenizer-a", append=True) as writer:
         writer.append(make_rows(2, 3, max_length=8))
     with pytest.raises(ValueError, match="saved with rows 36, this one has 42"):
         RolloutStream(path).load_state_dict(state)
