@@ -14,9 +14,10 @@ mean residual life at t tokens):
                 LenVM starts from its trunk. Stories cut by the context are left out of training
                 and judging (`drop`); their share is reported.
 
-Writes real_text.json, real_text.jsonl, real_text_positions.csv, real_text.png and the checkpoints
-to --out. The last line of stdout is one JSON object; `beats_naive` says whether the bar (RMSE of
-the horizon, see real_text/comparison.py) was passed at every position of every data set.
+Writes real_text.json, real_text.jsonl, real_text_positions.csv, real_text.png, the checkpoints and
+the sampled stories to --out; called again, it samples only what is missing there. The last line of
+stdout is one JSON object; `beats_naive` says whether the bar (RMSE of the horizon, see
+real_text/comparison.py) was passed at every position of every data set.
 """
 
 from __future__ import annotations
@@ -161,6 +162,7 @@ def run_stories(args: argparse.Namespace, work: Path) -> tuple[list, dict, dict]
     source = stories_source(
         args.stories_model,
         args.story_texts,
+        args.out / "sampled-stories",
         work,
         prompts=args.story_prompts,
         samples=args.samples,

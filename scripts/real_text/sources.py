@@ -102,6 +102,7 @@ _SIDES = ("train", "heldout")
 def stories_source(
     policy: Path,
     stories: Path,
+    sampled: Path,
     work: Path,
     *,
     prompts: int,
@@ -114,7 +115,9 @@ def stories_source(
     Args:
         policy: directory of a causal LM whose tokenizer puts BOS before a text.
         stories: gzipped JSON list of stories; each prompt is the first 3 to 8 words of one.
-        work: empty folder for the files that are made.
+        sampled: rollout directory of the stories; an interrupted run of the same settings is
+            continued.
+        work: empty folder for the two sides of the split.
         prompts: at most so many different prompts.
         samples: completions per prompt, temperature 1, up to the model's context.
         heldout: share of the prompts that is held out.
@@ -134,16 +137,17 @@ def stories_source(
     report = sample_tasks(
         sampler,
         tasks,
-        work / "sampled",
+        sampled,
         tokenizer_sha=tokenizer_sha(tokenizer),
         policy_name=policy.name,
         seed=seed,
         progress=True,
     )
     train, held = work / "train", work / "heldout"
-    split = split_by_prompt(work / "sampled", train, held, heldout_fraction=heldout, seed=seed)
+    split = split_by_prompt(sampled, train, held, heldout_fraction=heldout, seed=seed)
     facts = {
         "rows": report.rows,
+        "rows_resumed": report.rows_resumed,
         "mean_length": report.mean_length,
         "share_cut": report.share_cut,
         "sampling_tokens_per_s": report.tokens_per_s,
@@ -221,7 +225,10 @@ def _texts(paths: Iterable[Path]) -> Iterator[str]:
 
 
 def _gsm_answers(data: Path, count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """`count` answers drawn at random (all when there are fewer), in the order of the file."""
+    """`count` answers drawn at random (all when there are fewer), in the order of the file.
+
+    The instruction that follows every question is the same and says nothing about it: left out.
+    """
     prompts = {row["id"]: row["prompt"] for row in _rows(data / "zeroeval_gsm_prompts.jsonl.gz")}
     answers = list(_rows(data / "zeroeval_gsm.jsonl.gz"))
     rng = random.Random(f"gsm-{seed}")
@@ -229,7 +236,7 @@ def _gsm_answers(data: Path, count: int, seed: int) -> Iterator[dict[str, Any]]:
         row = answers[index]
         yield {
             "prompt_id": row["id"],
-            "prompt": prompts[row["id"]],
+            "prompt": prompts[row["id"]].split("## Instruction")[0],
             "completion": row["completion"],
         }
 
