@@ -109,12 +109,11 @@ class RolloutWriter:
         """Check and add a record batch of the rollout schema, without making Python rows."""
         if self._closed:
             raise ValueError(f"the writer of {self.path} is closed; open another with append=True.")
+        unfinished = self._buffer.rows + (self._file.rows if self._file else 0)
         check_batch(
             batch,
             source="rows to be written",
-            first_row=self.rows_written
-            + (self._file.rows if self._file else 0)
-            + self._buffer.rows,
+            first_row=self.rows_written + unfinished,
             vocab_size=self.vocab_size,
             eos_ids=self.eos_ids,
         )
