@@ -6,7 +6,8 @@
 Tokens/s of three trainers of the same trunk on the same completions, interleaved in one process:
 
   trunk   the bare trunk: forward and backward on the packed micro-batches that verl makes of the
-          completions, mean of the last hidden states as the loss. No head, no optimiser step.
+          completions, with ours' attention, mean of the last hidden states as the loss. No head,
+          no clipping, no optimiser step.
   ours    one step of verl's worker with the length value model: from lists of tokens through
           packing, head, loss and gradient clipping to the AdamW step.
   padded  one step of the same with an LM head, as the method's reference trains: 8 completions
@@ -144,7 +145,7 @@ def run(preset: Preset, rows_of: Callable[[int], list[Rollout]], rounds: int) ->
         "bench": "pretrain",
         "sizes": asdict(preset),
         "parameters": parameters,
-        "attention": attention,
+        "attention": {"packed": trunk.attention, "padded": attention},
         "machine": machine(preset.device),
         **summarize(timed),
     }

@@ -26,6 +26,7 @@ from lenvm_rl.model import LengthValueConfig, LengthValueModel, save_checkpoint
 from lenvm_rl.rollouts import Rollout
 from lenvm_rl.verl.batch import make_batch
 from lenvm_rl.verl.loss import LengthValueLoss
+from lenvm_rl.verl.packed_attention import PACKED_SDPA
 from lenvm_rl.verl.worker import LengthValueWorker
 from pretrain_speed.presets import Preset
 
@@ -63,15 +64,16 @@ def save_fresh_model(preset: Preset, path: Path) -> LengthValueModel:
 class BareTrunk:
     """Forward and backward of the trunk on packed micro-batches; no head, no optimiser step.
 
-    Weights in the precision of the products, so nothing is cast; the scalar is the mean of the
-    last hidden states.
+    Weights in the precision of the products, so nothing is cast; attention as ours has it; the
+    scalar is the mean of the last hidden states.
     """
 
     def __init__(self, model: LengthValueModel, preset: Preset, attention: str):
         dtype = torch.bfloat16 if preset.precision == "bf16" else torch.float32
         self.device = preset.device
         self.trunk = copy.deepcopy(model.model).to(self.device, dtype).train()
-        self.trunk.set_attn_implementation(attention)
+        self.attention = PACKED_SDPA if attention == "sdpa" else attention
+        self.trunk.set_attn_implementation(self.attention)
 
     def step(self, micro_batches: Sequence[tuple[Tensor, Tensor]]) -> float:
         """One pass over (input_ids, position_ids), each [1, tokens]."""

@@ -76,11 +76,11 @@ def test_presets_have_the_sizes_in_their_names():
 
 def test_training_flops_are_those_that_torch_counts(trainers):
     trunk = trainers[0]
-    n = 40
+    n, attention = 40, trunk.trunk.config._attn_implementation
     trunk.trunk.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter:
         trunk.step([(torch.arange(n)[None], torch.arange(n)[None])])
-    trunk.trunk.set_attn_implementation("sdpa")
+    trunk.trunk.set_attn_implementation(attention)
     dense = training_flops(TINY, [1] * n)  # sequences of one token: next to no attention
     causal = training_flops(TINY, [n]) - dense
     # Eager attention multiplies the masked half as well.
@@ -89,6 +89,10 @@ def test_training_flops_are_those_that_torch_counts(trainers):
 
 def test_the_trunk_computes_each_completion_as_if_alone(trainers):
     trunk, ours, _, rows = trainers
+    assert (  # so that the bare trunk has what makes ours fast
+        trunk.trunk.config._attn_implementation
+        == ours.worker.engine.module.model.config._attn_implementation
+    )
     batches = ours.micro_batches(rows)
     assert len(batches) > 2
     packed = trunk.step(batches)
