@@ -1,9 +1,10 @@
 """Measure the demo policy: `python -m lenvm_rl.demo.evaluate_policy [--policy DIR] [--json FILE]`.
 
-Samples at temperature 1 with plain transformers `generate`, the same number of problems for every
-number of operands, and reports accuracy (overall, by style, by difficulty), lengths in tokens
-with EOS, the spread of the length within a prompt, and the share cut at the token limit. The last
-line is one JSON object with all figures.
+Samples at temperature 1, the same number of problems for every number of operands, and reports
+accuracy (overall, by style, by difficulty), lengths in tokens with EOS, the spread of the length
+within a prompt, and the share cut at the token limit. Bare answers are rare, so their accuracy by
+difficulty is also computed without sampling: the probability of the right number after
+`the answer is`. The last line is one JSON object with all figures.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from lenvm_rl.demo import policy_path, task
+from lenvm_rl.demo import policy_path, solutions, task
+from lenvm_rl.model.generate import ContinuousSampler, Request
 
 PERCENTILES = (1, 5, 50, 90, 99, 99.9)
 HARD = 8  # chains of at least this many operands count as hard
@@ -55,41 +57,52 @@ def sample_responses(
     samples: int,
     temperature: float = 1.0,
     max_tokens: int = 480,
-    batch: int = 128,
     seed: int = 0,
 ) -> list[Sample]:
     """Sample `samples` responses to each problem; consecutive samples share their problem.
 
-    Problems are batched in order of difficulty, so that a batch's lengths are alike. Temperature 0
-    is greedy decoding.
+    Temperature 0 is greedy decoding.
     """
     tokenizer = AutoTokenizer.from_pretrained(policy)
-    model = AutoModelForCausalLM.from_pretrained(policy).eval()
-    torch.manual_seed(seed)
-    ordered = sorted(problems, key=lambda problem: problem.operands)
-    jobs = [problem for problem in ordered for _ in range(samples)]
-    settings = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-    if temperature > 0:
-        settings = {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
+    model = AutoModelForCausalLM.from_pretrained(policy)
+    sampler = ContinuousSampler(model, eos_token_ids=tokenizer.eos_token_id, seed=seed)
+    jobs = [problem for problem in problems for _ in range(samples)]
+    requests = [
+        Request(_prompt_ids(tokenizer, problem), max_tokens=max_tokens, temperature=temperature)
+        for problem in jobs
+    ]
     found = []
-    for start in range(0, len(jobs), batch):
-        chunk = jobs[start : start + batch]
-        inputs = tokenizer.apply_chat_template(
-            [task.messages(problem) for problem in chunk],
-            add_generation_prompt=True,
-            padding=True,
-            return_tensors="pt",
-            return_dict=True,
-        )
-        with torch.inference_mode():
-            output = model.generate(**inputs, **settings, max_new_tokens=max_tokens)
-        for problem, row in zip(chunk, output[:, inputs["input_ids"].shape[1] :], strict=True):
-            ids = row.tolist()
-            finished = tokenizer.eos_token_id in ids
-            length = ids.index(tokenizer.eos_token_id) + 1 if finished else len(ids)
-            text = tokenizer.decode(ids[: length - finished])
-            found.append(Sample(problem, text, length, finished))
+    for problem, completion in zip(jobs, sampler.generate(requests), strict=True):
+        ids, finished = completion.token_ids, completion.finish_reason == "stop"
+        text = tokenizer.decode(ids[:-1] if finished else ids)
+        found.append(Sample(problem, text, len(ids), finished))
     return found
+
+
+@torch.inference_mode()
+def bare_accuracy(policy: Path, problems: list[task.Problem]) -> dict[str, float]:
+    """Probability of the right number after `the answer is`, by number of operands."""
+    tokenizer = AutoTokenizer.from_pretrained(policy)
+    model = AutoModelForCausalLM.from_pretrained(policy).eval()
+    found: dict[str, float] = {}
+    for operands in sorted({problem.operands for problem in problems}):
+        group = [problem for problem in problems if problem.operands == operands]
+        answers = tokenizer([solutions.bare(problem.answer) for problem in group])["input_ids"]
+        rows = [
+            _prompt_ids(tokenizer, problem) + answer
+            for problem, answer in zip(group, answers, strict=True)
+        ]
+        ids = torch.tensor(rows)  # chains of one difficulty have prompts of one length
+        probabilities = model(input_ids=ids[:, :-1]).logits[:, -1].softmax(-1)
+        found[str(operands)] = float(probabilities.gather(1, ids[:, -1:]).mean())
+    return found
+
+
+def _prompt_ids(tokenizer: PreTrainedTokenizerFast, problem: task.Problem) -> list[int]:
+    chat = tokenizer.apply_chat_template(
+        task.messages(problem), add_generation_prompt=True, return_dict=True
+    )
+    return chat["input_ids"]
 
 
 def report(found: list[Sample]) -> dict:
@@ -175,6 +188,12 @@ def main(argv: list[str] | None = None) -> None:
     for sample in found[:: max(1, len(found) // args.show)] if args.show else ():
         print(f"{sample.problem.text} {sample.right} | {sample.text}", file=sys.stderr)
     figures = report(found)
+    many = [
+        problem
+        for operands in range(task.MIN_OPERANDS, task.MAX_OPERANDS + 1)
+        for problem in task.sample_problems(300, seed=args.seed, operands=(operands, operands))
+    ]
+    figures["bare_accuracy_by_operands"] = bare_accuracy(args.policy, many)
     figures["seconds"] = round(time.monotonic() - started, 1)
     figures["temperature"] = args.temperature
     if args.json:

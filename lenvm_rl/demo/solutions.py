@@ -9,9 +9,8 @@ For one problem the writer chooses at random (probabilities in `StyleMix`):
               wordy) yes, that is right. | no, that is not right.
 
 The writer slips on purpose: each step is wrong with a small probability, smaller when it is spelled
-out. A policy that imitates it is right less often than always at temperature 1, whatever its
-size, and the first re-check buys accuracy while most later ones buy nothing. That is the
-trade-off between length and accuracy that a length value model is about.
+out. A policy that imitates it is not always right at temperature 1, whatever its size. In these
+texts a re-check buys accuracy; how much of that a trained policy keeps is in the README.
 """
 
 from __future__ import annotations

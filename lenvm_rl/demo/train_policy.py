@@ -147,6 +147,7 @@ def worker(
     out: Path,
     state: Path,
     resume: Path | None,
+    save_every: int,
     rendezvous: str,
 ) -> None:
     """Body of one training process; worker 0 logs and saves."""
@@ -175,9 +176,11 @@ def worker(
                 flush=True,
             )
             window = []
-        if rank == 0 and (done % 200 == 0 or done == config.steps):
+        if rank == 0 and (done % save_every == 0 or done == config.steps):
             save_state(state / f"state-{done}.pt", done, model, optimizer, config)
             save_policy(model, tokenizer, out)
+    if rank == 0 and first >= config.steps:  # resumed when there was nothing left to train
+        save_policy(model, tokenizer, out)
     dist.destroy_process_group()
 
 
@@ -192,7 +195,12 @@ def main(argv: list[str] | None = None) -> None:
         "--state", type=Path, help="directory of resumable states (default OUT.state)"
     )
     parser.add_argument("--resume", type=Path, help="a state-STEP.pt to go on from")
+    parser.add_argument("--save-every", type=int, default=200, help="steps between states")
     args = parser.parse_args(argv)
+    for name in ("steps", "workers", "save_every"):
+        if getattr(args, name) < 1:
+            option = "--" + name.replace("_", "-")
+            parser.error(f"{option} is {getattr(args, name)}; pass a number of at least 1")
     config = TrainConfig(seed=args.seed, steps=args.steps)
     state = args.state or args.out.with_name(args.out.name + ".state")
     state.mkdir(parents=True, exist_ok=True)
@@ -205,7 +213,7 @@ def main(argv: list[str] | None = None) -> None:
         rendezvous = f"file://{folder}/rendezvous"
         mp.spawn(
             worker,
-            (args.workers, config, args.out, state, args.resume, rendezvous),
+            (args.workers, config, args.out, state, args.resume, args.save_every, rendezvous),
             nprocs=args.workers,
         )
     print(json.dumps({"out": str(args.out), "steps": config.steps, "seed": config.seed}))

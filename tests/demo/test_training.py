@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from lenvm_rl.demo.batches import IGNORE, TrainConfig
 from lenvm_rl.demo.checkpoints import load_state, save_state
-from lenvm_rl.demo.train_policy import learning_rate, make_optimizer, share, token_losses
+from lenvm_rl.demo.train_policy import learning_rate, main, make_optimizer, share, token_losses
 
 CONFIG = TrainConfig(steps=100, warmup=10, decay_share=0.3, learning_rate=1.0)
 
@@ -98,7 +98,7 @@ def test_state_of_another_run_is_refused(tmp_path):
 def test_workers_and_resuming_do_not_change_the_weights(tmp_path):
     def train(name, *extra):
         command = [sys.executable, "-m", "lenvm_rl.demo.train_policy", "--out", tmp_path / name]
-        command += ["--seed", "3", "--steps", "3", *extra]
+        command += ["--seed", "3", "--steps", "3", "--save-every", "1", *extra]
         done = subprocess.run(
             [str(part) for part in command], capture_output=True, text=True, timeout=300
         )
@@ -112,6 +112,16 @@ def test_workers_and_resuming_do_not_change_the_weights(tmp_path):
     for name in one:
         # Adam divides by tiny second moments at first: round-off is magnified up to a step of lr.
         torch.testing.assert_close(one[name], two[name], atol=2e-5, rtol=1e-4)
-    again = train("again", "--workers", "1", "--resume", tmp_path / "one.state" / "state-3.pt")
-    for name in one:
-        torch.testing.assert_close(one[name], again[name], atol=0, rtol=0)
+    for step in (1, 3):  # in the middle, and when there is nothing left to do
+        state = tmp_path / "one.state" / f"state-{step}.pt"
+        again = train(f"from-{step}", "--workers", "1", "--resume", state)
+        for name in one:
+            torch.testing.assert_close(one[name], again[name], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("option", ["--steps", "--workers", "--save-every"])
+def test_command_refuses_numbers_below_one(option, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["--out", str(tmp_path / "policy"), option, "0"])
+    assert f"{option} is 0; pass a number of at least 1" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
