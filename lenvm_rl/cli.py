@@ -65,9 +65,15 @@ def demo(
 
     Example: `lenvm demo --out runs/demo`
     """
+    from lenvm_rl.demo.launch import TrainingFailed
     from lenvm_rl.demo.run import run_demo
 
-    emit(run_demo(out, seed=seed, setup_s=setup_seconds, console=console), out / "summary.json")
+    try:
+        summary = run_demo(out, seed=seed, setup_s=setup_seconds, console=console)
+    except TrainingFailed as error:
+        Console(stderr=True).print(str(error), markup=False, highlight=False)
+        raise typer.Exit(1) from error
+    emit(summary, out / "summary.json")
 
 
 @app.command()

@@ -22,6 +22,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 _STEP = re.compile(r"\bstep:(\d+) - ")
 
 
+class TrainingFailed(RuntimeError):
+    """The child failed or fell silent; the message holds the end of its log."""
+
+
 def recipes_dir() -> Path:
     """Where the recipes are: inside the installed package, or beside it in a clone."""
     package = Path(__file__).resolve().parent.parent
@@ -55,7 +59,7 @@ def run_trainer(
         silent_after_s: a child that prints nothing for so long is stopped.
 
     Raises:
-        RuntimeError: the child failed or fell silent; holds the end of its log.
+        TrainingFailed: see there.
     """
     command = [sys.executable, "-m", "verl.trainer.main_ppo"]
     command += ["--config-path", str(config_dir), "--config-name", config_name, *overrides]
@@ -95,7 +99,7 @@ def run_trainer(
         stop(child)
     if alarm.rang or status != 0:
         reason = f"printed nothing for {silent_after_s:.0f} s" if alarm.rang else f"exit {status}"
-        raise RuntimeError(
+        raise TrainingFailed(
             f"pretraining failed ({reason}). The end of {log_file}:\n{''.join(tail)}"
         )
 

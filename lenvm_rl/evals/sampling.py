@@ -21,7 +21,8 @@ from lenvm_rl.rollouts.layout import find_shards
 from lenvm_rl.rollouts.progress import progress_bar
 from lenvm_rl.rollouts.prompts import Prompt
 
-_FLUSH_ROWS = 512  # a kill loses at most so many finished completions ...
+# A kill loses the completions of prompts that are not whole yet, and at most so many others ...
+_FLUSH_ROWS = 512
 _FLUSH_SECONDS = 15.0  # ... or those of so many seconds
 
 
@@ -161,20 +162,25 @@ def sample_tasks(
     )
     started = last_flush = time.monotonic()
     tokens, unsaved = 0, 0
+    groups = _PromptGroups(tasks, done)
     with writer, progress_bar("sampling", total, shown=progress) as advance:
         advance(resumed)
-        missing = _missing(tasks, done, seed)
-        for task, sample_id, request, completion in _run(sampler, missing, settings):
-            row = _row(task, sample_id, request, completion, policy)
-            writer.append([row])
-            tokens += row.length
-            lengths += row.length
-            cut += row.cut
-            unsaved += 1
-            if unsaved >= _FLUSH_ROWS or time.monotonic() - last_flush > _FLUSH_SECONDS:
-                writer.flush()
-                unsaved, last_flush = 0, time.monotonic()
-            advance(1)
+        try:
+            missing = _missing(tasks, done, seed)
+            for task, sample_id, request, completion in _run(sampler, missing, settings):
+                row = _row(task, sample_id, request, completion, policy)
+                tokens += row.length
+                lengths += row.length
+                cut += row.cut
+                whole = groups.add(row)
+                writer.append(whole)
+                unsaved += len(whole)
+                if unsaved >= _FLUSH_ROWS or time.monotonic() - last_flush > _FLUSH_SECONDS:
+                    writer.flush()
+                    unsaved, last_flush = 0, time.monotonic()
+                advance(1)
+        finally:
+            writer.append(groups.rest())  # of an interrupted run: what is sampled is kept
     seconds = time.monotonic() - started
     return SamplingReport(
         rollouts=str(out),
@@ -211,6 +217,35 @@ def completion_seed(seed: int, prompt_id: str, sample_id: int) -> int:
     """Seed of one completion in [0, 2**63): a digest, so that neighbours are unrelated."""
     digest = hashlib.sha256(f"{seed}/{sample_id}/{prompt_id}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+class _PromptGroups:
+    """Holds completions until all of their prompt are there, so that they lie side by side.
+
+    Short completions finish first. In that order neighbours in the file would have similar
+    lengths, and neither the spread within prompts nor grouped batches could be read off it.
+    """
+
+    def __init__(self, tasks: Sequence[Task], done: set[tuple[str, int]]):
+        self._left = {task.prompt_id: task.n for task in tasks}
+        for prompt_id, _ in done:
+            self._left[prompt_id] -= 1
+        self._rows: dict[str, list[Rollout]] = {}
+
+    def add(self, row: Rollout) -> list[Rollout]:
+        """The prompt's completions in their order if this was the last one, else nothing."""
+        group = self._rows.setdefault(row.prompt_id, [])
+        group.append(row)
+        self._left[row.prompt_id] -= 1
+        if self._left[row.prompt_id]:
+            return []
+        return sorted(self._rows.pop(row.prompt_id), key=lambda row: row.sample_id)
+
+    def rest(self) -> list[Rollout]:
+        """Completions of prompts that are not whole."""
+        rows = [row for group in self._rows.values() for row in group]
+        self._rows.clear()
+        return rows
 
 
 def _check_tasks(sampler: ContinuousSampler, tasks: Sequence[Task]) -> None:

@@ -40,13 +40,13 @@ def test_output_goes_to_the_log(tmp_path, monkeypatch):
 
 
 def test_a_failure_shows_the_end_of_the_log(tmp_path, monkeypatch):
-    with pytest.raises(RuntimeError, match=r"exit 3(.|\n)*the reason"):
+    with pytest.raises(launch.TrainingFailed, match=r"exit 3(.|\n)*the reason"):
         start(tmp_path, monkeypatch, FAILS)
 
 
 def test_a_silent_child_is_stopped(tmp_path, monkeypatch):
     began = time.monotonic()
-    with pytest.raises(RuntimeError, match="printed nothing for 1 s"):
+    with pytest.raises(launch.TrainingFailed, match="printed nothing for 1 s"):
         start(tmp_path, monkeypatch, SILENT, silent_after_s=1.0)
     assert time.monotonic() - began < 30
 
