@@ -34,11 +34,13 @@ class RolloutFacts:
     """Response tokens, EOS included."""
     longest_prompt: int
     longest_response: int
+    longest_row: int
+    """Tokens of the longest prompt and response together."""
     length_p99: float
     """99th percentile of the response lengths."""
     tokenizer_sha: str
     policy: dict[str, Any]
-    """name, revision, tokenizer_sha: what a LenVM's configuration stores."""
+    """name, revision (where known), tokenizer_sha: what a LenVM's configuration stores."""
     sampling: dict[str, Any]
     """Settings of the first row, without its seed."""
 
@@ -71,7 +73,7 @@ def read_facts(
         FileNotFoundError, ValueError: as `RolloutReader`, and a row beyond a limit, by name.
     """
     reader = RolloutReader(path, tokenizer_sha=tokenizer_sha)
-    lengths, finished, longest_prompt = LengthHistogram(), 0, 0
+    lengths, finished, longest_prompt, longest_row = LengthHistogram(), 0, 0, 0
     for batch in reader.iter_batches(_COLUMNS):
         prompt = list_lengths(batch.column("prompt_ids"))
         response = list_lengths(batch.column("response_ids"))
@@ -79,6 +81,7 @@ def read_facts(
         _check_limit(batch, response, max_response_length, "response", str(path))
         lengths.add(response)
         longest_prompt = max(longest_prompt, int(prompt.max()))
+        longest_row = max(longest_row, int((prompt + response).max()))
         finished += batch.column("finish_reason").to_pylist().count("stop")
     first = next(iter(reader.iter_rows()))
     sha = reader.metadata["tokenizer_sha"]
@@ -89,11 +92,16 @@ def read_facts(
         tokens=lengths.tokens,
         longest_prompt=longest_prompt,
         longest_response=lengths.max,
+        longest_row=longest_row,
         length_p99=lengths.percentile(_PERCENTILE),
         tokenizer_sha=sha,
-        policy={**first.policy, "tokenizer_sha": sha},
-        sampling={name: value for name, value in first.sampling.items() if name != "seed"},
+        policy={**_known(first.policy), "tokenizer_sha": sha},
+        sampling={key: value for key, value in _known(first.sampling).items() if key != "seed"},
     )
+
+
+def _known(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def _check_limit(

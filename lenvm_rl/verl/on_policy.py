@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import transfer_queue as tq
+from omegaconf import DictConfig
 from transfer_queue import KVBatchMeta
 from verl.utils import tensordict_utils as tu
 from verl.workers.rollout.llm_server import LLMServerManager
@@ -148,14 +149,19 @@ class OnPolicySource:
             ],
             data_source=str(row.get("data_source", "unknown")),
             ground_truth=_ground_truth(row),
-            sampling={
-                "temperature": self._rollout.temperature,
-                "top_p": self._rollout.top_p,
-                "top_k": self._rollout.top_k,
-                "max_tokens": self._rollout.response_length,
-            },
+            sampling=sampling_settings(self._rollout),
             policy={"name": self._trainer.config.actor_rollout_ref.model.path},
         )
+
+
+def sampling_settings(rollout: DictConfig) -> dict[str, Any]:
+    """verl's rollout keys as a rollout file stores them."""
+    return {
+        "temperature": rollout.temperature,
+        "top_p": rollout.top_p,
+        "top_k": rollout.top_k,
+        "max_tokens": rollout.response_length,
+    }
 
 
 def _ground_truth(row: dict[str, Any]) -> str | None:

@@ -32,21 +32,21 @@ from verl.trainer.ppo.v1.trainer_base import PPOTrainer, register_trainer
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.debug import marked_timer
-from verl.utils.metric import Metric
 from verl.workers.config import CriticConfig, HFModelConfig
 from verl.workers.engine_workers import TrainingWorkerConfig
 
-from lenvm_rl.model import LengthValueConfig, check_tokenizer_sha, tokenizer_sha
+from lenvm_rl.model import check_tokenizer_sha, describe_policy, tokenizer_sha
 from lenvm_rl.rollouts import Rollout, RolloutReader
 from lenvm_rl.verl import checkpoint as checkpoints
 from lenvm_rl.verl.batch import make_batch
 from lenvm_rl.verl.engine import MODEL_TYPE
 from lenvm_rl.verl.facts import RolloutFacts, read_facts
-from lenvm_rl.verl.loss import LengthValueLoss
+from lenvm_rl.verl.objective import RowLimits, describe, length_value_config, make_loss
 from lenvm_rl.verl.offline import NoGeneration, OfflineSource
-from lenvm_rl.verl.on_policy import OnPolicySource
+from lenvm_rl.verl.on_policy import OnPolicySource, sampling_settings
 from lenvm_rl.verl.plugin import TRAINER_MODE, check_registered
-from lenvm_rl.verl.settings import AUTO, check_verl_settings, critic_config, read_settings
+from lenvm_rl.verl.settings import check_verl_settings, critic_config, read_settings
+from lenvm_rl.verl.step_metrics import data_metrics, worker_metrics
 from lenvm_rl.verl.validation import HeldOut
 from lenvm_rl.verl.worker import LengthValueWorker
 
@@ -80,7 +80,8 @@ class LengthValuePretrainer(PPOTrainer):
 
     def _setup(self) -> None:
         critic = critic_config(self.config)
-        self.model_config = _length_value_config(critic)
+        self.model_config = length_value_config(critic)
+        self._limits = RowLimits.of(self.config, critic, self.model_config)
         self.tokenizer, self.processor = critic.model.tokenizer, None
         self._init_dump_executor()
         self.source, facts = self._make_source()
@@ -89,8 +90,12 @@ class LengthValuePretrainer(PPOTrainer):
             self.source.total_steps, self.config.trainer.total_training_steps or 1 << 62
         )
         object.__setattr__(critic.optim, "total_training_steps", self.total_training_steps)
-        self.loss = self._make_loss(facts)
-        self._start_workers(critic, facts)
+        self.loss = make_loss(
+            self.settings, self.model_config, facts, model=self.config.critic.model.path
+        )
+        print(f"length value objective: {self.loss}")
+        self._start_workers(critic)
+        self.critic_wg.describe(**self._description(facts))
         self._load_checkpoint()
 
     def _make_source(self) -> tuple[OfflineSource | OnPolicySource, RolloutFacts | None]:
@@ -122,17 +127,23 @@ class LengthValuePretrainer(PPOTrainer):
             got_of=f"the policy {self.policy_config.path}",
         )
         self.tokenizer = self.policy_config.tokenizer
+        self._limits.check(
+            data.max_prompt_length + data.max_response_length,
+            "a completion of data.max_prompt_length plus data.max_response_length",
+        )
         self._init_dataloader()
         output = Path(settings.rollout_output or self.root / "rollouts")
         return OnPolicySource(self, output), None
 
     def _facts(self, path: str, sha: str) -> RolloutFacts:
-        return read_facts(
+        facts = read_facts(
             path,
             tokenizer_sha=sha,
             max_prompt_length=self.config.data.max_prompt_length,
             max_response_length=self.config.data.max_response_length,
         )
+        self._limits.check(facts.longest_row, f"a completion in {path}")
+        return facts
 
     def _held_out_facts(self, sha: str) -> None:
         facts = self._facts(self._val_rollouts, sha)
@@ -148,34 +159,19 @@ class LengthValuePretrainer(PPOTrainer):
             self.config.trainer.test_freq = -1
         logger.warning("lenvm.val_rollouts is not set: there will be no validation.")
 
-    def _make_loss(self, facts: RolloutFacts | None) -> LengthValueLoss:
-        """The objective, with everything that `auto` stands for decided."""
-        settings, stored = self.settings, self.model_config
-        gamma = settings.gamma
-        if gamma == AUTO:
-            gamma = stored.gamma or (facts.suggested_gamma if facts else None)
-            if gamma is None:
-                raise ValueError(
-                    "lenvm.gamma=auto has nothing to go by: the model has no gamma, and on_policy "
-                    "has no lengths yet. Set lenvm.gamma, e.g. 0.997 for up to 1,500 tokens."
-                )
-        elif stored.gamma is not None and abs(gamma - stored.gamma) > 1e-12:
-            raise ValueError(
-                f"lenvm.gamma={gamma}, but {self.config.critic.model.path} has gamma "
-                f"{stored.gamma}. Leave lenvm.gamma=auto to go on with it, or make a new model "
-                "with `lenvm init`."
-            )
-        target = settings.target or stored.target
-        scale = settings.length_scale
-        if scale == AUTO:
-            scale = stored.length_scale or (float(facts.longest_response) if facts else None)
-        loss = LengthValueLoss(
-            gamma=gamma, target=target, length_scale=scale, lam=settings.lam, cut=settings.cut
+    def _description(self, facts: RolloutFacts | None) -> dict[str, Any]:
+        """What the saved model says about itself."""
+        if facts is not None:
+            policy = {**(self.model_config.policy or {}), **facts.policy}
+            return describe(self.loss, policy=policy, sampling=facts.sampling)
+        rollout = self.config.actor_rollout_ref.rollout
+        return describe(
+            self.loss,
+            policy=describe_policy(self.policy_config.path, self.tokenizer),
+            sampling=sampling_settings(rollout),
         )
-        print(f"length value objective: {loss}")
-        return loss
 
-    def _start_workers(self, critic: CriticConfig, facts: RolloutFacts | None) -> None:
+    def _start_workers(self, critic: CriticConfig) -> None:
         trainer = self.config.trainer
         self.resource_pool_manager = ResourcePoolManager(
             resource_pool_spec={"global_pool": [trainer.n_gpus_per_node] * trainer.nnodes},
@@ -203,33 +199,10 @@ class LengthValuePretrainer(PPOTrainer):
         self.actor_rollout_wg = self.critic_wg
         self.critic_wg.reset()
         self.critic_wg.set_loss_fn(self.loss)
-        self.critic_wg.describe(**self._description(facts))
         self.workers = max(self.critic_wg._query_dispatch_info("train")) + 1
         self._multiple = self.workers
         if not critic.use_dynamic_bsz:
             self._multiple *= critic.ppo_micro_batch_size_per_gpu
-
-    def _description(self, facts: RolloutFacts | None) -> dict[str, Any]:
-        """What the saved model says about itself."""
-        loss = self.loss
-        fields = {"gamma": loss.gamma, "target": loss.target, "length_scale": loss.length_scale}
-        if facts is not None:
-            return {**fields, "policy": facts.policy, "sampling": facts.sampling}
-        rollout = self.config.actor_rollout_ref.rollout
-        return {
-            **fields,
-            "policy": {
-                "name": self.policy_config.path,
-                "revision": None,
-                "tokenizer_sha": tokenizer_sha(self.tokenizer),
-            },
-            "sampling": {
-                "temperature": rollout.temperature,
-                "top_p": rollout.top_p,
-                "top_k": rollout.top_k,
-                "max_tokens": rollout.response_length,
-            },
-        }
 
     # --- what verl asks a trainer for ------------------------------------------------------
 
@@ -266,8 +239,8 @@ class LengthValuePretrainer(PPOTrainer):
         with marked_timer("update_critic", timing_raw):
             tu.assign_non_tensor(batch, global_token_num=None, update_lr_scheduler=True)
             output = tu.get(self.critic_wg.train_batch(batch).get(), "metrics")
-        metrics.update({f"critic/{name}": _number(value) for name, value in output.items()})
-        metrics.update(_data_metrics(rows))
+        metrics.update(worker_metrics(output))
+        metrics.update(data_metrics(rows))
         self._step_tokens = sum(len(row.prompt_ids) + row.length for row in rows)
         return self._marker()
 
@@ -358,36 +331,6 @@ class LengthValuePretrainer(PPOTrainer):
             "length_scale": self.loss.length_scale,
             "batch_size": self.config.data.train_batch_size,
         }
-
-
-def _length_value_config(critic: CriticConfig) -> LengthValueConfig:
-    config = critic.model.hf_config
-    if not isinstance(config, LengthValueConfig):
-        raise ValueError(
-            f"critic.model.path={critic.model.path} holds a {config.model_type!r} model "
-            f"({config.architectures}), not a length value model. Make one from it with "
-            "`lenvm init`, or convert a published one with `lenvm import`."
-        )
-    return config
-
-
-def _number(value: Any) -> float:
-    """A metric of verl's workers as a number: micro-batches are added up, workers averaged."""
-    if isinstance(value, Metric):
-        return float(value.aggregate())
-    if isinstance(value, list):
-        return float(Metric.aggregate_dp(value) if isinstance(value[0], Metric) else value[0])
-    return float(value)
-
-
-def _data_metrics(rows: list[Rollout]) -> dict[str, float]:
-    lengths = [row.length for row in rows]
-    return {
-        "data/completions": len(rows),
-        "data/response_tokens": sum(lengths),
-        "data/response_length_mean": sum(lengths) / len(rows),
-        "data/share_cut": sum(row.cut for row in rows) / len(rows),
-    }
 
 
 def _chunks(reader: RolloutReader, size: int):

@@ -43,7 +43,7 @@ def test_facts_of_a_file(tmp_path):
     facts = read_facts(write(tmp_path / "r", rows), tokenizer_sha="abc", **LIMITS)
     lengths = [row.length for row in rows]
     assert (facts.rows, facts.finished_rows, facts.tokens) == (30, 27, sum(lengths))
-    assert facts.cut_share == pytest.approx(0.1)
+    assert facts.share_cut == pytest.approx(0.1)
     assert facts.longest_prompt == max(len(row.prompt_ids) for row in rows)
     assert facts.longest_response == max(lengths)
     assert facts.suggested_gamma == pytest.approx(gamma_from_lengths(lengths))
