@@ -15,9 +15,11 @@ Tokens/s of three trainers of the same trunk on the same completions, interleave
           computed and thrown away. Same head, loss, clipping and AdamW.
 
 Tokens are those of prompts and responses; padding never counts. A round times each trainer once on
-the round's own completions; figures are medians over rounds. TFLOP/s count what the trunk needs for
-the real tokens (pretrain_speed/hardware.py), and are compared with the largest rate that square
-matrix products reach in the same run. The last line of stdout is one JSON object.
+the round's own completions; figures are medians over rounds. Ratios are those of wall time; beside
+them stand those of processor time, which other load on the machine disturbs less. TFLOP/s count
+what the trunk needs for the real tokens (pretrain_speed/hardware.py), and are compared with the
+largest rate that square matrix products reach in the same run. The last line of stdout is one JSON
+object.
 """
 
 from __future__ import annotations
@@ -162,14 +164,15 @@ def time_round(
         "ours": lambda: ours.step(rows),
         "padded": lambda: padded.step(rows),
     }
-    ceiling, seconds, losses = 0.0, {}, {}
+    ceiling, seconds, cpu_seconds, losses = 0.0, {}, {}, {}
     for name in TRAINERS:
         ceiling = max(ceiling, matmul_ceiling(preset, seconds=0.5))
         synchronize(preset.device)
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         losses[name] = work[name]()
         synchronize(preset.device)
         seconds[name] = time.perf_counter() - start
+        cpu_seconds[name] = time.process_time() - cpu_start
     packed = [ids.shape[1] for ids, _ in micro_batches]
     if packed != ours.seen:
         raise RuntimeError(f"the trunk got micro-batches of {packed} tokens, ours {ours.seen}")
@@ -180,6 +183,7 @@ def time_round(
         "micro_batches": len(packed),
         "padded_tokens": sum(len(chunk) * max(chunk) for chunk in chunks),
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "tokens_per_s": {name: sum(lengths) / seconds[name] for name in TRAINERS},
         "flops_per_s": {name: training_flops(preset, lengths) / seconds[name] for name in TRAINERS},
         "ceiling": ceiling,

@@ -58,8 +58,8 @@ PRESETS = {
         prompt_mean=60,
         prompt_std=20,
         row_tokens=1024,
-        rows=48,
-        micro_tokens=1024,
+        rows=32,
+        micro_tokens=4096,
     ),
     "gpu-1.5b": Preset(
         hidden_size=1536,

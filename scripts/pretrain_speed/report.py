@@ -26,6 +26,7 @@ def summarize(timed: list[dict[str, Any]]) -> dict[str, Any]:
             "tokens_per_s": round(statistics.median(rates), 1),
             "tokens_per_s_rounds": [round(rate, 1) for rate in rates],
             "seconds_rounds": [round(entry["seconds"][name], 3) for entry in timed],
+            "cpu_seconds_rounds": [round(entry["cpu_seconds"][name], 3) for entry in timed],
             "tflop_per_s": round(flops / 1e12, 4),
             "share_of_matmul": round(flops / ceiling, 3),
         }
@@ -36,6 +37,12 @@ def summarize(timed: list[dict[str, Any]]) -> dict[str, Any]:
         ratios[f"{ratio}_rounds"] = [
             round(entry["tokens_per_s"][above] / entry["tokens_per_s"][below], 3) for entry in timed
         ]
+        ratios[f"{ratio}_by_cpu_time"] = round(
+            statistics.median(
+                entry["cpu_seconds"][below] / entry["cpu_seconds"][above] for entry in timed
+            ),
+            3,
+        )
     lengths = torch.tensor([n for entry in timed for n in entry["lengths"]], dtype=torch.float64)
     return {
         "data": {

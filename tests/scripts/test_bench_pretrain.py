@@ -152,6 +152,7 @@ def test_figures_are_medians_over_rounds_and_ratios_of_medians():
             "micro_batches": 1,
             "padded_tokens": 40,
             "seconds": {name: 30 / rate for name, rate in rates.items()},
+            "cpu_seconds": {name: 60 / rate**2 for name, rate in rates.items()},
             "tokens_per_s": rates,
             "flops_per_s": {name: 1e9 * rate for name, rate in rates.items()},
             "ceiling": 4e11,
@@ -162,6 +163,7 @@ def test_figures_are_medians_over_rounds_and_ratios_of_medians():
     assert figures["trainers"]["trunk"]["share_of_matmul"] == 0.25
     assert figures["ours_to_trunk"] == 0.9 and figures["ours_to_padded"] == 1.8
     assert figures["ours_to_trunk_rounds"] == [0.9, 1.0, 0.8]
+    assert figures["ours_to_trunk_by_cpu_time"] == 0.81
     assert figures["passes"] == {"ours_to_trunk": True, "ours_to_padded": True}
     assert figures["data"]["padded_over_real_tokens"] == pytest.approx(4 / 3, abs=1e-3)
     slow = summarize([entry(100, 84, 57)])
