@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from lenvm_rl.model.slot_cache import SLOT_ATTENTION, SlotCache, decode_plan
+from lenvm_rl.model.slot_cache import SLOT_ATTENTION, SlotCache, decode_plan, tier_order
 from lenvm_rl.model.token_sampling import draw_tokens, sampling_logprobs
 
 STOP, LENGTH = "stop", "length"
@@ -111,6 +111,12 @@ class _Rows:
         """Copy every column of one slot to another."""
         for column in vars(self).values():
             column[target] = column[source]
+
+    def reorder(self, order: Sequence[int]) -> None:
+        """Slot i takes what was in slot `order[i]`."""
+        taken = torch.tensor(order, device=self.last.device)
+        for column in vars(self).values():
+            column[: len(order)] = column[taken]
 
 
 class ContinuousSampler:
@@ -282,6 +288,17 @@ class ContinuousSampler:
         for key, entry in copies:
             slot = self._start(*entry)
             self._cache.copy_row(source[key], slot, len(key) - 1)
+        self._reorder()
+
+    def _reorder(self) -> None:
+        """Bring rows of similar length together, which is what the tiers of attention need."""
+        lengths = self._rows.position[: len(self._live)].tolist()
+        order = tier_order(lengths, self.device)
+        moves = [(old, new, lengths[old]) for new, old in enumerate(order) if old != new]
+        if moves:
+            self._cache.move_rows(moves)
+            self._rows.reorder(order)
+            self._live = [self._live[old] for old in order]
 
     def _prefill(self, prompts: list[tuple[int, ...]], *, first_slot: int) -> None:
         """Keys and values of `prompts` without their last tokens, padded on the right."""

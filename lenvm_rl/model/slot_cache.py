@@ -11,6 +11,7 @@ each only as far as its longest row: with a long tail of lengths, most rows are 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -50,7 +51,7 @@ def decode_plan(positions: Tensor, dtype: torch.dtype) -> DecodePlan:
     """Plan a step in which row i of n writes one token at column `positions[i]` and attends to
     columns `0..positions[i]`; `dtype` is that of the attention scores."""
     n, device = len(positions), positions.device
-    step = _TIER_ROWS if device.type == "cpu" else n
+    step = _tier_rows(n, device)
     bounds = [slice(a, min(a + step, n)) for a in range(0, n, step)]
     spans = [int(positions[rows].max()) + 1 for rows in bounds]
     columns = torch.arange(max(spans), device=device)
@@ -61,6 +62,31 @@ def decode_plan(positions: Tensor, dtype: torch.dtype) -> DecodePlan:
         mask.masked_fill_(unseen, -torch.inf)
         tiers.append(_Tier(rows, span, mask[:, None, None]))
     return DecodePlan(positions, torch.arange(n, device=device), tiers, max(spans))
+
+
+def tier_order(lengths: Sequence[int], device: torch.device) -> list[int]:
+    """A new order of n rows that brings rows of similar length into the same tier.
+
+    Returns:
+        [n] the old slot of each new slot. Tiers hold descending ranges of length; a row whose tier
+        is right already stays where it is, so that few rows have to be copied.
+    """
+    n = len(lengths)
+    step = _tier_rows(n, device)
+    by_length = sorted(range(n), key=lambda slot: -lengths[slot])
+    order = []
+    for start in range(0, n, step):
+        members = by_length[start : start + step]
+        slots = range(start, start + len(members))
+        arriving = iter([slot for slot in members if slot not in slots])
+        staying = set(members).intersection(slots)
+        order += [slot if slot in staying else next(arriving) for slot in slots]
+    return order
+
+
+def _tier_rows(n: int, device: torch.device) -> int:
+    """Rows per tier: a kernel launch costs little on a CPU, and much on an accelerator."""
+    return _TIER_ROWS if device.type == "cpu" else n
 
 
 def slot_attention(
@@ -156,6 +182,13 @@ class SlotCache(Cache):
         """Copy the first `length` tokens of one row to another, in every layer."""
         for buffer in (*self._keys, *self._values):
             buffer[target, :, :length] = buffer[source, :, :length]
+
+    def move_rows(self, moves: Sequence[tuple[int, int, int]]) -> None:
+        """Copy rows, `(source, target, length)` each, all sources being read before any write."""
+        for buffer in (*self._keys, *self._values):
+            held = [buffer[source, :, :length].clone() for source, _, length in moves]
+            for (_, target, length), row in zip(moves, held, strict=True):
+                buffer[target, :, :length] = row
 
     def _reserve(self, length: int) -> None:
         """Make room for `length` tokens per row (buffers grow by half, at most to `limit`)."""
