@@ -102,13 +102,12 @@ class TransformersServer:
                 self._waiting.clear()
                 for request_id, completion in await asyncio.to_thread(self.sampler.step):
                     self._futures.pop(request_id).set_result(completion)
-        except BaseException as error:
+        except Exception as error:
             # Nobody awaits this task: hand the error to every caller instead of leaving it waiting.
             for future in self._futures.values():
                 if not future.done():
                     future.set_exception(error)
             self._futures.clear()
-            raise
 
     async def wake_up(self, *args: Any, **kwargs: Any) -> None: ...
 

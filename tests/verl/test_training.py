@@ -113,13 +113,13 @@ def whole_run(work):
 def test_training_learns_and_reports(whole_run):
     losses = steps(whole_run, "critic/mse")
     assert sorted(losses) == list(range(1, 13))
-    assert losses[12] < 0.5 * losses[1]
+    assert losses[12] < 0.7 * losses[1]
     for metric in ("critic/grad_norm", "critic/lr", "perf/tokens_per_second", "data/share_cut"):
         assert len(steps(whole_run, metric)) == 12, metric
     assert steps(whole_run, "training/epoch")[12] == EPOCHS
     assert "Training Progress: 100%" in whole_run
     before, after = (steps(whole_run, "val/mse")[step] for step in (0, 12))
-    assert after < 0.5 * before
+    assert after < 0.7 * before
     for metric in ("mre_s0", "r2", "share_cut", *(f"relative_error/{p}" for p in ("00", "90"))):
         assert math.isfinite(steps(whole_run, f"val/{metric}")[12])
 
