@@ -1,0 +1,63 @@
+"""Does the whole evaluation run from directories on disk, and does it continue after a kill?"""
+
+import json
+
+import pytest
+import torch
+
+from lenvm_rl.evals import run_prediction, sample_to_file
+from lenvm_rl.model import LengthValueModel, describe_policy, load_tokenizer, save_checkpoint
+from lenvm_rl.rollouts import RolloutReader
+from tests.evals.test_sampling import SETTINGS, prompts
+
+
+@pytest.fixture(scope="module")
+def files(tiny_policy, tmp_path_factory):
+    """A LenVM on the policy's trunk, and rollouts of the policy."""
+    root = tmp_path_factory.mktemp("run")
+    sample_to_file(tiny_policy, prompts(8), root / "train", **SETTINGS)
+    sample_to_file(tiny_policy, prompts(5), root / "heldout", **{**SETTINGS, "seed": 1})
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(tiny_policy)
+    policy = describe_policy(str(tiny_policy), tokenizer)
+    model = LengthValueModel.from_policy(tiny_policy, gamma=0.9, policy=policy)
+    save_checkpoint(model, tokenizer, root / "lenvm")
+    return root
+
+
+@pytest.mark.filterwarnings("ignore:.*were cut by the token limit")
+def test_run_prediction_measures_saves_and_resumes(files, tiny_policy, tmp_path):
+    out = tmp_path / "prediction"
+    arguments = {
+        "train": files / "train",
+        "policy": tiny_policy,
+        "states": 6,
+        "continuations": 4,
+        "seed": 3,
+    }
+    report = run_prediction(files / "lenvm", files / "heldout", out, **arguments)
+    figures = report.to_dict()
+    assert figures["prompts"] == 5 and figures["completions"] == 20
+    assert figures["states"] == 6 and figures["continuations_per_state"] == 4
+    assert figures["gamma"] == 0.9
+    assert {"mre_s0", "mre_noise_floor", "mre_naive_mean", "mre_naive_linear"} <= set(figures)
+    assert json.loads((out / "prediction.json").read_text()) == figures
+    shards = sorted((out / "states").glob("*.parquet"))
+    stamps = [shard.stat().st_mtime_ns for shard in shards]
+    again = run_prediction(files / "lenvm", files / "heldout", out, **arguments)
+    assert again.to_dict() == figures
+    assert [shard.stat().st_mtime_ns for shard in shards] == stamps  # nothing was sampled again
+    assert len(RolloutReader(out / "states")) == 24
+
+
+@pytest.mark.filterwarnings("ignore:.*were cut by the token limit")
+def test_without_policy_and_training_file_the_rest_is_measured(files, tmp_path):
+    report = run_prediction(files / "lenvm", files / "heldout", tmp_path / "out")
+    assert "r2_monte_carlo" not in report.figures and "mre_naive_mean" not in report.figures
+    assert report.figures["mre_s0"] > 0
+    assert not (tmp_path / "out" / "states").exists()
+
+
+def test_a_plain_language_model_is_refused(files, tiny_policy, tmp_path):
+    with pytest.raises(ValueError, match="not a LenVM"):
+        run_prediction(tiny_policy, files / "heldout", tmp_path / "out")
