@@ -194,7 +194,7 @@ def write_prompts(path, numbers):
 
 
 def test_on_policy_training_writes_what_it_samples(work):
-    policy = make_policy("qwen2")
+    policy = make_policy("llama")
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
     policy.save_pretrained(work / "policy")
