@@ -113,8 +113,10 @@ def measure(
         truth.append(u_L)
         guesses = {"lenvm": (logit_to_horizon(logits_L), logit_to_length(logits_L, gamma=gamma))}
         prompt_length = torch.tensor([len(row.prompt_ids)])
+        longest = len(naive.survival)  # where a horizon is 1 to the last bit, its length is not inf
         for name, l_1L in naive.remaining_lengths(prompt_length, written_L[None]).items():
-            guesses[name] = (length_to_horizon(l_1L[0], gamma=gamma), l_1L[0])
+            l_hat_L = l_1L[0].clamp(max=longest)
+            guesses[name] = (length_to_horizon(l_hat_L, gamma=gamma), l_hat_L)
         for name, (u_hat_L, l_hat_L) in guesses.items():
             errors_2L = torch.stack([u_hat_L - u_L, (l_hat_L - left_L).abs() / left_L])
             horizon_P, relative_P = at_positions(errors_2L, torch.ones(errors_2L.shape))

@@ -32,7 +32,7 @@ class Recipe:
     """Wall time after which training ends, decayed to zero like the last epoch's end."""
     learning_rate: float
     """Peak, after a warm-up of 2 % of the steps."""
-    batch_rows: int = 64
+    batch_rows: int = 32
     """Completions per optimiser step."""
     micro_tokens: int = 8192
     """Padded tokens per forward pass."""
