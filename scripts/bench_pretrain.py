@@ -31,7 +31,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -65,13 +65,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         source = length_source(preset, args.rollouts, args.seed)
     except (ValueError, FileNotFoundError) as error:
         sys.exit(str(error))
-    figures = {"preset": args.preset, **run(preset, source, args.rounds)}
+    for so_far in run(preset, source, args.rounds):
+        figures = {"preset": args.preset, **so_far}
+        if args.json:
+            with replacing(Path(args.json)) as temporary:
+                temporary.write_text(json.dumps(figures) + "\n")
     show(figures, CONSOLE)
-    line = json.dumps(figures)
-    if args.json:
-        with replacing(Path(args.json)) as temporary:
-            temporary.write_text(line + "\n")
-    print(line)
+    print(json.dumps(figures))
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -84,7 +84,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the lengths and their order (0)")
     parser.add_argument("--json", help="write the figures to this file too")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {args.rounds}")
+    return args
 
 
 def length_source(
@@ -108,8 +111,13 @@ def length_source(
     return rows
 
 
-def run(preset: Preset, rows_of: Callable[[int], list[Rollout]], rounds: int) -> dict[str, Any]:
-    """All figures: `rounds` rounds of the three trainers, after a small warm-up of each."""
+def run(
+    preset: Preset, rows_of: Callable[[int], list[Rollout]], rounds: int
+) -> Iterator[dict[str, Any]]:
+    """Time `rounds` rounds of the three trainers, after a small warm-up of each.
+
+    Yields the figures of the rounds so far, so that a run that is cut short leaves some.
+    """
     prepare_process(preset.device)
     # Only now: verl looks at VERL_PLATFORM when it is imported.
     from pretrain_speed.arms import BareTrunk, OursInVerl, PaddedWithLMHead, save_fresh_model
@@ -143,14 +151,14 @@ def run(preset: Preset, rows_of: Callable[[int], list[Rollout]], rounds: int) ->
             f"round {index + 1}/{rounds}: "
             + ", ".join(f"{name} {timed[-1]['tokens_per_s'][name]:,.0f} tok/s" for name in TRAINERS)
         )
-    return {
-        "bench": "pretrain",
-        "sizes": asdict(preset),
-        "parameters": parameters,
-        "attention": {"packed": trunk.attention, "padded": attention},
-        "machine": machine(preset.device),
-        **summarize(timed),
-    }
+        yield {
+            "bench": "pretrain",
+            "sizes": asdict(preset),
+            "parameters": parameters,
+            "attention": {"packed": trunk.attention, "padded": attention},
+            "machine": machine(preset.device),
+            **summarize(timed),
+        }
 
 
 def time_round(
