@@ -14,73 +14,21 @@ other batch shapes differ in the last bits, which moves about one token in a mil
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from lenvm_rl.model.decoder import attending_by, check_attention, context_length, eos_ids
+from lenvm_rl.model.requests import LENGTH, MAX_SEED, STOP, Completion, Request
 from lenvm_rl.model.slot_cache import SLOT_ATTENTION, SlotCache, decode_plan, tier_order
 from lenvm_rl.model.token_sampling import draw_tokens, sampling_logprobs
 
-STOP, LENGTH = "stop", "length"
 _PREFILL_TOKENS = 8192  # padded tokens per prefill pass: bounds memory, keeps the padding small
-_MAX_SEED = 2**63 - 1
 
-
-@dataclass(frozen=True)
-class Request:
-    """One completion to sample; the settings are checked on construction."""
-
-    prompt_ids: Sequence[int]
-    """Token ids of the prompt, at least one."""
-    max_tokens: int
-    """Most tokens of the completion, EOS included; the context length may cut earlier."""
-    temperature: float = 1.0
-    """Divides the logits; 0 takes the most probable token."""
-    top_p: float = 1.0
-    """Keep the smallest set of tokens with this mass, in (0, 1]."""
-    top_k: int = 0
-    """Keep the k most probable tokens; 0 (or -1, as vLLM writes it) keeps all."""
-    min_p: float = 0.0
-    """Drop tokens below this share of the most probable one's probability, in [0, 1]."""
-    seed: int | None = None
-    """Random stream of this completion; None draws one from the sampler's own stream."""
-
-    def __post_init__(self) -> None:
-        if len(self.prompt_ids) == 0:
-            raise ValueError("prompt_ids is empty: start from at least one token, such as BOS.")
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}.")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(
-                f"temperature must be a number >= 0, got {self.temperature}; 0 decodes greedily."
-            )
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}; 1 keeps every token.")
-        if self.top_k < -1:
-            raise ValueError(f"top_k must be >= 0, got {self.top_k}; 0 keeps every token.")
-        if not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p must be in [0, 1], got {self.min_p}; 0 keeps every token.")
-        if self.seed is not None and not 0 <= self.seed <= _MAX_SEED:
-            raise ValueError(f"seed must be in [0, 2**63), got {self.seed}.")
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What was sampled for one request."""
-
-    token_ids: list[int]
-    """Generated tokens; the last one is EOS when `finish_reason` is "stop"."""
-    finish_reason: str
-    """`"stop"` (EOS was drawn) or `"length"` (cut by max_tokens or the context length)."""
-    logprobs: list[float]
-    """Log-probability of each token under the distribution it was drawn from (greedy requests:
-    under the model's own distribution)."""
+__all__ = ["Completion", "ContinuousSampler", "Request"]
 
 
 class _Rows:
@@ -142,11 +90,11 @@ class ContinuousSampler:
     ):
         if max_batch < 1:
             raise ValueError(f"max_batch must be at least 1, got {max_batch}.")
-        _check_attention(model.config)
+        check_attention(model.config)
         self.model = model.eval()
         self.device = next(model.parameters()).device
-        self.eos_token_ids = _eos_ids(model, eos_token_ids)
-        self.context_length = _context_length(model.config)
+        self.eos_token_ids = eos_ids(model, eos_token_ids)
+        self.context_length = context_length(model.config)
         self.vocab_size = model.config.get_text_config().vocab_size
         self.max_batch = max_batch
         self._eos = torch.tensor(sorted(self.eos_token_ids), device=self.device)
@@ -240,6 +188,7 @@ class ContinuousSampler:
         self.check(request)
         self._queue.append((request_id, request))
 
+    @torch.inference_mode()
     def abort(self, request_id: Hashable) -> bool:
         """Forget a waiting or running request; True if there was one."""
         for i, (waiting, _) in enumerate(self._queue):
@@ -328,7 +277,7 @@ class ContinuousSampler:
         rows.top_k[slot] = max(0, request.top_k)
         seed = request.seed
         if seed is None:
-            seed = int(torch.randint(_MAX_SEED, (), generator=self._seeds))
+            seed = int(torch.randint(MAX_SEED, (), generator=self._seeds))
         stream = torch.Generator().manual_seed(seed)
         rows.uniforms[slot, :budget] = torch.rand(budget, generator=stream).to(self.device)
         return slot
@@ -338,7 +287,7 @@ class ContinuousSampler:
         n, rows = len(self._live), self._rows
         plan = decode_plan(rows.position[:n], self.model.dtype)
         self._cache.begin_decode(plan)
-        with _attention(self.model.config, SLOT_ATTENTION):
+        with attending_by(self.model.config, SLOT_ATTENTION):
             logits = self.model(
                 input_ids=rows.last[:n, None],
                 position_ids=rows.position[:n, None],
@@ -408,54 +357,3 @@ def _chunks(prompts: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
         else:
             chunks.append([prompt])
     return chunks
-
-
-def _context_length(config) -> int:
-    """The model's context length in tokens."""
-    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if not limit:
-        raise ValueError(
-            f"{type(config).__name__} has no max_position_embeddings, so the context length is "
-            "unknown: set it on the config to the longest sequence the model can read."
-        )
-    return int(limit)
-
-
-def _eos_ids(model, given: int | Iterable[int] | None) -> frozenset[int]:
-    """The tokens that end a completion, from the caller or the model's own configuration."""
-    if given is None:
-        generation = getattr(model, "generation_config", None)
-        given = getattr(generation, "eos_token_id", None)
-        if given is None:
-            given = getattr(model.config.get_text_config(), "eos_token_id", None)
-    if given is None:
-        raise ValueError(
-            "no EOS token is known, so no completion could end: pass eos_token_ids, for example "
-            "[tokenizer.eos_token_id]."
-        )
-    return frozenset([given] if isinstance(given, int) else given)
-
-
-@contextmanager
-def _attention(config, implementation: str) -> Iterator[None]:
-    """Let the model attend by `implementation` inside the block."""
-    text = config.get_text_config()
-    usual, text._attn_implementation = text._attn_implementation, implementation
-    try:
-        yield
-    finally:
-        text._attn_implementation = usual
-
-
-def _check_attention(config) -> None:
-    """Refuse layers whose state is not one full key/value cache."""
-    text = config.get_text_config()
-    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    window = getattr(text, "sliding_window", None)
-    windowed = getattr(text, "use_sliding_window", window is not None) and window
-    if kinds != {"full_attention"} or (windowed and window < _context_length(config)):
-        raise ValueError(
-            f"{type(config).__name__} has layers other than full attention "
-            f"({', '.join(sorted(kinds))}; sliding_window={window}), which this sampler does not "
-            "batch: sample from it with vLLM."
-        )

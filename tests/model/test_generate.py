@@ -201,6 +201,23 @@ def test_submit_step_and_abort():
         )
 
 
+def test_any_running_row_can_be_aborted_without_touching_the_others():
+    model = small_model()
+    requests = [Request(p, max_tokens=20, seed=i) for i, p in enumerate(ragged_prompts(5))]
+    whole = ContinuousSampler(model, eos_token_ids=1).generate(requests)
+    for victim in range(5):
+        sampler = ContinuousSampler(model, eos_token_ids=1)
+        for i, request in enumerate(requests):
+            sampler.submit(request, i)
+        done = dict(sampler.step())
+        aborted = sampler.abort(victim)
+        assert aborted == (victim not in done)
+        while sampler.pending:
+            done.update(sampler.step())
+        assert set(done) == set(range(5)) - ({victim} if aborted else set())
+        assert all(done[i].token_ids == whole[i].token_ids for i in done)
+
+
 def approx_completion(completion):
     return Completion(
         completion.token_ids, completion.finish_reason, pytest.approx(completion.logprobs, abs=1e-5)

@@ -1,0 +1,57 @@
+"""What must be known of a causal LM before its rows can be batched continuously?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+
+def context_length(config) -> int:
+    """The model's context length in tokens."""
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not limit:
+        raise ValueError(
+            f"{type(config).__name__} has no max_position_embeddings, so the context length is "
+            "unknown: set it on the config to the longest sequence the model can read."
+        )
+    return int(limit)
+
+
+def eos_ids(model, given: int | Iterable[int] | None) -> frozenset[int]:
+    """The tokens that end a completion, from the caller or the model's own configuration."""
+    if given is None:
+        generation = getattr(model, "generation_config", None)
+        given = getattr(generation, "eos_token_id", None)
+        if given is None:
+            given = getattr(model.config.get_text_config(), "eos_token_id", None)
+    if given is None:
+        raise ValueError(
+            "no EOS token is known, so no completion could end: pass eos_token_ids, for example "
+            "[tokenizer.eos_token_id]."
+        )
+    return frozenset([given] if isinstance(given, int) else given)
+
+
+@contextmanager
+def attending_by(config, implementation: str) -> Iterator[None]:
+    """Let the model attend by `implementation` inside the block."""
+    text = config.get_text_config()
+    usual, text._attn_implementation = text._attn_implementation, implementation
+    try:
+        yield
+    finally:
+        text._attn_implementation = usual
+
+
+def check_attention(config) -> None:
+    """Refuse layers whose state is not one full key/value cache."""
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    window = getattr(text, "sliding_window", None)
+    windowed = getattr(text, "use_sliding_window", window is not None) and window
+    if kinds != {"full_attention"} or (windowed and window < context_length(config)):
+        raise ValueError(
+            f"{type(config).__name__} has layers other than full attention "
+            f"({', '.join(sorted(kinds))}; sliding_window={window}), which this sampler does not "
+            "batch: sample from it with vLLM."
+        )
