@@ -11,6 +11,8 @@ shift
 # verl hides a plugin that fails to load; loaded by this name as well, it fails aloud.
 export VERL_USE_EXTERNAL_MODULES=${VERL_USE_EXTERNAL_MODULES:-lenvm_rl.verl.plugin}
 export HYDRA_FULL_ERROR=1 PYTHONWARNINGS=${PYTHONWARNINGS:-ignore} RAY_USAGE_STATS_ENABLED=0
+# Workers import verl before they answer: on a busy machine that takes longer than Ray's minute.
+export RAY_worker_register_timeout_seconds=${RAY_worker_register_timeout_seconds:-300}
 export TOKENIZERS_PARALLELISM=false WANDB_MODE=${WANDB_MODE:-offline}
 
 exec "${PYTHON:-python}" -m verl.trainer.main_ppo \

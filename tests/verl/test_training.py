@@ -41,10 +41,10 @@ def work(tmp_path_factory):
     return root
 
 
-def command(work, name, *overrides):
+def command(work, name, *overrides, recipe="demo"):
     return [
         *(sys.executable, "-m", "verl.trainer.main_ppo"),
-        *("--config-path", str(RECIPES), "--config-name", "demo"),
+        *("--config-path", str(RECIPES), "--config-name", recipe),
         *("hydra.output_subdir=null", f"hydra.run.dir={work}"),
         f"critic.model.path={work / 'init'}",
         f"lenvm.train_rollouts={work / 'train'}",
@@ -58,12 +58,13 @@ def command(work, name, *overrides):
     ]
 
 
-def start(work, name, *overrides):
+def start(work, name, *overrides, **options):
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "PYTHONWARNINGS": "ignore",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_register_timeout_seconds": "300",  # a busy machine imports slowly
         "WANDB_MODE": "offline",
         "WANDB_DIR": str(work),
         "TENSORBOARD_DIR": str(work / "tensorboard"),
@@ -71,7 +72,7 @@ def start(work, name, *overrides):
     for rank in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
         environment.pop(rank, None)
     return subprocess.Popen(
-        command(work, name, *overrides),
+        command(work, name, *overrides, **options),
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -86,9 +87,9 @@ def kill(process):
     process.communicate()
 
 
-def run(work, name, *overrides, fails=False):
+def run(work, name, *overrides, fails=False, **options):
     """The whole output of a run that ends by itself."""
-    process = start(work, name, *overrides)
+    process = start(work, name, *overrides, **options)
     try:
         output, _ = process.communicate(timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
@@ -204,13 +205,13 @@ def test_on_policy_training_writes_what_it_samples(work):
     output = run(
         work,
         "sampled",
-        "--config-name=demo-on-policy",
         *("lenvm.train_rollouts=null", "lenvm.val_rollouts=null", "lenvm.gamma=0.95"),
         *("lenvm.cut=censored", "data.train_batch_size=8", "trainer.total_epochs=2"),
         *("data.max_response_length=40", "data.max_prompt_length=8"),
         f"data.train_files={work / 'train.parquet'}",
         f"data.val_files={work / 'val.parquet'}",
         f"actor_rollout_ref.model.path={work / 'policy'}",
+        recipe="demo-on-policy",
     )
     losses = steps(output, "critic/mse")
     assert sorted(losses) == [1, 2, 3, 4]
