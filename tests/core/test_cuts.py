@@ -122,9 +122,9 @@ def test_censored_loss_is_one_sided_in_length():
     longer, shorter = targets - 0.01, targets + 0.01
     loss = censored_squared_error(longer, targets, censored)
     assert masked_sum(loss[1:], weights[1:]) == 0
-    assert masked_sum(loss[:1], weights[:1]) == pytest.approx(3e-4, rel=1e-4)
+    assert masked_sum(loss[:1], weights[:1]).item() == pytest.approx(3e-4, rel=1e-4)
     loss = censored_squared_error(shorter, targets, censored)
-    assert masked_sum(loss, weights) == pytest.approx(7e-4, rel=1e-4)
+    assert masked_sum(loss, weights).item() == pytest.approx(7e-4, rel=1e-4)
 
 
 @pytest.mark.parametrize("cut", ["drop", "censored"])

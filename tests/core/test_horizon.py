@@ -179,7 +179,8 @@ def test_gradients_are_finite_and_right(gamma):
 )
 def test_gamma_for_length(length, gamma):
     assert gamma_for_length(length) == pytest.approx(gamma, abs=(1 - gamma) * 1e-3)
-    assert length_to_horizon(length, gamma=gamma_for_length(length)) == pytest.approx(0.99)
+    horizon = length_to_horizon(length, gamma=gamma_for_length(length))
+    assert horizon.item() == pytest.approx(0.99)
     assert gamma_for_length(length, horizon=0.5) == pytest.approx(0.5 ** (1 / length))
 
 
@@ -219,7 +220,7 @@ def test_resolution_limit_is_where_values_end(dtype):
     assert horizon_to_length(beyond, gamma=gamma) == math.inf
     # A logit of the same dtype still tells it apart.
     logit = length_to_logit(torch.tensor(end * 1.2), gamma=gamma).to(dtype)
-    assert logit_to_length(logit, gamma=gamma) == pytest.approx(end * 1.2, rel=0.01)
+    assert logit_to_length(logit, gamma=gamma).item() == pytest.approx(end * 1.2, rel=0.01)
     assert resolution_limit(gamma=gamma, dtype=dtype, from_logit=True) > 1e7
 
 

@@ -19,7 +19,7 @@ def test_by_hand(dtype):
     assert masked_sum(X, MASK.to(dtype)) == 9.0
     assert masked_mean(X, MASK.to(dtype), denom=3) == 3.0
     assert masked_mean(X, MASK.to(dtype), denom=MASK.sum()) == 3.0
-    assert masked_mean(X, MASK.to(dtype), denom=90) == pytest.approx(0.1)
+    assert masked_mean(X, MASK.to(dtype), denom=90).item() == pytest.approx(0.1)
 
 
 def test_weights():
