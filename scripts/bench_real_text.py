@@ -106,15 +106,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--data", type=Path, help="folder of the GSM8K and MATH answers; left out without it")
     add("--stories-model", type=Path, help="directory of the story model; left out without it")
     add("--story-texts", type=Path, help="gzipped JSON list of stories, for their first words")
-    add("--completions", type=int, default=12_000, help="answers to use (12000)")
+    add("--completions", type=int, default=9_000, help="answers to use (9000)")
     add("--epochs", type=float, default=3.0, help="passes over the answers (3)")
-    add("--hidden", type=int, default=128, help="width of the fresh trunk (128)")
-    add("--layers", type=int, default=4, help="layers of the fresh trunk (4)")
+    add("--hidden", type=int, default=64, help="width of the fresh trunk (64)")
+    add("--layers", type=int, default=3, help="layers of the fresh trunk (3)")
     add("--vocab", type=int, default=4096, help="size of the BPE vocabulary (4096)")
     add("--story-prompts", type=int, default=460, help="different story beginnings (460)")
     add("--samples", type=int, default=4, help="stories per beginning (4)")
     add("--story-epochs", type=float, default=4.0, help="passes over the stories (4)")
-    add("--minutes", type=float, default=6.0, help="most minutes of training per model (6)")
+    add("--minutes", type=float, default=5.0, help="most minutes of training per model (5)")
     add("--heldout", type=float, default=0.2, help="share of the prompts held out (0.2)")
     add("--seed", type=int, default=0)
     add("--out", type=Path, default=Path("runs/real_text"), help="results (runs/real_text)")
@@ -152,7 +152,7 @@ def run_completions(args: argparse.Namespace, work: Path) -> tuple[list, dict, d
         gamma=gamma_of(source),
         policy_name="44 models of ZeroEval on GSM8K, Qwen2.5-Math on MATH",
     )
-    recipe = Recipe(epochs=args.epochs, minutes=args.minutes, learning_rate=1e-3, seed=args.seed)
+    recipe = Recipe(epochs=args.epochs, minutes=args.minutes, learning_rate=2e-3, seed=args.seed)
     return judge(model, source, recipe, [GSM8K, MATH], args.out / "completions", "answers")
 
 

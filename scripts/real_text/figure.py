@@ -10,6 +10,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen first)
+from matplotlib.ticker import LogLocator, NullFormatter  # noqa: E402
 
 from lenvm_rl.rollouts.atomic import replacing  # noqa: E402
 
@@ -51,14 +52,19 @@ def plot_positions(table: Sequence[Mapping[str, Any]], path: Path) -> None:
             for name, style in _STYLE.items():
                 points = [(100 * r["position"], r[metric]) for r in rows if r["predictor"] == name]
                 axis.plot(*zip(*points, strict=True), markersize=5, **style)
-            axis.set_ylim(bottom=0)
+            if metric == "length_mre":
+                axis.set_yscale("log")
+                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.yaxis.set_major_formatter("{x:g}")
+                axis.yaxis.set_minor_formatter(NullFormatter())
+            else:
+                axis.set_ylim(bottom=0)
             axis.grid(alpha=0.25)
             axis.spines[["top", "right"]].set_visible(False)
             if column == 0:
                 axis.set_ylabel(label)
         axes[0, column].set_title(dataset)
         axes[-1, column].set_xlabel("position in the response (%)")
-        axes[-1, column].set_yscale("log")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="lower center", ncols=4, frameon=False)
     figure.suptitle("Remaining length on held-out prompts: error by position")
