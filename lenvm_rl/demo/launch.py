@@ -22,6 +22,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 _STEP = re.compile(r"\bstep:(\d+) - ")
 
 
+_ENVIRONMENT = {
+    # A plugin that fails to load then ends the run; verl only hides failing entry points.
+    "VERL_USE_EXTERNAL_MODULES": "lenvm_rl.verl.plugin",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Workers import torch and verl; on a busy machine that outlasts Ray's 60 seconds.
+    "RAY_worker_register_timeout_seconds": "300",
+}
+
+
 class TrainingFailed(RuntimeError):
     """The child failed or fell silent; the message holds the end of its log."""
 
@@ -66,6 +75,7 @@ def run_trainer(
     log_file.parent.mkdir(parents=True, exist_ok=True)
     child = subprocess.Popen(
         command,
+        env={**_ENVIRONMENT, **os.environ},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -17,7 +17,6 @@ Every stage resumes: a demo that was killed continues when it is started again.
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from pathlib import Path
@@ -123,7 +122,6 @@ def pretrain(out: Path, *, rows: int, seed: int, console: Console) -> Path:
         policy_path(), policy=describe_policy(str(policy_path()), tokenizer)
     )
     save_checkpoint(model, tokenizer, out / "init")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     checkpoint = (out / "checkpoint").absolute()
     run_trainer(
         [
