@@ -24,10 +24,13 @@ GOOD = dict(
 def check(*rows, **rules):
     batch = rows_to_batch([Rollout(**{**GOOD, **row}) for row in rows])
     check_batch(batch, source="shard.parquet", first_row=100, **rules)
+    return batch_to_rows(batch)
 
 
-def test_good_rows_pass():
-    check({}, {"finish_reason": "length", "response_ids": [7]}, vocab_size=8, eos_ids=[0])
+def test_good_rows_pass_as_they_are():
+    cut = {"finish_reason": "length", "response_ids": [7]}
+    passed = check({}, cut, vocab_size=8, eos_ids=[0])
+    assert passed == [Rollout(**GOOD), Rollout(**{**GOOD, **cut})]
 
 
 @pytest.mark.parametrize(
