@@ -172,9 +172,23 @@ def accept_repeated_backend() -> None:
     dist.init_process_group = init_process_group
 
 
+def share_cores() -> None:
+    """Give the workers of a node all of its cores; each would compute on one otherwise.
+
+    Ray sets OMP_NUM_THREADS=1 in its actors unless it is set where Ray starts. Set here in the
+    driver (to torch's own choice, unless the user has made one), it reaches every worker, which
+    takes its share: OMP_NUM_THREADS / workers of its group on this node. A cluster that was
+    started beforehand (`ray start`) needs the variable in its own environment.
+    """
+    threads = int(os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads())))
+    workers = int(os.environ.get("RAY_LOCAL_WORLD_SIZE", "1"))  # set by verl in its workers
+    torch.set_num_threads(max(1, threads // workers))
+
+
 def register() -> None:
-    """Make the platform known to verl; adapt process groups where it is the one in use."""
+    """Make the platform known to verl; adapt processes and groups where it is the one in use."""
     if PlatformRegistry.get(PLATFORM) is not CPUPlatform:
         PlatformRegistry.register(platform=PLATFORM)(CPUPlatform)
     if wants_cpu():
         accept_repeated_backend()
+        share_cores()

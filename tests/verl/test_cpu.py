@@ -91,3 +91,23 @@ def test_a_torch_built_for_an_accelerator_is_left_to_verl(monkeypatch, cuda, hip
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(torch.version, "hip", hip)
     assert not cpu.wants_cpu()
+
+
+@pytest.mark.parametrize(("workers", "threads"), [("1", 4), ("2", 2), ("3", 1), ("8", 1)])
+def test_workers_of_a_node_share_its_cores(monkeypatch, workers, threads):
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    monkeypatch.setenv("RAY_LOCAL_WORLD_SIZE", workers)
+    try:
+        cpu.share_cores()
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_ray_inherits_the_number_of_threads_that_torch_chose(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("RAY_LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(cpu.os, "environ", dict(cpu.os.environ))
+    cpu.share_cores()
+    assert cpu.os.environ["OMP_NUM_THREADS"] == str(torch.get_num_threads())
