@@ -1,0 +1,206 @@
+"""What does one request ask of length guidance? Its settings, checked before any work is done."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from lenvm_rl.core.guidance import MODES
+from lenvm_rl.model import LengthValueConfig
+
+PREFIX = "lenvm_"
+SPACES = ("length", "value")
+SCALES = ("horizon", "length")
+TARGET_MODES = ("equal", "equal_soft", "at_most", "at_least")
+# The one number that says how far a mode goes; it has no default and no meaning elsewhere.
+_STRENGTH = {"tilt": "beta", "scale": "scale", **dict.fromkeys(TARGET_MODES, "target")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceSettings:
+    """Length guidance of one request; see `lenvm_rl.core.guidance.guide` for the rules."""
+
+    mode: str = "off"
+    """One of `lenvm_rl.core.guidance.MODES`."""
+    target: int | None = None
+    """Response tokens n >= 0 for equal, equal_soft, at_most, at_least; EOS not counted."""
+    beta: float | None = None
+    """Strength of mode tilt: negative shortens, positive lengthens, 0 changes nothing."""
+    scale: float | None = None
+    """Factor >= 0 of mode scale on the expected horizon or length; 1 changes nothing."""
+    scale_of: str = "horizon"
+    """What mode scale multiplies: the expected "horizon" or the expected "length"."""
+    top_k: int = 20
+    """Candidates: the k most probable tokens; 0 (or -1) as many as the scorer takes at once."""
+    top_p: float = 1.0
+    """Candidates: the smallest set with this mass, in (0, 1]."""
+    min_p: float = 0.0
+    """Candidates: none below this share of the most probable one's probability, in [0, 1]."""
+    force_eos: bool | None = None
+    """Whether EOS is forced once n is used up; None means yes for at_most, no otherwise."""
+    min_entropy: float = 0.0
+    """Steps whose candidates have less entropy (nats) are left unguided and cost nothing."""
+    count_eos: bool = False
+    """Whether n counts the EOS token."""
+    extreme: bool = False
+    """at_least: always the longest candidate before n, as in the paper (hurts the text)."""
+    space: str = "length"
+    """Where mode equal measures the distance: "length" in tokens or "value"."""
+    max_beta: float = 50.0
+    """at_least: strongest tilt, > 0, so that the text stays readable."""
+    gamma: float | None = None
+    """The checkpoint's gamma as the caller believes it to be: another one is refused."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if getattr(self, field.name) is None and field.default is not None:
+                raise ValueError(f"{PREFIX}{field.name} is null: leave it out for {field.default}")
+        _choice("mode", self.mode, MODES)
+        _choice("scale_of", self.scale_of, SCALES)
+        _choice("space", self.space, SPACES)
+        for name in ("target", "top_k"):
+            object.__setattr__(self, name, _integer(name, getattr(self, name)))
+        for name in ("beta", "scale", "top_p", "min_p", "min_entropy", "max_beta", "gamma"):
+            object.__setattr__(self, name, _number(name, getattr(self, name)))
+        for name in ("force_eos", "count_eos", "extreme"):
+            object.__setattr__(self, name, _switch(name, getattr(self, name)))
+        self._check_strength()
+        self._check_ranges()
+
+    def _check_strength(self) -> None:
+        """The mode's own number is there, and no other mode's."""
+        wanted = _STRENGTH.get(self.mode)
+        if wanted is not None and getattr(self, wanted) is None:
+            example = {"beta": "-20", "scale": "0.5", "target": "120"}[wanted]
+            raise ValueError(
+                f"{PREFIX}{wanted} is missing: mode {self.mode} needs it, e.g. {example}"
+            )
+        for name in ("beta", "scale", "target"):
+            if self.mode != "off" and name != wanted and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{PREFIX}{name} {getattr(self, name)} has no meaning in mode {self.mode}: "
+                    f"leave it out, or choose a mode that reads it"
+                )
+
+    def _check_ranges(self) -> None:
+        for name, low, high in (
+            ("target", 0, math.inf),
+            ("scale", 0, math.inf),
+            ("top_k", -1, math.inf),
+            ("min_p", 0, 1),
+            ("min_entropy", 0, math.inf),
+        ):
+            x = getattr(self, name)
+            if x is not None and not low <= x <= high:
+                raise ValueError(f"{PREFIX}{name} must be in [{low}, {high}], got {x}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"{PREFIX}top_p must be in (0, 1], got {self.top_p}; 1 keeps every candidate"
+            )
+        if not self.max_beta > 0:
+            raise ValueError(f"{PREFIX}max_beta must be > 0, got {self.max_beta}; default 50")
+        if self.gamma is not None and not 0 < self.gamma < 1:
+            raise ValueError(
+                f"{PREFIX}gamma must be in (0, 1), got {self.gamma}: leave it out, the checkpoint "
+                f"knows its own"
+            )
+
+    @classmethod
+    def from_args(cls, args: Mapping[str, Any] | None) -> GuidanceSettings | None:
+        """Settings from a request's extra arguments, `lenvm_mode`, `lenvm_target` and so on.
+
+        Args:
+            args: vLLM's `extra_args` (over HTTP `vllm_xargs`); other keys are ignored. Switches
+                may come as 0 and 1, whole numbers as floats, as JSON and HTTP bring them.
+        Returns:
+            None when no key begins with `lenvm_`, or the mode is off.
+        Raises:
+            ValueError: unknown `lenvm_` key, a value of the wrong type or out of range, no mode.
+        """
+        known = [field.name for field in fields(cls)]
+        given = {k.removeprefix(PREFIX): v for k, v in (args or {}).items() if _is_ours(k)}
+        if not given:
+            return None
+        for name in given:
+            if name not in known:
+                raise ValueError(
+                    f"unknown argument {PREFIX}{name}: use one of "
+                    f"{', '.join(PREFIX + field for field in known)}"
+                )
+        if "mode" not in given:
+            raise ValueError(
+                f"{PREFIX}mode is missing beside {', '.join(PREFIX + name for name in given)}: "
+                f"use one of {', '.join(MODES)}"
+            )
+        settings = cls(**given)
+        return None if settings.mode == "off" else settings
+
+    def to_args(self) -> dict[str, Any]:
+        """The inverse of `from_args`: what differs from the defaults, as `lenvm_` keys."""
+        changed = {f.name: getattr(self, f.name) for f in fields(self)}
+        kept = {f.name for f in fields(self) if changed[f.name] != f.default or f.name == "mode"}
+        return {PREFIX + name: x for name, x in changed.items() if name in kept}
+
+    @property
+    def changes_nothing(self) -> bool:
+        """True when the request is sampled as without guidance, bit for bit, all tokens kept."""
+        return (
+            self.mode == "off"
+            or (self.mode == "tilt" and self.beta == 0)
+            or (self.mode == "scale" and self.scale == 1)
+        )
+
+    @property
+    def forces_eos(self) -> bool:
+        """Whether EOS is forced once the target is used up."""
+        return self.mode == "at_most" if self.force_eos is None else self.force_eos
+
+    def check_model(self, config: LengthValueConfig) -> None:
+        """Raise ValueError when the caller's gamma is not the checkpoint's."""
+        stored = config.require_gamma()
+        if self.gamma is not None and abs(self.gamma - stored) > 1e-9:
+            raise ValueError(
+                f"{PREFIX}gamma is {self.gamma}, but the LenVM was trained with {stored}: lengths "
+                f"read with another gamma are wrong. Leave it out"
+            )
+
+
+def _is_ours(key: Any) -> bool:
+    return isinstance(key, str) and key.startswith(PREFIX)
+
+
+def _choice(name: str, x: Any, known: tuple[str, ...]) -> None:
+    if x not in known:
+        raise ValueError(f"unknown {PREFIX}{name} {x!r}: use one of {', '.join(known)}")
+
+
+def _number(name: str, x: Any) -> float | None:
+    if x is None:
+        return None
+    if isinstance(x, bool) or not isinstance(x, numbers.Real):
+        raise ValueError(
+            f"{PREFIX}{name} must be a number, got {type(x).__name__} {x!r}: send it without quotes"
+        )
+    if not math.isfinite(x):
+        raise ValueError(f"{PREFIX}{name} must be finite, got {x}")
+    return float(x)
+
+
+def _integer(name: str, x: Any) -> int | None:
+    number = _number(name, x)
+    if number is None:
+        return None
+    if number != math.floor(number):
+        raise ValueError(f"{PREFIX}{name} must be a whole number, got {x}: round it")
+    return int(number)
+
+
+def _switch(name: str, x: Any) -> bool | None:
+    if x is None:
+        return None
+    if isinstance(x, (bool, int)) and x in (0, 1):
+        return bool(x)
+    raise ValueError(f"{PREFIX}{name} must be true or false (or 1 or 0), got {x!r}")
