@@ -211,6 +211,12 @@ def init(
     architecture: Annotated[str, typer.Option(help="Fresh trunk: model type.")] = "qwen2",
     gamma: GammaOption = None,
     target: Annotated[str, typer.Option(help="What the head predicts.")] = "return",
+    head: Annotated[
+        str, typer.Option(help="state (the paper's), or candidate: values tokens before they run.")
+    ] = "state",
+    freeze_trunk: Annotated[
+        bool, typer.Option(help="Train the head alone, on the policy's own hidden states.")
+    ] = False,
     seed: SeedOption = 0,
 ) -> None:
     """Make an untrained LenVM: on the trunk of a causal LM, or with a fresh trunk.
@@ -220,6 +226,8 @@ def init(
     `lenvm init --from-policy Qwen/Qwen2.5-1.5B-Instruct --out lenvm-init`
 
     `lenvm init --tokenizer Qwen/Qwen2.5-7B --hidden-size 512 --layers 8 --out lenvm-init`
+
+    `lenvm init --from-policy demo --head candidate --freeze-trunk --out q-head-init`
     """
     import torch
 
@@ -237,12 +245,22 @@ def init(
             "give either --from-policy (start on its trunk) or --tokenizer (fresh trunk), "
             f"got {'both' if from_policy else 'neither'}."
         )
+    if freeze_trunk and from_policy is None:
+        raise ValueError(
+            "--freeze-trunk with --tokenizer would freeze random weights: it is for the policy's "
+            "own trunk, give --from-policy."
+        )
     torch.manual_seed(seed)
     source = resolve_policy(from_policy or tokenizer or "")
     tokens = load_tokenizer(source)
     if from_policy is not None:
         model = LengthValueModel.from_policy(
-            source, gamma=gamma, target=target, policy=describe_policy(from_policy, tokens)
+            source,
+            gamma=gamma,
+            target=target,
+            head=head,
+            frozen_trunk=freeze_trunk,
+            policy=describe_policy(from_policy, tokens),
         )
     else:
         model = from_scratch(
@@ -253,6 +271,7 @@ def init(
             architecture=architecture,
             gamma=gamma,
             target=target,
+            head=head,
             policy_name=tokenizer or "",
         )
     path = save_checkpoint(model, tokens, out)

@@ -7,10 +7,10 @@ from lenvm_rl.model.create import (
     import_published,
     save_checkpoint,
 )
+from lenvm_rl.model.heads import HEADS, CandidateHead, ValueHead
 from lenvm_rl.model.length_value_model import (
     LengthValueModel,
     LengthValueModelForTokenClassification,
-    ValueHead,
     is_lenvm_checkpoint,
 )
 from lenvm_rl.model.tokens import (
@@ -21,6 +21,8 @@ from lenvm_rl.model.tokens import (
 )
 
 __all__ = [
+    "HEADS",
+    "CandidateHead",
     "LengthValueConfig",
     "LengthValueModel",
     "LengthValueModelForTokenClassification",

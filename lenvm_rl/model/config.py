@@ -11,6 +11,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 
 from lenvm_rl.core import TARGETS, check_gamma
+from lenvm_rl.model.heads import HEADS
 
 # Standard names that trainers and engines read from a top-level configuration. A whitelist: a
 # blanket delegation would also answer probes such as `hasattr(config, "rope_parameters")`.
@@ -38,7 +39,11 @@ class LengthValueConfig(PretrainedConfig):
         gamma: per-token discount in (0, 1); None only before training has chosen it.
         target: one of `lenvm_rl.core.TARGETS`; "return" is the paper's V = -sigmoid(z).
         length_scale: tokens that one unit of a (normalised) length target stands for.
+        head: "state" (the paper's: a value per state) or "candidate" (a value per state and token,
+            read before the token is run), see `heads`.
         head_hidden_size: width of the head's hidden layer; None means the trunk's hidden size.
+        frozen_trunk: the trunk is the policy's own and is not trained, so the head can be read off
+            the hidden states that the policy computes anyway.
         head_output: what `forward(...).logits` holds: "value" (the prediction, verl's convention
             for critics) or "logit" (the raw z in float32, from which long lengths can be read).
         policy: {"name", "revision", "tokenizer_sha"} of the policy whose lengths it predicts.
@@ -56,7 +61,9 @@ class LengthValueConfig(PretrainedConfig):
     gamma: float | None = None
     target: str = "return"
     length_scale: float | None = None
+    head: str = "state"
     head_hidden_size: int | None = None
+    frozen_trunk: bool = False
     head_output: str = "value"
     policy: dict[str, Any] | None = None
     sampling: dict[str, Any] | None = None
@@ -80,6 +87,7 @@ class LengthValueConfig(PretrainedConfig):
         if self.gamma is not None:
             self.gamma = check_gamma(self.gamma)
         _check_choice("target", self.target, TARGETS)
+        _check_choice("head", self.head, HEADS)
         _check_choice("head_output", self.head_output, HEAD_OUTPUTS)
         kwargs.setdefault("num_labels", 1)
         super().__post_init__(**kwargs)

@@ -2,8 +2,8 @@
 
     z = W2 SiLU(W1 h + b1) + b2,   V = -sigmoid(z)          (LenVM, eq. 6-8)
 
-The head computes in float32 under any trunk dtype and any autocast: a bfloat16 logit moves a
-length by 1 part in 128, a bfloat16 sigmoid loses it altogether (docs: `core.horizon`).
+With the candidate head (`heads`), the value at position i is read off the state before token i and
+the embedding of token i. Training, files and evaluation are the same for both.
 
 Deviations from the reference: the trunk is held without its output embedding (the reference
 computes and throws away the logits of every token), and gamma, target and policy are stored.
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification, PreTrainedModel
 from transformers.modeling_outputs import TokenClassifierOutput
@@ -25,26 +24,8 @@ from transformers.utils import is_flash_attn_2_available
 
 from lenvm_rl.core import predict, predicted_length, value_of_logit
 from lenvm_rl.model.config import LengthValueConfig
+from lenvm_rl.model.heads import ValueHead, make_head
 from lenvm_rl.model.tokens import check_tokenizer
-
-
-class ValueHead(nn.Module):
-    """z = W2 SiLU(W1 h + b1) + b2 in float32: [..., H] -> [...]. Parameters keep their dtype."""
-
-    def __init__(self, hidden_size: int, inner_size: int | None = None):
-        super().__init__()
-        self.fc = nn.Linear(hidden_size, inner_size or hidden_size)
-        self.summary = nn.Linear(inner_size or hidden_size, 1)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
-            inner = F.silu(_float_linear(hidden, self.fc))
-            return _float_linear(inner, self.summary).squeeze(-1)
-
-
-def _float_linear(x: Tensor, layer: nn.Linear) -> Tensor:
-    bias = None if layer.bias is None else layer.bias.float()
-    return F.linear(x.float(), layer.weight.float(), bias)
 
 
 class LengthValueModelForTokenClassification(PreTrainedModel):
@@ -67,17 +48,18 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
     def __init__(self, config: LengthValueConfig):
         super().__init__(config)
         self.model = AutoModel.from_config(config.text_config)
-        self.score = ValueHead(config.hidden_size, config.head_hidden_size)
+        self.score = make_head(config.head, config.hidden_size, config.head_hidden_size)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         # The head keeps torch's default initialisation, as the reference does; the trunk is a
         # PreTrainedModel and initialises its own modules.
         if isinstance(module, ValueHead):
-            for layer in (module.fc, module.summary):
+            for layer in module.linears():
                 bound = layer.in_features**-0.5
                 nn.init.uniform_(layer.weight, -bound, bound)
-                nn.init.uniform_(layer.bias, -bound, bound)
+                if layer.bias is not None:
+                    nn.init.uniform_(layer.bias, -bound, bound)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
@@ -89,7 +71,12 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
         """Raw logit z of the remaining length at every position: [B, T] ids -> [B, T] float32."""
         trunk_kwargs.setdefault("use_cache", False)
         hidden = self.model(input_ids=input_ids, **trunk_kwargs).last_hidden_state
-        return self.score(hidden)
+        if self.config.head == "state":
+            return self.score(hidden)
+        embedded = trunk_kwargs.get("inputs_embeds")
+        if embedded is None:
+            embedded = self.get_input_embeddings()(input_ids)
+        return self.score(hidden, embedded, trunk_kwargs.get("position_ids"))
 
     def values(self, input_ids: Tensor | None = None, **trunk_kwargs: Any) -> Tensor:
         """V in (-1, 0), unitless, [B, T], whatever target the model was trained on (eq. 6)."""
@@ -137,7 +124,9 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
         gamma: float | None = None,
         target: str = "return",
         length_scale: float | None = None,
+        head: str = "state",
         head_hidden_size: int | None = None,
+        frozen_trunk: bool = False,
         policy: dict[str, Any] | None = None,
         dtype: torch.dtype = torch.float32,
         **kwargs: Any,
@@ -150,6 +139,8 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
         Args:
             path: directory or hub name of a causal LM.
             gamma: may stay None until training reads it off the rollout file.
+            head: "state" or "candidate", see `heads`.
+            frozen_trunk: train the head alone, on the policy's own hidden states.
             policy: {"name", "revision", "tokenizer_sha"} when it is not `path` itself.
             dtype: of the parameters; float32 is what an optimiser should update.
 
@@ -167,7 +158,9 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
             gamma=gamma,
             target=target,
             length_scale=length_scale,
+            head=head,
             head_hidden_size=head_hidden_size,
+            frozen_trunk=frozen_trunk,
             policy=policy,
             dtype=dtype,
         )

@@ -84,6 +84,8 @@ class LengthValueEngine(FSDPEngineWithValueHead):
         finally:
             self.model_config.model_type = MODEL_TYPE
         module.set_attn_implementation(self._attention())
+        if config.frozen_trunk:
+            module.model.requires_grad_(False)
         return module
 
     def _attention(self) -> str:
@@ -100,6 +102,11 @@ class LengthValueEngine(FSDPEngineWithValueHead):
             raise ValueError(
                 "critic.model.lora_adapter_path is not supported: a LenVM is saved with its "
                 "adapters merged. Point critic.model.path at the saved model instead."
+            )
+        if module.config.frozen_trunk:
+            raise ValueError(
+                f"critic.model.lora_rank={self.model_config.lora_rank} would train adapters in a "
+                "trunk that the checkpoint says is the policy's own (frozen_trunk). Set it to 0."
             )
         module.enable_input_require_grads()
         settings = self.model_config
@@ -120,7 +127,8 @@ class LengthValueEngine(FSDPEngineWithValueHead):
         return module.to(dtype)
 
     def _build_fsdp_module(self, module: nn.Module) -> nn.Module:
-        if self._is_lora and self.engine_config.strategy == "fsdp":
+        mixed = self._is_lora or self.model_config.hf_config.frozen_trunk
+        if mixed and self.engine_config.strategy == "fsdp":
             # Frozen and trained parameters share FSDP1's flat groups only with original parameters.
             object.__setattr__(self.engine_config, "use_orig_params", True)
         return super()._build_fsdp_module(module)
