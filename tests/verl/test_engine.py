@@ -10,7 +10,7 @@ from lenvm_rl.model import LengthValueModel, load_tokenizer, tokenizer_sha
 from lenvm_rl.verl.engine import LengthValueEngine, merge_lora
 from lenvm_rl.verl.loss import LengthValueLoss
 from tests.tiny import make_policy, make_tokenizer
-from tests.verl.engines import LOSS, fixed_lengths, infer, make_rows, make_worker, train
+from tests.verl.engines import LOSS, fixed_lengths, infer, make_lenvm, make_rows, make_worker, train
 
 ROWS = make_rows(9, cut_every=4)
 BATCHINGS = [
@@ -18,10 +18,16 @@ BATCHINGS = [
 ]
 
 
+@pytest.fixture(scope="module", params=["state", "candidate"])
+def any_head(request, tmp_path_factory):
+    """A random LenVM with each kind of head."""
+    return make_lenvm(tmp_path_factory.mktemp(request.param) / "init", head=request.param)
+
+
 @pytest.fixture(scope="module")
-def reference(lenvm):
+def reference(any_head):
     """Logits of one sequence at a time, and loss and gradient norm of the whole batch, in torch."""
-    model = LengthValueModel.from_pretrained(lenvm, attn_implementation="eager")
+    model = LengthValueModel.from_pretrained(any_head, attn_implementation="eager")
     logits, errors = [], []
     for row in ROWS:
         ids = torch.tensor([[*row.prompt_ids, *row.response_ids]])
@@ -38,9 +44,9 @@ def reference(lenvm):
 
 
 @pytest.mark.parametrize("batching", BATCHINGS, ids=str)
-def test_loss_gradient_and_values_do_not_depend_on_the_batching(lenvm, reference, batching):
+def test_loss_gradient_and_values_do_not_depend_on_the_batching(any_head, reference, batching):
     logits, loss, norm = reference
-    worker = make_worker(lenvm, **batching)
+    worker = make_worker(any_head, **batching)
     for ours, theirs in zip(infer(worker, ROWS, multiple=2), logits, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     first = train(worker, ROWS, multiple=2)
@@ -120,6 +126,20 @@ def test_lora_trains_adapters_and_head_and_is_exported_merged(lenvm, tmp_path):
         ids = torch.tensor([[*row.prompt_ids, *row.response_ids]])
         theirs = model.length_logits(ids)[0, len(row.prompt_ids) - 1 : -1]
         torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["state", "candidate"])
+def test_a_frozen_trunk_stays_the_policys_and_only_the_head_learns(tmp_path, head):
+    path = make_lenvm(tmp_path / "init", head=head, frozen_trunk=True)
+    worker = make_worker(path, lr=1e-2)
+    before = {n: p.detach().clone() for n, p in worker.engine.module.named_parameters()}
+    losses = [train(worker, ROWS)["loss"] for _ in range(3)]
+    assert losses[2] < losses[1] < losses[0]
+    for name, parameter in worker.engine.module.named_parameters():
+        moved = not torch.equal(parameter.full_tensor(), before[name].full_tensor())
+        assert moved == name.startswith("score."), name
+    with pytest.raises(ValueError, match="lora_rank=4 would train adapters.*frozen_trunk"):
+        make_worker(path, lora_rank=4)
 
 
 def test_lora_on_chosen_layers_and_a_name_that_matches_none(lenvm):
