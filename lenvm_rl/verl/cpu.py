@@ -180,7 +180,8 @@ def share_cores() -> None:
     takes its share: OMP_NUM_THREADS / workers of its group on this node. A cluster that was
     started beforehand (`ray start`) needs the variable in its own environment.
     """
-    threads = int(os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads())))
+    asked = os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    threads = int(asked.split(",")[0])  # a list counts the threads of nested parallelism
     workers = int(os.environ.get("RAY_LOCAL_WORLD_SIZE", "1"))  # set by verl in its workers
     torch.set_num_threads(max(1, threads // workers))
 
