@@ -2,11 +2,13 @@
 
 `horizon` converts lengths, values and logits; `targets` holds the parameterisations; `returns` and
 `cuts` the targets of each token; `losses` and `masked` the training loss; `metrics`, `boundary` and
-`lifebench` the evaluation.
+`lifebench` the evaluation; `candidates`, `tilt` and `guidance` the steering of generation.
 """
 
 from lenvm_rl.core.boundary import noise_corrected_mre, noise_floor, prompt_boundary_length
+from lenvm_rl.core.candidates import select_candidates
 from lenvm_rl.core.cuts import CUTS, length_targets, value_targets
+from lenvm_rl.core.guidance import MODES, Guided, RowNumbers, forbids_eos, guide, tokens_left
 from lenvm_rl.core.horizon import (
     check_gamma,
     gamma_for_length,
@@ -63,13 +65,17 @@ from lenvm_rl.core.targets import (
     predicted_length,
     value_of_logit,
 )
+from lenvm_rl.core.tilt import tilt, tilt_to_mean
 
 __all__ = [
     "CONTROLS",
     "CUTS",
+    "MODES",
     "POSITIONS",
     "TARGETS",
     "Calibration",
+    "Guided",
+    "RowNumbers",
     "at_positions",
     "binary_cross_entropy",
     "calibration",
@@ -79,9 +85,11 @@ __all__ = [
     "check_gamma",
     "check_target",
     "discounted_returns",
+    "forbids_eos",
     "gae",
     "gamma_for_length",
     "gamma_from_lengths",
+    "guide",
     "horizon_to_length",
     "huber",
     "kendall_tau",
@@ -115,7 +123,11 @@ __all__ = [
     "relative_error_by_position",
     "remaining_length",
     "resolution_limit",
+    "select_candidates",
     "squared_error",
+    "tilt",
+    "tilt_to_mean",
+    "tokens_left",
     "value_of_logit",
     "value_targets",
     "value_to_length",

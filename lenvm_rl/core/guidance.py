@@ -1,3 +1,243 @@
-"""Which distribution over the candidates does a length request ask for?"""
+"""Which distribution over the candidates does a length request ask for?
+
+Shapes: R rows (requests), K candidates. Every row has its own mode, gamma and numbers.
+
+A candidate x has probability p(x) and a predicted remaining length l(x) in tokens, that of the
+state after it; its horizon is u(x) = 1 - gamma**l(x). After EOS nothing remains: l(EOS) = 0
+exactly. With t tokens generated, taking x makes a response of t + l(x) tokens, EOS not counted,
+so of the n tokens asked for `n_left = n - t` remain (one fewer where n counts EOS).
+
+    off         p
+    tilt        p'(x) ~ p(x) exp(beta u(x))
+    scale       the tilt with E[u] (or E[l]) times a factor, at most to the ends of the candidates
+    equal       the candidate with l nearest to n_left; ties to the more probable
+    equal_soft  the tilt with E[u] = 1 - gamma**n_left
+    at_most     p while E_p[u] <= 1 - gamma**n_left, else the tilt that meets it
+    at_least    p once E_p[u] >= 1 - gamma**n_left, else the tilt that meets it, beta bounded;
+                no EOS before n (`forbids_eos`), p after n
+
+Once n is used up, equal, equal_soft and at_most take EOS if it is a candidate, else the shortest
+candidate. (The paper's at-least always takes the longest candidate: `extreme`.)
+
+Precision: l comes from the logit and does not saturate. Horizons are compared relative to the
+row's shortest candidate, where they keep their digits however long that is:
+
+    (u(x) - u_min) / (1 - u_min) = 1 - gamma**(l(x) - l_min)
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lenvm_rl.core.checks import check_rank, check_same_shape, per_row
+from lenvm_rl.core.horizon import check_gamma
+from lenvm_rl.core.tilt import tilt, tilt_to_mean, working_dtype
 
 MODES = ("off", "tilt", "scale", "equal", "equal_soft", "at_most", "at_least")
+_CODE = {mode: code for code, mode in enumerate(MODES)}
+_SOFT = ("scale", "equal_soft", "at_most", "at_least")
+_ENDING = ("equal", "equal_soft", "at_most")
+
+
+class Guided(NamedTuple):
+    """What guidance makes of one step."""
+
+    log_probs: Tensor
+    """[R, K] normalised, -inf outside the candidates; the input's own bits where p is kept."""
+    force_eos: Tensor
+    """[R] bool, rows that must end now, whether or not EOS is a candidate."""
+
+
+def tokens_left(
+    target: Tensor | float, generated: Tensor | float, *, count_eos: Tensor | bool = False
+) -> Tensor:
+    """`n_left = n - t`, or `n - t - 1` where n counts EOS; numbers or [R] tensors."""
+    return torch.as_tensor(target) - generated - torch.as_tensor(count_eos).long()
+
+
+def forbids_eos(
+    mode: Tensor,
+    generated: Tensor | float,
+    target: Tensor | float,
+    *,
+    count_eos: Tensor | bool = False,
+) -> Tensor:
+    """[R] bool: at_least rows before n, whose EOS must not be among the candidates."""
+    left = tokens_left(target, generated, count_eos=count_eos)
+    return (mode == _CODE["at_least"]) & (left > 0)
+
+
+def guide(
+    log_probs: Tensor,
+    lengths: Tensor,
+    mask: Tensor,
+    is_eos: Tensor,
+    *,
+    mode: Tensor,
+    gamma: Tensor | float,
+    **numbers: Tensor | float,
+) -> Guided:
+    """The guided distribution of one step of every row; rows never influence each other.
+
+    Args:
+        log_probs: [R, K] of the candidates; normalised where p is to be kept as it is.
+        lengths: [R, K] predicted remaining tokens >= 0 after each candidate.
+        mask: [R, K] bool, True at candidates.
+        is_eos: [R, K] bool; their lengths count as 0.
+        mode: [R] int, positions in `MODES`. A CPU tensor lets the work of modes that no row uses
+            be left out; on another device all is computed, so that nothing waits for it.
+        gamma: number or [R] in (0, 1); make a tensor float64 (float32 blurs ln gamma near 1).
+        numbers: what the modes read, each a number (or bool) or [R]; see `RowNumbers`.
+    Reference: LenVM sections 4.2 and 4.3.
+    """
+    check_rank(log_probs, name="log_probs", axes="RK")
+    check_same_shape(log_probs=log_probs, lengths=lengths, mask=mask, is_eos=is_eos)
+    rows = RowNumbers.of(numbers, like=log_probs)
+    step = _Step(log_probs, lengths, mask, is_eos, _log_gamma(gamma, like=log_probs))
+    left = tokens_left(rows.target, rows.generated, count_eos=rows.count_eos)
+    codes = mode.to(log_probs.device)[:, None]
+    on_host = mode.device.type == "cpu"
+    present = {MODES[code] for code in mode.tolist()} if on_host else set(MODES)
+
+    result = step.log_probs
+    for name in MODES[1:]:
+        if name in present and name not in _SOFT:
+            rule = _tilted if name == "tilt" else _nearest
+            result = torch.where(codes == _CODE[name], rule(step, rows, left), result)
+    if present & set(_SOFT):
+        result = torch.where(_any_of(codes, _SOFT), _soft(step, rows, left, codes), result)
+    ends = _any_of(codes, _ENDING) & (left <= 0)
+    result = torch.where(ends, step.ending(), result)
+    return Guided(result, (ends & (rows.force_eos != 0))[:, 0])
+
+
+class RowNumbers(NamedTuple):
+    """What the modes of `guide` read: given as numbers (or bools) or [R], here [R, 1] columns."""
+
+    generated: Tensor
+    """Response tokens so far, t. Default 0."""
+    target: Tensor
+    """Response tokens n >= 0 of equal, equal_soft, at_most, at_least. Default 0."""
+    count_eos: Tensor
+    """Whether n counts EOS. Default False."""
+    force_eos: Tensor
+    """Whether to end once n is used up even if EOS is no candidate (not at_least). False."""
+    beta: Tensor
+    """Strength of tilt, finite. Default 0, which keeps p."""
+    scale: Tensor
+    """Factor >= 0 of scale. Default 1, which keeps p."""
+    scale_length: Tensor
+    """Whether scale multiplies E[l] instead of E[u]. Default False."""
+    value_space: Tensor
+    """Whether equal compares horizons instead of lengths. Default False."""
+    extreme: Tensor
+    """Whether at_least takes the longest candidate before n. Default False."""
+    max_beta: Tensor
+    """Bound on at_least's beta, > 0. Default 50."""
+
+    @classmethod
+    def of(cls, numbers: dict[str, Tensor | float], *, like: Tensor) -> "RowNumbers":
+        """Columns for `like` [R, K], in the working precision of its device.
+
+        Raises:
+            ValueError: an unknown name, or a tensor that is not [R].
+        """
+        unknown = sorted(set(numbers) - set(cls._fields))
+        if unknown:
+            raise ValueError(f"unknown numbers {unknown}: use some of {', '.join(cls._fields)}")
+        like = like.to(working_dtype(like.device))
+        given: dict[str, Tensor | float] = {"scale": 1.0, "max_beta": 50.0, **numbers}
+        rows = (per_row(given.get(name, 0.0), like=like, name=name) for name in cls._fields)
+        return cls(*(row.to(like.dtype)[:, None] for row in rows))
+
+
+class _Step:
+    """One step of all rows: probabilities, lengths and relative horizons of the candidates."""
+
+    def __init__(
+        self, log_probs: Tensor, lengths: Tensor, mask: Tensor, is_eos: Tensor, log_gamma: Tensor
+    ):
+        self.log_probs = log_probs.masked_fill(~mask, -torch.inf)
+        self.support = self.log_probs > -torch.inf
+        self.is_eos = is_eos & self.support
+        wide = lengths.to(log_gamma.dtype).masked_fill(is_eos | ~self.support, 0.0)
+        self.lengths = wide  # [R, K]
+        self.log_gamma = log_gamma  # [R, 1]
+        self.shortest = wide.masked_fill(~self.support, torch.inf).amin(-1, keepdim=True)
+        self.along = self.position(wide).masked_fill(~self.support, 0.0)  # [R, K] in [0, 1)
+        self.unit = torch.exp(self.shortest * log_gamma)  # 1 - u_min: horizon of one `along`
+
+    def position(self, length: Tensor) -> Tensor:
+        """(u(length) - u_min) / (1 - u_min); below 0, down to -inf, if shorter than all."""
+        return -torch.expm1((length - self.shortest) * self.log_gamma)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """[R, 1] mean of x [R, K] under p."""
+        return (torch.softmax(self.log_probs.to(x.dtype), dim=-1) * x).sum(-1, keepdim=True)
+
+    def pick(self, distance: Tensor) -> Tensor:
+        """One-hot log-probabilities of the nearest candidate; ties to the more probable, then
+        to the one that comes first."""
+        distance = distance.masked_fill(~self.support, torch.inf)
+        tied = self.support & (distance == distance.amin(-1, keepdim=True))
+        chances = self.log_probs.masked_fill(~tied, -torch.inf)
+        tied &= chances == chances.amax(-1, keepdim=True)
+        first = tied & (tied.cumsum(-1) == 1)
+        return torch.zeros_like(self.log_probs).masked_fill(~first, -torch.inf)
+
+    def ending(self) -> Tensor:
+        """EOS where it is a candidate (p among several), else the shortest candidate."""
+        eos = torch.log_softmax(self.log_probs.masked_fill(~self.is_eos, -torch.inf), dim=-1)
+        return torch.where(self.is_eos.any(-1, keepdim=True), eos, self.pick(self.lengths))
+
+
+def _tilted(step: _Step, rows: RowNumbers, left: Tensor) -> Tensor:
+    # beta u = beta u_min + beta (1 - u_min) along, and the constant does not matter.
+    return tilt(step.log_probs, step.along, (rows.beta * step.unit)[:, 0])
+
+
+def _nearest(step: _Step, rows: RowNumbers, left: Tensor) -> Tensor:
+    # Clamped to the candidates' range, which moves no nearest candidate: a target far below it
+    # would be infinitely far from all of them.
+    goal = step.position(left).clamp(0.0, 1.0)
+    by_value = (step.along - goal).abs()
+    by_length = (step.lengths - left).abs()
+    return step.pick(torch.where(rows.value_space != 0, by_value, by_length))
+
+
+def _soft(step: _Step, rows: RowNumbers, left: Tensor, codes: Tensor) -> Tensor:
+    """scale, equal_soft, at_most and at_least: one root for every row."""
+    is_scale, is_least = codes == _CODE["scale"], codes == _CODE["at_least"]
+    by_length = is_scale & (rows.scale_length != 0)
+    now, budget = step.mean(step.along), step.position(left)
+    # s E[u] = s (u_min + (1 - u_min) E[along]), relative to u_min: u_min / (1 - u_min) is the
+    # expm1 below.
+    offset = torch.expm1(-step.shortest * step.log_gamma)
+    scaled = rows.scale * now + (rows.scale - 1.0) * offset
+    goal = torch.where(is_scale, scaled, budget)
+    goal = torch.where(by_length, rows.scale * step.mean(step.lengths), goal)
+    statistic = torch.where(by_length, step.lengths, step.along)
+    met, beta = tilt_to_mean(step.log_probs, step.along, goal[:, 0], statistic=statistic)
+
+    bound = rows.max_beta[:, 0] * step.unit[:, 0]
+    bounded = tilt(step.log_probs, step.along, torch.minimum(beta, bound).clamp(min=0.0))
+    longer = torch.where(rows.extreme != 0, step.pick(-step.lengths), bounded)
+    keeps_at_least = (left <= 0) | ((now >= budget) & (rows.extreme == 0))
+    keeps_at_most = (codes == _CODE["at_most"]) & (now <= budget)
+    keeps = (is_scale & (rows.scale == 1.0)) | keeps_at_most | (is_least & keeps_at_least)
+    return torch.where(keeps, step.log_probs, torch.where(is_least, longer, met))
+
+
+def _any_of(codes: Tensor, names: tuple[str, ...]) -> Tensor:
+    return torch.stack([codes == _CODE[name] for name in names]).any(0)
+
+
+def _log_gamma(gamma: Tensor | float, *, like: Tensor) -> Tensor:
+    """ln gamma as [R, 1]; a number is checked and takes its logarithm in Python."""
+    wide = working_dtype(like.device)
+    if isinstance(gamma, Tensor):
+        row = per_row(gamma, like=like, name="gamma")
+        return row.to(wide).log()[:, None]
+    return per_row(math.log(check_gamma(gamma)), like=like.to(wide), name="ln gamma")[:, None]
