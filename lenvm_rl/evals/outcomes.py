@@ -1,0 +1,123 @@
+"""What became of sampled completions? Length, correctness, and how far the text left the policy.
+
+The same few numbers for guided and unguided completions, so that evaluations of control compare
+like with like. Lengths here are response tokens without EOS, the count that targets ask for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lenvm_rl.model.generate import Completion
+
+Grader = Callable[[str, str], bool]
+"""(response text, ground truth) -> right or wrong; never raises."""
+
+_PASS_TOKENS = 16_384  # padded tokens per forward pass of the policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One completion, measured."""
+
+    prompt: int
+    """Index of its prompt."""
+    length: int
+    """Response tokens without EOS."""
+    ended: bool
+    """Whether EOS came before the token limit."""
+    right: bool
+    """Whether the grader accepts it; an unfinished answer is wrong."""
+    logprob: float
+    """Mean log-probability (nats) of its tokens under the unguided policy, EOS included."""
+
+
+def measure(
+    policy: Any,
+    tokenizer: Any,
+    prompt_ids: Sequence[Sequence[int]],
+    ground_truths: Sequence[str | None],
+    completions: Sequence[tuple[int, Completion]],
+    grader: Grader | None,
+) -> list[Outcome]:
+    """Outcomes of `completions`, given as (index of the prompt, completion), in their order.
+
+    Args:
+        policy: the unguided transformers causal LM.
+        grader: None counts nothing as right.
+    """
+    logprobs = policy_logprobs(policy, [(prompt_ids[i], c.token_ids) for i, c in completions])
+    outcomes = []
+    for (index, completion), logprob in zip(completions, logprobs, strict=True):
+        ended = completion.finish_reason == "stop"
+        truth = ground_truths[index]
+        text = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+        graded = ended and grader is not None and truth is not None
+        outcomes.append(
+            Outcome(
+                prompt=index,
+                length=len(completion.token_ids) - ended,
+                ended=ended,
+                right=bool(graded and grader(text, truth)),
+                logprob=logprob,
+            )
+        )
+    return outcomes
+
+
+@torch.inference_mode()
+def policy_logprobs(
+    policy: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> list[float]:
+    """Mean log-probability (nats per token, temperature 1) of each response given its prompt.
+
+    Args:
+        policy: a transformers causal LM.
+        rows: (prompt ids, response ids), each with at least one token.
+    """
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
+    means = [0.0] * len(rows)
+    start = 0
+    while start < len(order):
+        stop = start + 1
+        while stop < len(order):
+            longest = sum(map(len, rows[order[stop]]))
+            if (stop + 1 - start) * longest > _PASS_TOKENS:
+                break
+            stop += 1
+        batch = order[start:stop]
+        for i, mean in zip(batch, _mean_logprobs(policy, [rows[i] for i in batch]), strict=True):
+            means[i] = mean
+        start = stop
+    return means
+
+
+def _mean_logprobs(policy: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+    """One padded pass; padding comes last, so causal attention never sees it."""
+    device = next(policy.parameters()).device
+    longest = max(len(prompt) + len(response) for prompt, response in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros(len(rows), longest - 1, dtype=torch.bool)
+    for i, (prompt, response) in enumerate(rows):
+        ids[i, : len(prompt) + len(response)] = torch.tensor([*prompt, *response])
+        mask[i, len(prompt) - 1 : len(prompt) + len(response) - 1] = True
+    ids, mask = ids.to(device), mask.to(device)
+    logits = policy(input_ids=ids[:, :-1], use_cache=False).logits.float()
+    taken = logits.gather(-1, ids[:, 1:, None])[..., 0] - logits.logsumexp(-1)
+    return (taken.masked_fill(~mask, 0).sum(1) / mask.sum(1)).tolist()
+
+
+def lengths_of(outcomes: Sequence[Outcome]) -> Tensor:
+    """[n] float64 lengths in tokens."""
+    return torch.tensor([outcome.length for outcome in outcomes], dtype=torch.float64)
+
+
+def mean_of(outcomes: Sequence[Outcome], name: str) -> float:
+    """Mean of one field; NaN over nothing."""
+    values = [float(getattr(outcome, name)) for outcome in outcomes]
+    return sum(values) / len(values) if values else float("nan")
