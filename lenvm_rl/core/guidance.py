@@ -26,6 +26,7 @@ row's shortest candidate, where they keep their digits however long that is:
 """
 
 import math
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -77,6 +78,7 @@ def guide(
     *,
     mode: Tensor,
     gamma: Tensor | float,
+    present: Collection[str] = MODES,
     **numbers: Tensor | float,
 ) -> Guided:
     """The guided distribution of one step of every row; rows never influence each other.
@@ -86,9 +88,9 @@ def guide(
         lengths: [R, K] predicted remaining tokens >= 0 after each candidate.
         mask: [R, K] bool, True at candidates.
         is_eos: [R, K] bool; their lengths count as 0.
-        mode: [R] int, positions in `MODES`. A CPU tensor lets the work of modes that no row uses
-            be left out; on another device all is computed, so that nothing waits for it.
+        mode: [R] int, positions in `MODES`.
         gamma: number or [R] in (0, 1); make a tensor float64 (float32 blurs ln gamma near 1).
+        present: modes that may occur; naming fewer saves work and changes no result.
         numbers: what the modes read, each a number (or bool) or [R]; see `RowNumbers`.
     Reference: LenVM sections 4.2 and 4.3.
     """
@@ -97,16 +99,14 @@ def guide(
     rows = RowNumbers.of(numbers, like=log_probs)
     step = _Step(log_probs, lengths, mask, is_eos, _log_gamma(gamma, like=log_probs))
     left = tokens_left(rows.target, rows.generated, count_eos=rows.count_eos)
-    codes = mode.to(log_probs.device)[:, None]
-    on_host = mode.device.type == "cpu"
-    present = {MODES[code] for code in mode.tolist()} if on_host else set(MODES)
+    codes = mode[:, None]
 
     result = step.log_probs
     for name in MODES[1:]:
         if name in present and name not in _SOFT:
             rule = _tilted if name == "tilt" else _nearest
             result = torch.where(codes == _CODE[name], rule(step, rows, left), result)
-    if present & set(_SOFT):
+    if set(present) & set(_SOFT):
         result = torch.where(_any_of(codes, _SOFT), _soft(step, rows, left, codes), result)
     ends = _any_of(codes, _ENDING) & (left <= 0)
     result = torch.where(ends, step.ending(), result)

@@ -2,9 +2,20 @@
 
 interface    what a scorer is: slots, histories, logits of candidates
 settings     what one request asks for
+rows         what is known of a request in one step
+guide        from logits to guided logits
 """
 
+from lenvm_rl.scoring.guide import Guide
 from lenvm_rl.scoring.interface import CandidateScorer, History, PoolExhausted
+from lenvm_rl.scoring.rows import GuidedRow
 from lenvm_rl.scoring.settings import GuidanceSettings
 
-__all__ = ["CandidateScorer", "GuidanceSettings", "History", "PoolExhausted"]
+__all__ = [
+    "CandidateScorer",
+    "GuidanceSettings",
+    "Guide",
+    "GuidedRow",
+    "History",
+    "PoolExhausted",
+]

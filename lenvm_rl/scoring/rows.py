@@ -1,0 +1,88 @@
+"""What must guidance know about a running request in one step?"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lenvm_rl.core import MODES, RowNumbers
+from lenvm_rl.core.tilt import working_dtype
+from lenvm_rl.scoring.interface import History
+from lenvm_rl.scoring.settings import GuidanceSettings
+
+_COLUMNS = ("temperature", "top_k", "top_p", "min_p", "min_entropy", "mode", *RowNumbers._fields)
+
+
+@dataclass(frozen=True, slots=True)
+class GuidedRow:
+    """One request in one step."""
+
+    index: int
+    """Row of the logits."""
+    key: Hashable
+    """Names the request from its first step to `Guide.close`."""
+    settings: GuidanceSettings
+    """What it asks for."""
+    history: History
+    """Its tokens, the newest included."""
+    prompt_length: int
+    """Tokens of its prompt: the rest of the history is response."""
+    temperature: float = 1.0
+    """What the sampler will divide its logits by; 0 is greedy."""
+
+    @property
+    def generated(self) -> int:
+        """Response tokens so far."""
+        return len(self.history) - self.prompt_length
+
+    @property
+    def used_up(self) -> bool:
+        """Whether the response has as many tokens as were asked for; no without a target."""
+        settings = self.settings
+        if settings.target is None:
+            return False
+        return settings.target - self.generated - settings.count_eos <= 0
+
+    @property
+    def steered(self) -> bool:
+        """Whether this step is touched at all: at_least lets go once n is reached."""
+        done = self.settings.mode == "at_least" and self.used_up
+        return not (done or self.settings.changes_nothing)
+
+
+def numbers_of(rows: Sequence[GuidedRow], device: torch.device) -> dict[str, Tensor]:
+    """Every number of the rows as [R] columns, in one transfer."""
+    lines = []
+    for row in rows:
+        s = row.settings
+        by_name = {
+            "temperature": row.temperature,
+            "top_k": max(s.top_k, 0),
+            "top_p": s.top_p,
+            "min_p": s.min_p,
+            "min_entropy": s.min_entropy,
+            "mode": MODES.index(s.mode),
+            "generated": row.generated,
+            "target": s.target or 0,
+            "count_eos": s.count_eos,
+            "force_eos": s.forces_eos,
+            "beta": s.beta or 0.0,
+            "scale": 1.0 if s.scale is None else s.scale,
+            "scale_length": s.scale_of == "length",
+            "value_space": s.space == "value",
+            "extreme": s.extreme,
+            "max_beta": s.max_beta,
+        }
+        lines.append([float(by_name[name]) for name in _COLUMNS])
+    columns = on_device(lines, working_dtype(device), device).t().contiguous()
+    return dict(zip(_COLUMNS, columns.unbind(), strict=True))
+
+
+def on_device(data: list, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Host data as a tensor, copied without waiting for the device."""
+    if device.type != "cuda":
+        return torch.tensor(data, dtype=dtype, device=device)
+    return torch.tensor(data, dtype=dtype, pin_memory=True).to(device, non_blocking=True)

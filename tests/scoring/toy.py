@@ -1,0 +1,68 @@
+"""A Markov policy whose remaining lengths are known exactly, and a scorer that knows them."""
+
+import math
+
+import torch
+
+from lenvm_rl.model import LengthValueConfig
+from lenvm_rl.scoring import PoolExhausted
+
+VOCAB, EOS, GAMMA = 12, 1, 0.98
+
+
+def make_config(**fields) -> LengthValueConfig:
+    trunk = {"model_type": "qwen2", "vocab_size": VOCAB, "hidden_size": 8}
+    return LengthValueConfig(text_config=trunk, **{"gamma": GAMMA, **fields})
+
+
+class MarkovPolicy:
+    """The next token depends on the last one; later tokens of the vocabulary live longer."""
+
+    def __init__(self, seed: int = 0):
+        rng = torch.Generator().manual_seed(seed)
+        logits = torch.randn(VOCAB, VOCAB, generator=rng, dtype=torch.float64)
+        logits[:, EOS] -= torch.linspace(0.0, 3.0, VOCAB)
+        self.logits = logits.float()  # [last token, next token]
+        transition = self.logits.double().softmax(-1)
+        # w(x) = E[gamma**l | last token x] = gamma * (P(EOS) + sum over the others of P(y) w(y))
+        others = transition.clone()
+        others[:, EOS] = 0.0
+        system = torch.eye(VOCAB, dtype=torch.float64) - GAMMA * others
+        self.discount = torch.linalg.solve(system, GAMMA * transition[:, EOS])
+        self.lengths = self.discount.log() / math.log(GAMMA)  # after each token; not for EOS
+
+
+class ToyScorer:
+    """A CandidateScorer by table; checks that it is used as the interface says."""
+
+    def __init__(self, policy: MarkovPolicy, *, slots: int = 8, wrong_eos: bool = True):
+        self.config = make_config()
+        discount = policy.discount.clone()
+        self.z = torch.log((1 - discount) / discount).float()
+        if wrong_eos:
+            self.z[EOS] = 5.0  # must not matter
+        self.free = list(range(slots))
+        self.seen: dict[int, list[int]] = {}  # of open slots
+        self.scored = 0  # candidates
+
+    def open(self, history):
+        if not self.free:
+            raise PoolExhausted("all slots are in use")
+        slot = self.free.pop()
+        self.seen[slot] = history.tail(0)
+        return slot
+
+    def close(self, slot):
+        del self.seen[slot]
+        self.free.append(slot)
+
+    def score(self, slots, histories, candidates, mask):
+        assert len(set(slots)) == len(slots) == len(histories) == candidates.shape[0]
+        assert candidates.shape == mask.shape and mask.dtype == torch.bool
+        assert not mask[candidates == EOS].any(), "the value of EOS is known"
+        for slot, history in zip(slots, histories, strict=True):
+            tokens = history.tail(0)
+            assert tokens[: len(self.seen[slot])] == self.seen[slot], "histories only grow"
+            self.seen[slot] = tokens
+        self.scored += int(mask.sum())
+        return self.z[candidates].masked_fill(~mask, 0.0)
