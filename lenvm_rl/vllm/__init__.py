@@ -1,0 +1,37 @@
+"""vLLM edge: length guidance inside vLLM, and a LenVM served as a vLLM pooling model.
+
+    processor   LengthGuidance, the logits processor of vLLM's V1 and V2 model runners
+    options     where it finds its LenVM, and what is refused before the engine starts
+    plugin      registers the pooling model with vLLM (entry point `vllm.general_plugins`)
+    pooling     the pooling model: any vLLM trunk under the value head, raw logits per token
+    values      from pooling outputs, offline or over HTTP, to values, horizons and lengths
+    generate    prompts or a rollout file in, guided completions as a rollout file out
+    serve       the command line of a guided server
+
+The processor is named by its class path, `--logits-processors lenvm_rl.vllm:LengthGuidance`. It is
+not an entry point on purpose: vLLM gives a processor loaded by entry point no output tokens under
+async scheduling, and refuses to start its newer runner beside one.
+
+| vLLM          | V1 runner         | V2 runner                                                |
+|---------------|-------------------|----------------------------------------------------------|
+| 0.24 .. 0.30  | yes               | vLLM itself falls back to V1 when a processor is named   |
+| 0.28.0 (CPU)  | tested, real runs | not available on a CPU                                   |
+| 0.31 and newer| yes               | yes (tested against mocked runner state)                 |
+
+Importing this package imports nothing; its modules need `pip install "lenvm-rl[vllm]"`.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lenvm_rl.vllm.processor import LengthGuidance
+
+__all__ = ["LengthGuidance"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LengthGuidance":
+        from lenvm_rl.vllm.processor import LengthGuidance
+
+        return LengthGuidance
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
