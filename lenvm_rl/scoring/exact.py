@@ -66,7 +66,7 @@ class ScorerStats:
 
 
 @dataclass
-class _Row:
+class HistoryRow:
     """One row of a step, in the order of the slots."""
 
     index: int
@@ -160,11 +160,7 @@ class ExactScorer:
                 ids of candidates are checked on a CPU only, where that does not wait.)
         """
         self._check_step(slots, histories, candidates, mask)
-        rows = [
-            _Row(index, slot, history)
-            for index, (slot, history) in enumerate(zip(slots, histories, strict=True))
-        ]
-        rows.sort(key=lambda row: row.slot)  # neighbours in the store are read together
+        rows = self._rows(slots, histories)
         kept, ids = self._kept(candidates, mask)
         self._read_histories(rows)
         self._keep_sampled(rows)
@@ -177,12 +173,18 @@ class ExactScorer:
 
     # --- history ---------------------------------------------------------------------------
 
-    def _read_histories(self, rows: list[_Row]) -> None:
+    def _rows(self, slots: Sequence[int], histories: Sequence[History]) -> list[HistoryRow]:
+        """The rows of a step by slot: neighbours in the store are read together."""
+        rows = zip(slots, histories, strict=True)
+        found = [HistoryRow(index, slot, history) for index, (slot, history) in enumerate(rows)]
+        return sorted(found, key=lambda row: row.slot)
+
+    def _read_histories(self, rows: list[HistoryRow]) -> None:
         for row in rows:
             row.missing = row.history.tail(int(self._table.lengths[row.slot]))
         self._check_ids(np.array([x for row in rows for x in row.missing], dtype=np.int64))
 
-    def _keep_sampled(self, rows: list[_Row]) -> None:
+    def _keep_sampled(self, rows: list[HistoryRow]) -> None:
         """Where the next token was a candidate of the last step, take over what it computed."""
         moves, committed = [], []
         for row in rows:
@@ -202,11 +204,20 @@ class ExactScorer:
         for row in rows:
             self._siblings[row.slot] = None
 
-    def _catch_up(self, rows: list[_Row]) -> None:
+    def _catch_up(self, rows: list[HistoryRow], *, leave: int = 0) -> None:
         """Fill the slots of rows that lack much of their history: from other slots where those
-        hold it, once where several rows lack the same, in passes of bounded size."""
+        hold it, once where several rows lack the same, in passes of bounded size. The last
+        `leave` tokens are left to the step itself."""
+        if leave:
+            kept = [row.missing[-leave:] for row in rows]
+            for row in rows:
+                row.missing = row.missing[:-leave]
+            self._catch_up(rows)
+            for row, last in zip(rows, kept, strict=True):
+                row.missing += last
+            return
         waiting = [row for row in rows if len(row.missing) > self._inline_tokens]
-        tokens = {row.slot: np.array(row.history.tail(0), dtype=np.int32) for row in waiting}
+        tokens = {row.slot: self._wanted(row) for row in waiting}
         while waiting:
             first, later = [], []
             for row in waiting:
@@ -219,7 +230,12 @@ class ExactScorer:
             self._prefill([row for row in first if len(row.missing) > self._inline_tokens])
             waiting = later
 
-    def _copy_shared(self, row: _Row, tokens: np.ndarray) -> None:
+    def _wanted(self, row: HistoryRow) -> np.ndarray:
+        """The tokens that the slot shall hold: those it has and those that are missing."""
+        size = int(self._table.lengths[row.slot]) + len(row.missing)
+        return np.array(row.history.tail(0)[:size], dtype=np.int32)
+
+    def _copy_shared(self, row: HistoryRow, tokens: np.ndarray) -> None:
         start = len(tokens) - len(row.missing)
         source, shared = self._table.longest_prefix(tokens, but=row.slot)
         if shared - start >= _WORTH_COPYING:
@@ -228,7 +244,7 @@ class ExactScorer:
             row.missing = tokens[shared:].tolist()
             self.stats.copied += shared - start
 
-    def _prefill(self, rows: list[_Row]) -> None:
+    def _prefill(self, rows: list[HistoryRow]) -> None:
         for pieces in self._chunks(rows):
             segments = [
                 Segment(row.slot, int(self._table.lengths[row.slot]), len(piece), 0)
@@ -241,7 +257,7 @@ class ExactScorer:
                 row.missing = row.missing[len(piece) :]
             self.stats.prefilled += len(ids)
 
-    def _chunks(self, rows: list[_Row]) -> Iterator[list[tuple[_Row, list[int]]]]:
+    def _chunks(self, rows: list[HistoryRow]) -> Iterator[list[tuple[HistoryRow, list[int]]]]:
         """What the rows lack, in pieces of at most `chunk_tokens` together, rows in order."""
         pieces, room = [], self.chunk_tokens
         for row in rows:
@@ -269,7 +285,7 @@ class ExactScorer:
         return kept, ids
 
     def _forward_candidates(
-        self, rows: list[_Row], candidates: Tensor, mask: Tensor, kept: np.ndarray
+        self, rows: list[HistoryRow], candidates: Tensor, mask: Tensor, kept: np.ndarray
     ) -> Tensor:
         """Run the candidates, behind what little their rows still lack of their histories."""
         width = candidates.shape[1]
@@ -299,7 +315,7 @@ class ExactScorer:
             self._table.append(row.slot, row.missing)
         return logits.view(candidates.shape).masked_fill_(~mask, 0.0)
 
-    def _remember(self, rows: list[_Row], ids: LateRead, kept: np.ndarray) -> None:
+    def _remember(self, rows: list[HistoryRow], ids: LateRead, kept: np.ndarray) -> None:
         """The candidates stay behind their slots until the next token is known."""
         offsets = np.cumsum(kept, axis=1) - 1
         for row in rows:

@@ -1,0 +1,193 @@
+"""All candidates from one hidden state: the candidate head, on its own trunk or on the policy's.
+
+    q(s, x) = W2 SiLU(W1 h_s + b1 + U e_x) + b2          (`model.heads`)
+
+U e_x is a table over the vocabulary, made once. What is left per step is one hidden state per row,
+and per candidate a gather and a small layer:
+
+    QHeadScorer       h_s from the LenVM's own trunk: one token per row and step, instead of K
+    PolicyHeadScorer  h_s that the policy has computed anyway (a LenVM with `frozen_trunk`):
+                      no second model runs at all
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lenvm_rl.model import LengthValueModel
+from lenvm_rl.scoring.attention import Pass, Segment, to_device
+from lenvm_rl.scoring.exact import ExactScorer, HistoryRow
+from lenvm_rl.scoring.interface import History
+
+
+class CandidateTable:
+    """U e_x of every token of the vocabulary, and the head that reads it.
+
+    Args:
+        model: a LenVM with a candidate head, on its device.
+    Raises:
+        ValueError: a LenVM with another head.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: LengthValueModel):
+        if model.config.head != "candidate":
+            raise ValueError(
+                f"this LenVM has a {model.config.head!r} head, which cannot value a token before "
+                "it is run: use the exact scorer, or train one made by "
+                "`lenvm init --head candidate`."
+            )
+        self._head = model.score
+        embedding = model.get_input_embeddings()
+        size = model.config.vocab_size
+        device = next(model.parameters()).device
+        parts = [
+            self._head.tokens(embedding(part))
+            for part in torch.arange(size, device=device).split(16_384)
+        ]
+        self._tokens = torch.cat(parts)  # [V, R] float32
+
+    @property
+    def inner_size(self) -> int:
+        """R, width of the head's hidden layer."""
+        return self._tokens.shape[1]
+
+    def states(self, hidden: Tensor) -> Tensor:
+        """[n, H] hidden states -> [n, R]."""
+        return self._head.states(hidden)
+
+    def logits(self, states: Tensor, candidates: Tensor, mask: Tensor) -> Tensor:
+        """z of candidates [n, K] in states [n, R]; 0 where masked out."""
+        ids = candidates.masked_fill(~mask, 0)
+        return self._head.combine(states[:, None], self._tokens[ids]).masked_fill_(~mask, 0.0)
+
+
+class QHeadScorer(ExactScorer):
+    """Candidate values from the LenVM's own trunk, one token per row and step.
+
+    Shares slots, prompt passes and prefix reuse with the exact scorer; a step runs the newest
+    token of each row only, and any number of candidates costs next to nothing.
+
+    Args:
+        model: a LenVM with a candidate head, on its device.
+        slots, max_length, chunk_tokens: as for `ExactScorer`.
+    Raises:
+        ValueError: a LenVM with another head.
+    """
+
+    def __init__(
+        self, model: LengthValueModel, *, slots: int, max_length: int, chunk_tokens: int = 2048
+    ):
+        self._candidates = CandidateTable(model)
+        super().__init__(
+            model, slots=slots, max_length=max_length, max_candidates=1, chunk_tokens=chunk_tokens
+        )
+        self.max_candidates = model.config.vocab_size  # none of them takes room in the store
+        # W1 h of each slot's last token; valid while the slot holds its whole history.
+        self._states = torch.zeros(slots, self._candidates.inner_size, device=self.device)
+
+    def open(self, history: History) -> int:
+        """Claim a slot; its last token is always run, as its hidden state is not kept."""
+        slot = super().open(history)
+        self._table.lengths[slot] = min(self._table.lengths[slot], len(history) - 1)
+        return slot
+
+    @torch.inference_mode()
+    def score(
+        self,
+        slots: Sequence[int],
+        histories: Sequence[History],
+        candidates: Tensor,
+        mask: Tensor,
+    ) -> Tensor:
+        """Raw logits z of `history + candidate`: [R, K] ids and bool -> [R, K] float32."""
+        self._check_step(slots, histories, candidates, mask)
+        rows = self._rows(slots, histories)
+        self._read_histories(rows)
+        self._catch_up(rows, leave=1)
+        self._advance([row for row in rows if row.missing])
+        self.stats.steps += 1
+        self.stats.rows += len(rows)
+        which = to_device(np.array(slots, dtype=np.int64), self.device)
+        return self._candidates.logits(self._states[which], candidates, mask)
+
+    def _advance(self, rows: list[HistoryRow]) -> None:
+        """Run what the rows still lack, and keep the state of each one's last token."""
+        if not rows:
+            return
+        step = Pass(
+            self._store,
+            [Segment(r.slot, int(self._table.lengths[r.slot]), len(r.missing), 0) for r in rows],
+        )
+        ids = np.array([x for row in rows for x in row.missing], dtype=np.int64)
+        last = np.cumsum([len(row.missing) for row in rows]) - 1
+        hidden = self._forward(to_device(ids, self.device), step)[to_device(last, self.device)]
+        which = to_device(np.array([row.slot for row in rows], dtype=np.int64), self.device)
+        self._states[which] = self._candidates.states(hidden)
+        for row in rows:
+            self._table.append(row.slot, row.missing)
+        self.stats.caught_up += len(ids)
+
+
+class PolicyHeadScorer:
+    """Candidate values from the hidden states that the policy itself has computed.
+
+    The LenVM must have been trained on the policy's frozen trunk; only its head and its token
+    table are used. Nothing is cached, so slots are numbers without meaning.
+
+    Args:
+        model: a LenVM with a candidate head and `frozen_trunk`, on its device.
+    Raises:
+        ValueError: another head, or a trunk of its own.
+    """
+
+    reads_policy = True
+
+    def __init__(self, model: LengthValueModel):
+        if not model.config.frozen_trunk:
+            raise ValueError(
+                "this LenVM was trained with a trunk of its own, so its head cannot read the "
+                "policy's hidden states: use QHeadScorer, or train one made by "
+                "`lenvm init --head candidate --freeze-trunk`."
+            )
+        self.config = model.config
+        self._candidates = CandidateTable(model)
+        self._opened = 0
+
+    def open(self, history: History) -> int:
+        """A number that no other row has."""
+        self._opened += 1
+        return self._opened
+
+    def close(self, slot: int) -> None:
+        """Nothing is kept."""
+
+    @torch.inference_mode()
+    def score(
+        self,
+        slots: Sequence[int],
+        histories: Sequence[History],
+        candidates: Tensor,
+        mask: Tensor,
+        *,
+        hidden: Tensor | None = None,
+    ) -> Tensor:
+        """Raw logits z: [R, K] ids and bool, hidden [R, H] -> [R, K] float32.
+
+        Args:
+            hidden: the policy's last hidden states, after the final norm, at each history's end.
+        Raises:
+            ValueError: hidden is missing or has another shape.
+        """
+        shape = (candidates.shape[0], self.config.hidden_size)
+        if hidden is None or tuple(hidden.shape) != shape:
+            got = "none" if hidden is None else str(tuple(hidden.shape))
+            raise ValueError(
+                f"hidden states of the policy must be {shape}, got {got}: the LenVM belongs to a "
+                "policy of another width, or the engine did not hand them over."
+            )
+        return self._candidates.logits(self._candidates.states(hidden), candidates, mask)
