@@ -109,7 +109,8 @@ def guide(
     if set(present) & set(_SOFT):
         result = torch.where(_any_of(codes, _SOFT), _soft(step, rows, left, codes), result)
     ends = _any_of(codes, _ENDING) & (left <= 0)
-    result = torch.where(ends, step.ending(), result)
+    if set(present) & set(_ENDING):
+        result = torch.where(ends, step.ending(), result)
     return Guided(result, (ends & (rows.force_eos != 0))[:, 0])
 
 

@@ -18,7 +18,7 @@ from lenvm_rl.core.checks import check_rank, check_same_shape, per_row
 
 _NO_FLOAT64 = frozenset({"mps"})
 _GRID = 32  # G: points at which the mean is known after each refinement ...
-_REFINEMENTS = 5  # ... each of which divides the bracket by G - 1
+_REFINEMENTS = 4  # ... each of which divides the bracket by G - 1
 _CLOSE = 1e-7  # of the range: how near to its ends the bracket reaches
 
 
@@ -145,26 +145,26 @@ def _solve(
     low, high, mean, weights = _refine(low, high, base, direction, measure, share)
 
     gap = mean[:, 1:] - mean[:, :1]
-    part = torch.where(gap > 0, (share - mean[:, :1]) / gap, torch.full_like(gap, 0.5))
-    part = part.clamp(0.0, 1.0)
-    mixed = torch.lerp(weights[:, 0], weights[:, 1], part)
+    part = torch.where(gap > 0, (share - mean[:, :1]) / gap, 0.5).clamp(0.0, 1.0)
+    mixed = torch.lerp(weights[..., 0], weights[..., 1], part)
     return mixed.log(), torch.sinh(torch.lerp(low, high, part))
 
 
 def _refine(
     low: Tensor, high: Tensor, base: Tensor, direction: _Span, measure: Tensor, share: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The grid cell [R, 1] x 2 that holds the root, with mean [R, 2] and p' [R, 2, K] there."""
+    """The grid cell [R, 1] x 2 that holds the root, with mean [R, 2] and p' [R, K, 2] there."""
     steps = torch.linspace(0.0, 1.0, _GRID, dtype=base.dtype, device=base.device)
     grid = torch.lerp(low, high, steps)  # [R, G]
-    b = torch.sinh(grid)[..., None]
+    b = torch.sinh(grid)[:, None]
     # Relative to the end that the tilt favours: its candidates have exponents near 0.
-    along = torch.where(b < 0, direction.from_low[:, None], direction.from_high[:, None])
-    weights = torch.softmax(base[:, None] + b * along, dim=-1)  # [R, G, K]
-    means = (weights * measure[:, None]).sum(-1)
+    exponent = torch.addcmul(base[..., None], b.clamp(max=0.0), direction.from_low[..., None])
+    exponent = torch.addcmul(exponent, b.clamp(min=0.0), direction.from_high[..., None])
+    weights = torch.softmax(exponent, dim=1)  # [R, K, G]
+    means = (weights * measure[..., None]).sum(1)
     above = (means < share).sum(-1, keepdim=True).clamp(1, _GRID - 1)
     ends = torch.cat([above - 1, above], dim=1)  # [R, 2]
-    at_ends = weights.gather(1, ends[..., None].expand(-1, -1, base.shape[1]))
+    at_ends = weights.gather(2, ends[:, None].expand(-1, base.shape[1], -1))
     return grid.gather(1, ends[:, :1]), grid.gather(1, ends[:, 1:]), means.gather(1, ends), at_ends
 
 

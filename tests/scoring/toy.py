@@ -10,33 +10,50 @@ from lenvm_rl.scoring import PoolExhausted
 VOCAB, EOS, GAMMA = 12, 1, 0.98
 
 
-def make_config(**fields) -> LengthValueConfig:
-    trunk = {"model_type": "qwen2", "vocab_size": VOCAB, "hidden_size": 8}
+def make_config(vocab_size: int = VOCAB, **fields) -> LengthValueConfig:
+    trunk = {"model_type": "qwen2", "vocab_size": vocab_size, "hidden_size": 8}
     return LengthValueConfig(text_config=trunk, **{"gamma": GAMMA, **fields})
 
 
 class MarkovPolicy:
     """The next token depends on the last one; later tokens of the vocabulary live longer."""
 
-    def __init__(self, seed: int = 0):
-        rng = torch.Generator().manual_seed(seed)
-        logits = torch.randn(VOCAB, VOCAB, generator=rng, dtype=torch.float64)
-        logits[:, EOS] -= torch.linspace(0.0, 3.0, VOCAB)
-        self.logits = logits.float()  # [last token, next token]
+    def __init__(self, logits: torch.Tensor | None = None):
+        if logits is None:
+            rng = torch.Generator().manual_seed(0)
+            logits = torch.randn(VOCAB, VOCAB, generator=rng)
+            logits[:, EOS] -= torch.linspace(0.0, 3.0, VOCAB)
+        self.logits = logits  # [last token, next token]
         transition = self.logits.double().softmax(-1)
         # w(x) = E[gamma**l | last token x] = gamma * (P(EOS) + sum over the others of P(y) w(y))
         others = transition.clone()
         others[:, EOS] = 0.0
-        system = torch.eye(VOCAB, dtype=torch.float64) - GAMMA * others
+        system = torch.eye(len(logits), dtype=torch.float64) - GAMMA * others
         self.discount = torch.linalg.solve(system, GAMMA * transition[:, EOS])
         self.lengths = self.discount.log() / math.log(GAMMA)  # after each token; not for EOS
+
+
+def countdown(most: int = 90) -> MarkovPolicy:
+    """A policy that knows where it is: token r + 1 leaves r tokens, give or take.
+
+    From r it goes on to r - 1, r - 4 or r + 3, and ends from r = 1.
+    """
+    logits = torch.full((most + 2, most + 2), -torch.inf)
+    logits[: EOS + 1, EOS + 1] = 0.0
+    for left in range(1, most + 1):
+        for move, p in ((-1, 0.5), (-4, 0.25), (3, 0.25)):
+            after = min(max(left + move, 0), most)
+            logits[left + 1, after + 1] = torch.logaddexp(
+                logits[left + 1, after + 1], torch.tensor(p).log()
+            )
+    return MarkovPolicy(logits)
 
 
 class ToyScorer:
     """A CandidateScorer by table; checks that it is used as the interface says."""
 
     def __init__(self, policy: MarkovPolicy, *, slots: int = 8, wrong_eos: bool = True):
-        self.config = make_config()
+        self.config = make_config(vocab_size=len(policy.logits))
         discount = policy.discount.clone()
         self.z = torch.log((1 - discount) / discount).float()
         if wrong_eos:
