@@ -54,8 +54,8 @@ def report_table(report: LengthReport) -> Group:
     if report.within_prompt:
         spread = report.within_prompt
         lines.append(
-            f"within a prompt: std {spread.mean_std:,.1f} tokens, std/mean "
-            f"{spread.mean_relative_std:.2f} ({spread.prompts:,} prompts)"
+            f"within a prompt: std {spread.std:,.1f} tokens, std/mean "
+            f"{spread.relative_std:.2f} ({spread.prompts:,} prompts)"
         )
     lines.append(
         f"suggested gamma: {report.suggested_gamma:.6g} "

@@ -23,10 +23,12 @@ class WithinPrompt:
     """Runs of at least two adjacent completions of one prompt."""
     rows: int
     """Completions in those runs."""
-    mean_std: float
-    """Mean over prompts of the sample standard deviation (n - 1) in tokens."""
-    mean_relative_std: float
-    """Mean over prompts of standard deviation / mean, unitless."""
+    std: float
+    """sqrt(mean over prompts of the sample variance) in tokens. Variances have no bias, so this
+    does not depend on how many completions a prompt has; a mean of deviations would."""
+    relative_std: float
+    """std / sqrt(mean over prompts of the squared mean length, its sampling variance taken out),
+    unitless."""
 
 
 class AdjacentRuns:
@@ -36,7 +38,7 @@ class AdjacentRuns:
         self._open_id: str | None = None
         self._open = np.zeros((3, 1))
         self._prompts = self._rows = 0
-        self._std = self._relative = 0.0
+        self._variance = self._squared_mean = 0.0
 
     def add(self, prompt_id: pa.Array, lengths: np.ndarray) -> None:
         """Add the next rows of the file.
@@ -65,16 +67,18 @@ class AdjacentRuns:
         return WithinPrompt(
             prompts=self._prompts,
             rows=self._rows,
-            mean_std=self._std / self._prompts,
-            mean_relative_std=self._relative / self._prompts,
+            std=(self._variance / self._prompts) ** 0.5,
+            relative_std=(self._variance / self._squared_mean) ** 0.5
+            if self._squared_mean > 0
+            else float("nan"),
         )
 
     def _count(self, sums: np.ndarray) -> None:
         """Take in closed runs: rows, sum and sum of squares, [3, R]."""
         n, total, squares = sums[:, sums[0] >= 2]
         mean = total / n
-        std = np.sqrt(np.maximum(squares - total * mean, 0.0) / (n - 1))
+        variance = np.maximum(squares - total * mean, 0.0) / (n - 1)
         self._prompts += len(n)
         self._rows += int(n.sum())
-        self._std += float(std.sum())
-        self._relative += float((std / mean).sum())
+        self._variance += float(variance.sum())
+        self._squared_mean += float((mean * mean - variance / n).sum())

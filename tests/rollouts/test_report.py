@@ -78,8 +78,9 @@ def test_report_equals_numpy(write, monkeypatch):
     std, mean = per_prompt.std(axis=1, ddof=1), per_prompt.mean(axis=1)
     within = report.within_prompt
     assert (within.prompts, within.rows) == (60, 480)
-    assert within.mean_std == pytest.approx(std.mean())
-    assert within.mean_relative_std == pytest.approx((std / mean).mean())
+    assert within.std == pytest.approx((std**2).mean() ** 0.5)
+    squared_mean = (mean**2 - std**2 / 8).mean()
+    assert within.relative_std == pytest.approx((std**2).mean() ** 0.5 / squared_mean**0.5)
 
 
 def test_gamma_for_another_percentile(write):
@@ -110,8 +111,16 @@ def spread_rows(*groups):
 def test_the_spread_is_that_of_completions_side_by_side(write):
     report = length_report(write(spread_rows([3, 5], [10, 30]), eos_ids=None))
     assert (report.within_prompt.prompts, report.within_prompt.rows) == (2, 4)
-    want = np.mean([np.std([3, 5], ddof=1), np.std([10, 30], ddof=1)])
-    assert report.within_prompt.mean_std == pytest.approx(want)
+    want = np.mean([np.var([3, 5], ddof=1), np.var([10, 30], ddof=1)]) ** 0.5
+    assert report.within_prompt.std == pytest.approx(want)
+
+
+@pytest.mark.parametrize("samples", [2, 50])
+def test_the_spread_does_not_depend_on_the_number_of_samples(write, samples):
+    rng = np.random.default_rng(0)
+    groups = [rng.geometric(0.05, samples) for _ in range(12_000 // samples)]
+    within = length_report(write(spread_rows(*groups), eos_ids=None)).within_prompt
+    assert within.relative_std == pytest.approx(0.95**0.5, rel=0.06)  # a geometric law's
 
 
 def test_a_spread_of_completions_apart_is_not_given(write):
