@@ -67,7 +67,9 @@ class Guide:
             self.scorer.close(slot)
 
     @torch.inference_mode()
-    def apply(self, logits: Tensor, rows: Sequence[GuidedRow]) -> None:
+    def apply(
+        self, logits: Tensor, rows: Sequence[GuidedRow], *, hidden: Tensor | None = None
+    ) -> None:
         """Write guided logits over the rows that are steered in this step, in place.
 
         A steered row becomes `T log p'` at its candidates and -inf elsewhere, so that
@@ -77,6 +79,8 @@ class Guide:
         Args:
             logits: [N, V] raw logits of the policy.
             rows: at most one per row of logits; those not listed are not touched.
+            hidden: [N, H] hidden states of the policy that the logits were made from, for a
+                scorer that reads them (`reads_policy`).
         Raises:
             PoolExhausted: more steered rows than the scorer has slots; nothing was written.
         """
@@ -95,7 +99,7 @@ class Guide:
         is_eos = (ids[..., None] == eos).any(-1) & mask
         used_up = on_device([row.used_up for row in steered], torch.bool, logits.device)
         wanted = _worth_scoring(log_probs, mask, is_eos, used_up, table["min_entropy"])
-        lengths = self._lengths(rows, steered, ids, mask & ~is_eos, wanted)
+        lengths = self._lengths(rows, steered, ids, mask & ~is_eos, wanted, hidden)
         guided = guide(
             log_probs,
             lengths,
@@ -154,6 +158,7 @@ class Guide:
         ids: Tensor,
         scored: Tensor,
         wanted: Tensor,
+        hidden: Tensor | None,
     ) -> Tensor:
         """[R, K] predicted remaining tokens; 0 at what was not scored.
 
@@ -171,9 +176,12 @@ class Guide:
         slots = self._open_slots([steered[i] for i in taken], {row.key for row in rows})
         which = on_device(taken, torch.long, ids.device)
         scored = scored[which, :width]
-        config = self.scorer.config
+        config, states = self.scorer.config, {}
+        if getattr(self.scorer, "reads_policy", False) and hidden is not None:
+            places = [steered[i].index for i in taken]
+            states["hidden"] = hidden[on_device(places, torch.long, hidden.device)]
         z = self.scorer.score(
-            slots, [steered[i].history for i in taken], ids[which, :width], scored
+            slots, [steered[i].history for i in taken], ids[which, :width], scored, **states
         )
         predicted = predicted_length(
             z, target=config.target, gamma=self.gamma, length_scale=config.length_scale

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lenvm_rl.model import LengthValueConfig, LengthValueModel
-from lenvm_rl.scoring import CandidateScorer, History
+from lenvm_rl.scoring import CandidateScorer, GuidanceSettings, Guide, GuidedRow, History
 from lenvm_rl.scoring.q_head import PolicyHeadScorer, QHeadScorer
 from tests.tiny import VOCAB, make_policy
 
@@ -94,6 +94,27 @@ def test_the_policys_hidden_states_give_the_same_values():
         torch.testing.assert_close(z[i], expected, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match=r"must be \(2, 32\), got none"):
         scorer.score(slots, histories, ids, mask)
+
+
+def test_guided_by_the_policys_states_as_by_a_trunk_that_is_the_policys():
+    model = make_lenvm(frozen_trunk=True)
+    histories = [History([3, 4, 5], [6]), History([9], []), History([7, 8], [2])]
+    with torch.inference_mode():
+        hidden = torch.stack(
+            [model.model(torch.tensor([h.tail(0)])).last_hidden_state[0, -1] for h in histories]
+        )
+    settings = GuidanceSettings(mode="tilt", beta=30.0, top_k=8)
+    rows = [
+        GuidedRow(i, i, settings, histories[i], len(histories[i].prompt)) for i in (2, 0)
+    ]  # row 1 is not guided
+    logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(0))
+    results = []
+    for scorer in (PolicyHeadScorer(model), QHeadScorer(model, slots=3, max_length=20)):
+        out = logits.clone()
+        Guide(scorer, eos_token_ids=[1], max_candidates=8).apply(out, rows, hidden=hidden)
+        results.append(out)
+    torch.testing.assert_close(*results, atol=1e-4, rtol=0)
+    assert torch.equal(results[0][1], logits[1]) and not torch.equal(results[0][0], logits[0])
 
 
 def test_models_that_cannot_do_it_are_refused(lenvm):
