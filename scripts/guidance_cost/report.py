@@ -1,0 +1,84 @@
+"""Medians, ratios, the bar, and tables."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from guidance_cost.loop import Loop
+
+BAR = 0.7
+"""Most that the exact scorer may take of the two-forward scorer's time."""
+
+
+def summarize(loops: dict[str, Loop], rounds: int) -> dict[str, Any]:
+    """Milliseconds per step of every loop; of its scorer alone, wall and processor time.
+
+    Ratios are taken within each round, whose turns are close in time, and then their median.
+    """
+    times: dict[str, dict[str, list[float]]] = {}
+    for name, loop in loops.items():
+        times[name] = {"step_ms": loop.steps}
+        if loop.scorer is not None:
+            times[name] |= {
+                "scorer_ms": loop.scorer.wall,
+                "scorer_cpu_ms": loop.scorer.processor,
+            }
+    figures: dict[str, Any] = {
+        name: {kind: round(1e3 * statistics.median(x), 3) for kind, x in by_kind.items()}
+        for name, by_kind in times.items()
+    }
+    for name in loops:
+        if name != "policy":
+            ratio = _ratio(times[name]["step_ms"], times["policy"]["step_ms"], rounds)
+            figures[name]["step_to_policy"] = ratio
+    if {"exact", "two_forward"} <= set(loops):
+        figures["exact_to_two_forward"] = {
+            kind: _ratio(x, times["two_forward"][kind], rounds)
+            for kind, x in times["exact"].items()
+        }
+    return figures
+
+
+def _ratio(ours: list[float], theirs: list[float], rounds: int) -> float:
+    steps = len(ours) // rounds
+    turns = [slice(i * steps, (i + 1) * steps) for i in range(rounds)]
+    return round(statistics.median(sum(ours[t]) / sum(theirs[t]) for t in turns), 3)
+
+
+def show(shape: str, cases: list[dict[str, Any]], console: Console) -> None:
+    """One line per load."""
+    names = [name for name in cases[0]["figures"] if name not in ("policy", "exact_to_two_forward")]
+    table = Table(title=f"{shape}: ms per step, whole / scorer; ratio of exact to two_forward")
+    for column in ("R", "K", "policy", *names, "ratio", "by CPU time"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for case in cases:
+        figures = case["figures"]
+        ratio = figures.get("exact_to_two_forward", {})
+        table.add_row(
+            str(case["requests"]),
+            str(case["candidates"]),
+            f"{figures['policy']['step_ms']:.1f}",
+            *(f"{figures[n]['step_ms']:.1f} / {figures[n]['scorer_ms']:.1f}" for n in names),
+            f"{ratio['scorer_ms']:.2f}" if ratio else "-",
+            f"{ratio['scorer_cpu_ms']:.2f}" if ratio else "-",
+        )
+    console.print(table)
+
+
+def show_sections(title: str, sections: dict[str, dict[str, float]], console: Console) -> None:
+    """Where the time goes, the variants side by side."""
+    parts = sorted(
+        {part for by_part in sections.values() for part in by_part},
+        key=lambda part: -max(by_part.get(part, 0.0) for by_part in sections.values()),
+    )
+    table = Table(title=f"{title}: ms per step by part")
+    table.add_column("part")
+    for name in sections:
+        table.add_column(name, justify="right")
+    for part in parts:
+        table.add_row(part, *(f"{by_part.get(part, 0.0):.2f}" for by_part in sections.values()))
+    console.print(table)

@@ -1,0 +1,44 @@
+"""What is compared: scorers by name, each made for one policy, its LenVM and a load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from guidance_cost.shapes import Pair
+from lenvm_rl.scoring import CandidateScorer
+from lenvm_rl.scoring.exact import ExactScorer
+
+
+class TwoForwardScorer(ExactScorer):
+    """As the method's reference scores: one forward over the sampled tokens, then another over
+    the candidates, of which nothing is kept. Slots, attention and layout are those of the exact
+    scorer, so that the comparison is about the second forward alone."""
+
+    _inline_tokens = 0
+
+    def _catch_up(self, rows: list) -> None:
+        self._prefill([row for row in rows if row.missing])
+
+    def _remember(self, *args) -> None:
+        """Forget the candidates."""
+
+
+Maker = Callable[[Pair, int, int, int], CandidateScorer]
+
+
+def exact(pair: Pair, slots: int, max_length: int, max_candidates: int) -> CandidateScorer:
+    """One forward per step."""
+    return ExactScorer(
+        pair.lenvm, slots=slots, max_length=max_length, max_candidates=max_candidates
+    )
+
+
+def two_forward(pair: Pair, slots: int, max_length: int, max_candidates: int) -> CandidateScorer:
+    """Two forwards per step."""
+    return TwoForwardScorer(
+        pair.lenvm, slots=slots, max_length=max_length, max_candidates=max_candidates
+    )
+
+
+SCORERS: dict[str, Maker] = {"exact": exact, "two_forward": two_forward}
+"""Any other scorer can be added here; the ratios of the report need these two."""

@@ -1,0 +1,106 @@
+"""The guidance benchmark, in tiny: its scorers, its policy loop, its arithmetic, a run."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lenvm_rl.model import LengthValueConfig, LengthValueModel
+from lenvm_rl.scoring import History
+from tests.tiny import VOCAB, make_policy
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+import bench_guidance  # noqa: E402  (scripts are not a package)
+from guidance_cost.loop import Loop, Policy, Timed, cut_prompts  # noqa: E402
+from guidance_cost.report import summarize  # noqa: E402
+from guidance_cost.scorers import SCORERS  # noqa: E402
+from guidance_cost.shapes import SHAPES, Pair  # noqa: E402
+
+
+def tiny() -> Pair:
+    policy = make_policy("llama")
+    config = make_policy("qwen2").config
+    return Pair(policy, LengthValueModel(LengthValueConfig(text_config=config, gamma=0.97)).eval())
+
+
+def test_both_scorers_agree_and_only_one_runs_the_trunk_twice():
+    pair = tiny()
+    scorers = [SCORERS[name](pair, 2, 60, 4) for name in ("exact", "two_forward")]
+    histories = [History([5, 6, 7], []), History([9] * 30, [])]
+    slots = [[scorer.open(history) for history in histories] for scorer in scorers]
+    for step in range(4):
+        candidates = torch.rand(2, VOCAB).argsort(1)[:, :4]
+        mask = torch.ones(2, 4, dtype=torch.bool)
+        exact, two = (
+            scorer.score(held, histories, candidates, mask)
+            for scorer, held in zip(scorers, slots, strict=True)
+        )
+        torch.testing.assert_close(exact, two, atol=1e-5, rtol=0)
+        for row, history in enumerate(histories):
+            history.output.append(int(candidates[row, step]))
+    assert [scorer.stats.passes for scorer in scorers] == [4 + 1, 4 * 2]
+    assert [scorer.stats.committed for scorer in scorers] == [3 * 2, 0]
+
+
+def test_the_policy_decodes_as_the_model_does():
+    pair = tiny()
+    prompts = cut_prompts(pair, 3, 20)
+    assert [len(prompt) for prompt in prompts] == [20, 19, 18]
+    policy = Policy(pair, prompts, room=5)
+    histories = [list(prompt) for prompt in prompts]
+    with torch.inference_mode():
+        for _ in range(4):
+            logits = policy.forward()
+            for row, history in enumerate(histories):
+                full = pair.policy(torch.tensor([history])).logits[0, -1]
+                torch.testing.assert_close(logits[row], full, atol=1e-5, rtol=1e-5)
+            for history, token in zip(histories, policy.sample(logits), strict=True):
+                history.append(token)
+
+
+def test_ratios_are_those_of_rounds():
+    pair = tiny()
+    loops = {}
+    for name in ("policy", "exact", "two_forward"):
+        loops[name] = Loop(Policy(pair, [[3, 4]], 4), None, 2)
+        loops[name].steps = {"policy": [1, 1, 9, 9, 1, 1], "exact": [2, 2, 9, 9, 2, 2]}.get(
+            name, [4, 4, 9, 9, 5, 5]
+        )
+        if name != "policy":
+            loops[name].scorer = Timed(SCORERS[name](pair, 1, 10, 2), pair.policy.device)
+            loops[name].scorer.wall = loops[name].scorer.processor = loops[name].steps
+    figures = summarize(loops, rounds=3)
+    assert figures["policy"] == {"step_ms": 1000.0}
+    assert figures["exact"]["scorer_ms"] == 2000.0
+    assert figures["exact"]["step_to_policy"] == 2.0
+    assert figures["exact_to_two_forward"]["scorer_ms"] == 0.5  # of 0.5, 1 and 0.4
+
+
+def test_a_run_prints_and_writes_one_json_object(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(SHAPES, "demo", tiny)
+    threads = torch.get_num_threads()
+    try:
+        bench_guidance.main(
+            ["--shapes", "demo", "--requests", "2", "--candidates", "3", "4", "--context", "16"]
+            + ["--rounds", "2", "--steps", "1", "--profile", "--json", str(tmp_path / "out.json")]
+        )
+    finally:
+        torch.set_num_threads(threads)
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    found = json.loads(line)
+    assert (tmp_path / "out.json").read_text() == line + "\n"
+    assert [case["candidates"] for case in found["shapes"]["demo"]] == [3, 4]
+    for case in found["shapes"]["demo"]:
+        assert case["figures"]["exact"]["step_ms"] > case["figures"]["exact"]["scorer_ms"] > 0
+        assert {"scorer: attention", "policy: forward"} <= set(case["sections"]["two_forward"])
+    assert found["within_bar"][1] == 2
+
+
+@pytest.mark.parametrize("requests", [1, 4])
+def test_prompts_fit_the_context(requests):
+    prompts = cut_prompts(tiny(), requests, 32)
+    assert len(prompts) == requests and len(prompts[0]) == 32
+    assert all(prompts[0][: len(prompt)] == prompt for prompt in prompts)
