@@ -3,6 +3,8 @@
 interface    what a scorer is: slots, histories, logits of candidates
 settings     what one request asks for
 rows         what is known of a request in one step
+exact        candidates run through the LenVM, one pass per step
+q_head       all candidates from one hidden state, of the LenVM or of the policy
 guide        from logits to guided logits
 """
 

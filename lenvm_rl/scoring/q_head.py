@@ -191,3 +191,32 @@ class PolicyHeadScorer:
                 "policy of another width, or the engine did not hand them over."
             )
         return self._candidates.logits(self._candidates.states(hidden), candidates, mask)
+
+
+def make_scorer(
+    model: LengthValueModel,
+    *,
+    slots: int,
+    max_length: int,
+    max_candidates: int,
+    chunk_tokens: int = 2048,
+    policy_states: bool = False,
+) -> ExactScorer | QHeadScorer | PolicyHeadScorer:
+    """The scorer that fits a LenVM's head.
+
+    Args:
+        policy_states: the engine can hand over the policy's hidden states: a head that was
+            trained on them then needs no trunk of its own.
+        slots, max_length, max_candidates, chunk_tokens: see the scorers.
+    """
+    if model.config.head != "candidate":
+        return ExactScorer(
+            model,
+            slots=slots,
+            max_length=max_length,
+            max_candidates=max_candidates,
+            chunk_tokens=chunk_tokens,
+        )
+    if policy_states and model.config.frozen_trunk:
+        return PolicyHeadScorer(model)
+    return QHeadScorer(model, slots=slots, max_length=max_length, chunk_tokens=chunk_tokens)

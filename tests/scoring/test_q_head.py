@@ -7,7 +7,8 @@ import torch
 
 from lenvm_rl.model import LengthValueConfig, LengthValueModel
 from lenvm_rl.scoring import CandidateScorer, GuidanceSettings, Guide, GuidedRow, History
-from lenvm_rl.scoring.q_head import PolicyHeadScorer, QHeadScorer
+from lenvm_rl.scoring.exact import ExactScorer
+from lenvm_rl.scoring.q_head import PolicyHeadScorer, QHeadScorer, make_scorer
 from tests.tiny import VOCAB, make_policy
 
 
@@ -122,3 +123,12 @@ def test_models_that_cannot_do_it_are_refused(lenvm):
         QHeadScorer(make_lenvm(head="state"), slots=1, max_length=10)
     with pytest.raises(ValueError, match="trained with a trunk of its own"):
         PolicyHeadScorer(lenvm)
+
+
+def test_the_scorer_follows_the_head():
+    sizes = {"slots": 1, "max_length": 10, "max_candidates": 4}
+    assert type(make_scorer(make_lenvm(head="state"), **sizes)) is ExactScorer
+    frozen = make_lenvm(frozen_trunk=True)
+    assert type(make_scorer(frozen, **sizes)) is QHeadScorer
+    assert type(make_scorer(frozen, **sizes, policy_states=True)) is PolicyHeadScorer
+    assert type(make_scorer(make_lenvm(), **sizes, policy_states=True)) is QHeadScorer
