@@ -1,8 +1,8 @@
 """Does a policy end where it is asked to? Guided length control beside its baselines.
 
 For every prompt, targets are quantiles of the policy's own lengths there, so that each can be
-reached; every control (equal, at_most, at_least) is asked for at every target. Beside the guided
-completions:
+reached (or given lengths, the same for all prompts). Every control (equal, at_most, at_least) is
+asked for at every target. Beside the guided completions:
 
     unguided   the policy's own samples, scored against the same targets
     cut        the same samples, cut at the target (`max_tokens`): what engines offer today
@@ -43,6 +43,8 @@ class ControlSettings:
     controls: Sequence[str] = CONTROLS
     quantiles: Sequence[float] = QUANTILES
     """Of each prompt's own unguided lengths: the targets."""
+    targets: Sequence[int] | None = None
+    """Lengths in tokens for all prompts, instead of quantiles."""
     samples: int = 4
     """Guided completions per prompt, control and target."""
     unguided_samples: int = 32
@@ -57,6 +59,8 @@ class ControlSettings:
     def __post_init__(self) -> None:
         if not all(0 < q < 1 for q in self.quantiles):
             raise ValueError(f"quantiles must lie in (0, 1), got {list(self.quantiles)}.")
+        if self.targets is not None and not all(n >= 1 for n in self.targets):
+            raise ValueError(f"targets must be at least 1 token, got {list(self.targets)}.")
         if self.unguided_samples < 4:
             raise ValueError(
                 f"unguided_samples is {self.unguided_samples}: the range of lengths that a prompt "
@@ -75,7 +79,7 @@ class ControlReport:
 
     figures: dict[str, Any]
     tables: dict[str, list[dict[str, Any]]]
-    """summary (per control and method), targets (per quantile too), points (per completion)."""
+    """summary (per control and method), targets (per goal too), points (per completion)."""
 
     def to_dict(self) -> dict[str, Any]:
         """Figures for JSON: None where a number is not defined."""
@@ -130,14 +134,17 @@ def evaluate_control(
     nothing = [None] * len(prompts)
     notify("unguided")
     unguided = sample("free", ids, nothing)
-    targets = reachable_targets(unguided, len(prompts), settings.quantiles)
+    if settings.targets is None:
+        targets = reachable_targets(unguided, len(prompts), settings.quantiles)
+    else:
+        targets = {str(n): [n] * len(prompts) for n in settings.targets}
     points: list[dict[str, Any]] = []
     for control in settings.controls:
         points += _rows("unguided", control, targets, unguided)
         points += _rows("cut", control, targets, unguided)
-        for quantile, asked in targets.items():
-            notify(f"{control}, quantile {quantile:g}")
-            name, here = f"{control}-{quantile:g}", {quantile: asked}
+        for goal, asked in targets.items():
+            notify(f"{control} {goal}")
+            name, here = f"{control}-{goal}", {goal: asked}
             guides = [GuidanceSettings(mode=control, target=n, top_k=settings.top_k) for n in asked]
             points += _rows("guided", control, here, sample(name, ids, guides))
             if settings.prompt_template is not None:
@@ -151,8 +158,8 @@ def evaluate_control(
 
 def reachable_targets(
     outcomes: Sequence[Outcome], prompts: int, quantiles: Sequence[float]
-) -> dict[float, list[int]]:
-    """Quantile -> target of every prompt: lengths that the prompt's own completions have.
+) -> dict[str, list[int]]:
+    """ "p<percent>" -> target of every prompt: lengths that the prompt's own completions have.
 
     Raises:
         ValueError: a prompt of which no completion ended.
@@ -169,7 +176,9 @@ def reachable_targets(
             )
     ordered = [sorted(found) for found in lengths]
     return {
-        q: [max(1, found[min(int(q * len(found)), len(found) - 1)]) for found in ordered]
+        f"p{100 * q:g}": [
+            max(1, found[min(int(q * len(found)), len(found) - 1)]) for found in ordered
+        ]
         for q in quantiles
     }
 
@@ -213,11 +222,11 @@ def _asking(prompt: Prompt, template: str, target: int) -> Prompt:
 
 
 def _rows(
-    method: str, control: str, targets: dict[float, list[int]], outcomes: Sequence[Outcome]
+    method: str, control: str, targets: dict[str, list[int]], outcomes: Sequence[Outcome]
 ) -> list[dict[str, Any]]:
     """One row per completion and target."""
     rows = []
-    for quantile, asked in targets.items():
+    for goal, asked in targets.items():
         for outcome in outcomes:
             target = asked[outcome.prompt]
             within = outcome.ended and outcome.length <= target
@@ -226,7 +235,7 @@ def _rows(
                 {
                     "control": control,
                     "method": method,
-                    "quantile": quantile,
+                    "goal": goal,
                     "prompt": outcome.prompt,
                     "target": target,
                     "length": min(outcome.length, target) if cut else outcome.length,
@@ -263,7 +272,7 @@ def _report(
             figures[f"{row['control']}_{row['method']}_{name}"] = row[name]
     tables = {
         "summary": summary,
-        "targets": grouped("control", "method", "quantile"),
+        "targets": grouped("control", "method", "goal"),
         "points": points,
     }
     return ControlReport(figures, tables)

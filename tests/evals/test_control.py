@@ -46,7 +46,11 @@ def outcome(length, *, right=True, ended=True, prompt=0):
 
 def test_targets_are_quantiles_of_each_prompts_own_lengths():
     seen = [outcome(n, prompt=0) for n in (4, 1, 3, 2)] + [outcome(9, prompt=1)]
-    assert reachable_targets(seen, 2, (0.1, 0.5, 0.9)) == {0.1: [1, 9], 0.5: [3, 9], 0.9: [4, 9]}
+    assert reachable_targets(seen, 2, (0.1, 0.5, 0.9)) == {
+        "p10": [1, 9],
+        "p50": [3, 9],
+        "p90": [4, 9],
+    }
     with pytest.raises(ValueError, match="no completion of prompt 1 ended"):
         reachable_targets([outcome(3), outcome(512, prompt=1, ended=False)], 2, (0.5,))
 
@@ -98,10 +102,30 @@ def test_the_cut_baseline_by_hand(policy):
     assert free["deviation"] == pytest.approx(100 * (0 + 0.5 + 1 + 1.5) / 4)
 
 
+def test_given_targets_are_the_same_for_all_prompts(policy):
+    report = evaluate_control(
+        obedient,
+        policy,
+        make_tokenizer(),
+        PROMPTS,
+        grader=None,
+        settings=ControlSettings(
+            controls=("equal",), targets=(7, 30), samples=1, unguided_samples=4
+        ),
+    )
+    guided = [row for row in report.tables["targets"] if row["method"] == "guided"]
+    assert [(row["goal"], row["target"], row["length"]) for row in guided] == [
+        ("7", 7, 7),
+        ("30", 30, 30),
+    ]
+    assert report.figures["equal_guided_accuracy"] == 0  # nothing is graded
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"quantiles": (0.0, 0.5)}, r"quantiles must lie in \(0, 1\)"),
+        ({"targets": (0, 5)}, "targets must be at least 1"),
         ({"unguided_samples": 2}, "unguided_samples is 2"),
         ({"prompt_template": "in ten words"}, "does not say the target"),
     ],
