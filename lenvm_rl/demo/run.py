@@ -34,12 +34,12 @@ from lenvm_rl.evals.sampling import sample_to_file
 from lenvm_rl.model import LengthValueModel, describe_policy, load_tokenizer, save_checkpoint
 from lenvm_rl.rollouts import LengthReport, length_report, report_table, split_by_prompt
 
-TRAIN_PROMPTS, TRAIN_SAMPLES = 900, 8
-VALIDATION_PROMPTS = 24  # of the training prompts: what verl's validation looks at
+TRAIN_PROMPTS, TRAIN_SAMPLES = 2700, 4
+VALIDATION_PROMPTS = 48  # of the training prompts: what verl's validation looks at
 HELDOUT_PROMPTS, HELDOUT_SAMPLES = 48, 64
 STATES, CONTINUATIONS = 192, 32
 MAX_TOKENS = 512
-EPOCHS, BATCH = 3, 64
+EPOCHS, BATCH = 3, 128
 
 
 def run_demo(
