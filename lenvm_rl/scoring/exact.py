@@ -88,9 +88,11 @@ class ExactScorer:
         max_candidates: most candidates per row.
         chunk_tokens: most tokens per pass over prompts; bounds the memory of activations.
     Raises:
-        ValueError: a trunk whose state is not keys and values, or a number out of range.
+        ValueError: another head, a trunk whose state is not keys and values, or a number out of
+            range.
     """
 
+    _head = "state"  # the one this scorer reads
     _inline_tokens = 16  # a row that lacks more of its history is caught up in passes of its own
 
     def __init__(
@@ -105,6 +107,11 @@ class ExactScorer:
         for name, x in (("max_candidates", max_candidates), ("chunk_tokens", chunk_tokens)):
             if x < 1:
                 raise ValueError(f"{name} must be at least 1, got {x}.")
+        if model.config.head != self._head:
+            raise ValueError(
+                f"this LenVM has a {model.config.head!r} head, but {type(self).__name__} reads a "
+                f"{self._head!r} head: use QHeadScorer for candidate heads, ExactScorer for others."
+            )
         self.model, self.config, self.stats = model.eval(), model.config, ScorerStats()
         self._trunk = model.model
         check_trunk(self._trunk.config.get_text_config(), max_length)

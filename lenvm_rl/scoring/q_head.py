@@ -79,6 +79,8 @@ class QHeadScorer(ExactScorer):
         ValueError: a LenVM with another head.
     """
 
+    _head = "candidate"
+
     def __init__(
         self, model: LengthValueModel, *, slots: int, max_length: int, chunk_tokens: int = 2048
     ):

@@ -400,6 +400,12 @@ def test_settings_out_of_range_are_refused(lenvm, settings, message):
         make_scorer(lenvm, **settings)
 
 
+def test_a_candidate_head_is_refused(lenvm):
+    config = LengthValueConfig(text_config=lenvm.config.text_config, gamma=0.97, head="candidate")
+    with pytest.raises(ValueError, match="'candidate' head, .* QHeadScorer"):
+        make_scorer(LengthValueModel(config))
+
+
 @pytest.mark.parametrize(
     ("family", "fields", "message"),
     [
