@@ -3,13 +3,14 @@
     python scripts/bench_guidance.py --json guidance.json
     python scripts/bench_guidance.py --shapes demo --requests 16 --candidates 15 --profile
 
-Milliseconds per decoding step of three loops, interleaved in rounds in one process:
+Milliseconds per decoding step of four loops, interleaved in rounds in one process:
 
   policy       one token per request with a key/value cache, and sampling.
   exact        the same with guidance (a tilt of every request) by the exact scorer.
   two_forward  the same with a scorer that runs the LenVM over the sampled token and then over the
                candidates and keeps nothing of those, as the method's reference does; it shares
                the exact scorer's cache, attention and layout.
+  q_head       the same with a candidate head on the LenVM's trunk, one token per request.
 
 Figures are medians over all timed steps, ratios medians over rounds. `scorer_ms` is the scorer's
 part of a step, and the ratio of the exact to the two-forward scorer is that of this part; beside it

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 from guidance_cost.shapes import Pair
+from lenvm_rl.model import LengthValueModel
 from lenvm_rl.scoring import CandidateScorer
 from lenvm_rl.scoring.exact import ExactScorer
+from lenvm_rl.scoring.q_head import QHeadScorer
 
 
 class TwoForwardScorer(ExactScorer):
@@ -40,5 +43,14 @@ def two_forward(pair: Pair, slots: int, max_length: int, max_candidates: int) ->
     )
 
 
-SCORERS: dict[str, Maker] = {"exact": exact, "two_forward": two_forward}
+def q_head(pair: Pair, slots: int, max_length: int, max_candidates: int) -> CandidateScorer:
+    """A candidate head of random weights on the LenVM's trunk: one token per request and step."""
+    config = copy.deepcopy(pair.lenvm.config)
+    config.head = "candidate"
+    model = LengthValueModel(config).to(device=pair.lenvm.device, dtype=pair.lenvm.dtype)
+    model.model = pair.lenvm.model
+    return QHeadScorer(model, slots=slots, max_length=max_length)
+
+
+SCORERS: dict[str, Maker] = {"exact": exact, "two_forward": two_forward, "q_head": q_head}
 """Any other scorer can be added here; the ratios of the report need these two."""

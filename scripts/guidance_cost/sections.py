@@ -17,6 +17,7 @@ from lenvm_rl.model import ValueHead
 from lenvm_rl.scoring.attention import Pass
 from lenvm_rl.scoring.exact import ExactScorer
 from lenvm_rl.scoring.guide import Guide
+from lenvm_rl.scoring.q_head import CandidateTable, QHeadScorer
 
 _POLICY = "policy: forward"
 _PARTS: list[tuple[Any, str, str]] = [
@@ -26,6 +27,7 @@ _PARTS: list[tuple[Any, str, str]] = [
     (Guide, "apply", "guide: tilt and rest"),
     (Guide, "_candidates", "guide: candidates"),
     (ExactScorer, "score", "scorer: checks and rest"),
+    (QHeadScorer, "score", "scorer: checks and rest"),
     (ExactScorer, "_keep_sampled", "scorer: sampled token kept"),
     (ExactScorer, "_catch_up", "scorer: catching up"),
     (TwoForwardScorer, "_catch_up", "scorer: catching up"),
@@ -34,6 +36,7 @@ _PARTS: list[tuple[Any, str, str]] = [
     (Pass, "attend", "scorer: attention"),
     (torch.nn.Linear, "forward", "scorer: matrix products"),
     (ValueHead, "forward", "scorer: head"),
+    (CandidateTable, "logits", "scorer: head"),
 ]
 
 
