@@ -21,6 +21,8 @@ COMMANDS = [
     ["init"],
     ["import"],
     ["predict"],
+    ["generate"],
+    ["serve"],
     ["eval", "prediction"],
 ]
 

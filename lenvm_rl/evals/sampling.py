@@ -213,6 +213,20 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     return tokenizer(prompt.messages[0]["content"])["input_ids"]
 
 
+def prompt_row(tokenizer: Any, prompt: Prompt) -> Rollout:
+    """A prompt as a row, for what takes rows: one token that is never fed is its response."""
+    return Rollout(
+        prompt_id=prompt.prompt_id,
+        sample_id=0,
+        prompt_ids=encode_prompt(tokenizer, prompt),
+        response_ids=[0],
+        finish_reason="length",
+        prompt_messages=prompt.messages,
+        data_source=prompt.data_source or "unknown",
+        ground_truth=prompt.ground_truth,
+    )
+
+
 def completion_seed(seed: int, prompt_id: str, sample_id: int) -> int:
     """Seed of one completion in [0, 2**63): a digest, so that neighbours are unrelated."""
     digest = hashlib.sha256(f"{seed}/{sample_id}/{prompt_id}".encode()).digest()

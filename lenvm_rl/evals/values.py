@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lenvm_rl.model import LengthValueModel
+from lenvm_rl.model import LengthValueConfig, LengthValueModel
 from lenvm_rl.rollouts import Rollout
 
 _WINDOW = 4096  # rows sorted by length together: little padding at flat memory
@@ -46,7 +46,11 @@ def iter_logits(
 
 def model_space(model: LengthValueModel) -> dict[str, Any]:
     """Keyword arguments that turn the model's logits into values and lengths (core.targets)."""
-    config = model.config
+    return config_space(model.config)
+
+
+def config_space(config: LengthValueConfig) -> dict[str, Any]:
+    """`model_space` of a checkpoint whose weights are elsewhere."""
     return {
         "target": config.target,
         "gamma": config.require_gamma(),

@@ -198,29 +198,28 @@ def load_scorer(vllm_config: Any, options: GuidanceOptions, device: torch.device
             context than the engine's.
     """
     from lenvm_rl.scoring.exact import ExactScorer
+    from lenvm_rl.scoring.q_head import QHeadScorer
 
     check_engine(vllm_config, options)
     config = checkpoint_config(options.checkpoint)
     config.require_gamma()
     check_policy(vllm_config, config)
-    if config.head != "state":
-        raise ValueError(
-            f"the LenVM in {options.checkpoint} has the {config.head!r} head, which this processor "
-            "does not run: use a LenVM with head 'state'."
-        )
     model = LengthValueModel.from_pretrained(options.checkpoint).to(device)
-    scorer = ExactScorer(
-        model,
-        slots=options.slots or vllm_config.scheduler_config.max_num_seqs,
-        max_length=vllm_config.model_config.max_model_len,
-        max_candidates=options.max_candidates,
-        chunk_tokens=options.chunk_tokens,
-    )
+    slots = options.slots or vllm_config.scheduler_config.max_num_seqs
+    room = {
+        "slots": slots,
+        "max_length": vllm_config.model_config.max_model_len,
+        "chunk_tokens": options.chunk_tokens,
+    }
+    if config.head == "candidate":
+        scorer = QHeadScorer(model, **room)
+    else:
+        scorer = ExactScorer(model, max_candidates=options.max_candidates, **room)
     logger.info(
         "length guidance by %s: gamma %s, %d slots of %d tokens, %.2f GiB of keys and values",
         options.checkpoint,
         config.gamma,
-        options.slots or vllm_config.scheduler_config.max_num_seqs,
+        slots,
         vllm_config.model_config.max_model_len,
         scorer.cache_bytes / 2**30,
     )

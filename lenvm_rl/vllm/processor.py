@@ -95,9 +95,9 @@ class LengthGuidance(V1Processor, V2Processor):
     def __init__(self, vllm_config: Any, device_or_states: Any, is_pin_memory: bool = False):
         v1 = isinstance(device_or_states, torch.device)
         self._states = None if v1 else device_or_states
-        device = device_or_states if v1 else device_or_states.device
+        self._device = device_or_states if v1 else device_or_states.device
         options = GuidanceOptions.read(vllm_config.additional_config)
-        scorer = load_scorer(vllm_config, options, device)
+        scorer = load_scorer(vllm_config, options, self._device)
         self._vocab_size = scorer.config.vocab_size
         self._guide = Guide(
             scorer,

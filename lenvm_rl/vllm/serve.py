@@ -1,0 +1,81 @@
+"""How is a guided server started? `vllm serve` with the processor, the LenVM and sane defaults."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lenvm_rl.vllm.options import ENVIRONMENT, GuidanceOptions
+
+PROCESSOR = "lenvm_rl.vllm:LengthGuidance"
+MAX_NUM_SEQS = 64
+
+
+def serve_command(
+    policy: str,
+    options: GuidanceOptions,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    max_num_seqs: int = MAX_NUM_SEQS,
+    extra: Sequence[str] = (),
+) -> list[str]:
+    """The `vllm serve` command line.
+
+    Log-probabilities are those of the distribution that tokens were sampled from. Requests beyond
+    `max_num_seqs` wait in vLLM's queue, so the LenVM's pool is never too small.
+
+    Args:
+        policy: directory or hub name.
+        options: of the LenVM.
+        host, port: where to listen.
+        max_num_seqs: requests that run at once; the LenVM keeps a slot for each.
+        extra: further arguments of `vllm serve`; they win over the defaults.
+    """
+    command = [_vllm_program(), "serve", policy, "--host", host, "--port", str(port)]
+    defaults = {
+        "--logits-processors": PROCESSOR,
+        "--additional-config": json.dumps(options.for_vllm()),
+        "--max-num-seqs": str(max_num_seqs),
+        "--logprobs-mode": "processed_logprobs",
+    }
+    given = {word.split("=")[0] for word in extra}
+    for name, value in defaults.items():
+        if name not in given:
+            command += [name, value]
+    return [*command, *extra]
+
+
+def curl_line(policy: str, *, host: str = "127.0.0.1", port: int = 8000) -> str:
+    """A request that can be pasted into a shell once the server is up."""
+    body = {
+        "model": policy,
+        "messages": [{"role": "user", "content": "12 + 7 - 3 = ?"}],
+        "vllm_xargs": {"lenvm_mode": "at_most", "lenvm_target": 60},
+    }
+    return (
+        f"curl http://{host}:{port}/v1/chat/completions -H 'Content-Type: application/json' "
+        f"-d '{json.dumps(body)}'"
+    )
+
+
+def serve(command: Sequence[str], options: GuidanceOptions) -> None:
+    """Become the server: replaces this process, so that signals reach it."""
+    environment = {**os.environ, ENVIRONMENT["checkpoint"]: options.checkpoint}
+    sys.stdout.flush()
+    os.execve(command[0], list(command), environment)
+
+
+def _vllm_program() -> str:
+    beside = Path(sys.executable).with_name("vllm")
+    program = str(beside) if beside.is_file() else shutil.which("vllm")
+    if program is None:
+        raise ValueError(
+            'the program `vllm` is not installed: pip install "lenvm-rl[vllm]", or on a CPU '
+            "`scripts/setup.sh --vllm` in a clone."
+        )
+    return program

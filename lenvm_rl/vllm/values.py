@@ -1,0 +1,138 @@
+"""Which values, horizons and lengths does a served LenVM give? Offline or over HTTP, from raw z.
+
+engine = pooling_engine(lenvm_dir)
+for reading in read_tokens(engine, config, [[5, 9, 12], ...]): reading.lengths
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.request
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lenvm_rl.core import predicted_length, value_of_logit
+from lenvm_rl.model import LengthValueConfig
+from lenvm_rl.rollouts import Rollout
+
+_AT_ONCE = 512  # sequences handed to vLLM together, so that files of any size stream
+
+
+@dataclass(frozen=True)
+class TokenReading:
+    """What a LenVM says at every token of one sequence: state i ends with token i."""
+
+    logits: Tensor
+    """Raw z, [T] float32."""
+    values: Tensor
+    """V in (-1, 0), [T]."""
+    horizons: Tensor
+    """u = -V, [T]; larger is longer."""
+    lengths: Tensor
+    """Tokens left, EOS included, [T]; at or below the mean (Jensen, appendix F)."""
+
+
+def reading_of(logits: Tensor, config: LengthValueConfig) -> TokenReading:
+    """Raw logits `[T]` or `[T, 1]` of a LenVM with this configuration, as lengths.
+
+    Raises:
+        ValueError: a LenVM without gamma.
+    """
+    z = logits.detach().float().flatten()
+    space = {
+        "gamma": config.require_gamma(),
+        "target": config.target,
+        "length_scale": config.length_scale,
+    }
+    values = value_of_logit(z, **space)
+    return TokenReading(z, values, -values, predicted_length(z, **space))
+
+
+def pooling_engine(lenvm: str, **settings: Any) -> Any:
+    """vLLM's `LLM` with a LenVM as a pooling model; `settings` are vLLM's own."""
+    from vllm import LLM
+
+    return LLM(str(lenvm), runner="pooling", **settings)
+
+
+def token_logits(engine: Any, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Raw z at every token, `[T]` float32 per sequence of token ids."""
+    outputs = engine.encode(
+        [{"prompt_token_ids": list(tokens)} for tokens in sequences],
+        pooling_task="token_classify",
+        use_tqdm=False,
+    )
+    return [output.outputs.data.float().flatten() for output in outputs]
+
+
+def read_tokens(
+    engine: Any, config: LengthValueConfig, sequences: Sequence[Sequence[int]]
+) -> list[TokenReading]:
+    """Readings of sequences of token ids, by an engine of `pooling_engine`."""
+    return [reading_of(z, config) for z in token_logits(engine, sequences)]
+
+
+class EngineReader:
+    """z at the states of completions, computed by vLLM, as a stream; counts as it goes.
+
+    Args:
+        lenvm: directory of the LenVM.
+        settings: of vLLM's `LLM`.
+    """
+
+    def __init__(self, lenvm: str, **settings: Any):
+        self._engine = pooling_engine(lenvm, **settings)
+        self.tokens = 0
+        """Tokens read so far."""
+        self.seconds = 0.0
+        """Wall time of reading them, the start of the engine left out."""
+
+    def __call__(self, rows: Iterable[Rollout]) -> Iterator[tuple[Rollout, Tensor]]:
+        """Every completion with z at its states s_0 .. s_{L-1}, `[L]`.
+
+        s_0 ends with the last prompt token; the last response token itself is never fed.
+        """
+        rows = iter(rows)
+        while batch := list(islice(rows, _AT_ONCE)):
+            fed = [[*row.prompt_ids, *row.response_ids[:-1]] for row in batch]
+            started = time.monotonic()
+            logits = token_logits(self._engine, fed)
+            self.seconds += time.monotonic() - started
+            self.tokens += sum(map(len, fed))
+            for row, z in zip(batch, logits, strict=True):
+                yield row, z[len(row.prompt_ids) - 1 :]
+
+
+def read_over_http(
+    url: str,
+    model: str,
+    inputs: Sequence[Sequence[int]] | Sequence[str],
+    config: LengthValueConfig,
+    *,
+    timeout: float = 120.0,
+) -> list[TokenReading]:
+    """Readings by a server (`vllm serve LENVM --runner pooling`), through POST /pooling.
+
+    Args:
+        url: of the server, e.g. "http://localhost:8000".
+        model: its served name.
+        inputs: token ids, or texts (the server tokenizes them).
+        config: of the served LenVM.
+        timeout: seconds to wait.
+    """
+    given = [x if isinstance(x, str) else list(x) for x in inputs]
+    body = {"model": model, "input": given, "task": "token_classify"}
+    request = urllib.request.Request(
+        url.rstrip("/") + "/pooling",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=timeout) as response:
+        data = sorted(json.load(response)["data"], key=lambda item: item["index"])
+    return [reading_of(torch.tensor(item["data"]), config) for item in data]

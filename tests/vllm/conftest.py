@@ -1,0 +1,80 @@
+"""The shipped policy, a LenVM on its trunk whose lengths differ, and engine stand-ins."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lenvm_rl.demo import policy_path
+from lenvm_rl.demo.prompts import demo_prompts
+from lenvm_rl.evals.sampling import encode_prompt
+from lenvm_rl.model import LengthValueModel, describe_policy, load_tokenizer, save_checkpoint
+
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+
+ENGINE = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "max_num_seqs": 16,
+    "kv_cache_memory_bytes": 64 << 20,
+}
+"""Settings of vLLM's LLM that keep it small."""
+
+
+@pytest.fixture(scope="session")
+def vllm():
+    """vLLM itself, imported when the first test needs it: that takes ten seconds."""
+    return pytest.importorskip("vllm")
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return load_tokenizer(policy_path())
+
+
+@pytest.fixture(scope="session")
+def lenvm(tmp_path_factory, tokenizer):
+    """A LenVM directory: the policy's trunk under a head of a few dozen tokens' spread."""
+    torch.manual_seed(0)
+    model = LengthValueModel.from_policy(
+        policy_path(), gamma=0.98, policy=describe_policy("demo", tokenizer)
+    )
+    with torch.no_grad():
+        model.score.summary.weight.mul_(4)
+        model.score.summary.bias.fill_(0.5)
+    return save_checkpoint(model, tokenizer, tmp_path_factory.mktemp("lenvm") / "lenvm")
+
+
+@pytest.fixture(scope="session")
+def prompts(tokenizer):
+    """Token ids of twelve problems."""
+    return [encode_prompt(tokenizer, prompt) for prompt in demo_prompts(12, seed=3)]
+
+
+@pytest.fixture
+def engine_config():
+    """What the processor reads of vLLM's configuration, for the shipped policy."""
+
+    def make(lenvm, *, options=None, **changes):
+        settings = {"max_num_seqs": 4, "max_model_len": 256, "vocab_size": 140, "stages": 1}
+        settings.update(changes)
+        return SimpleNamespace(
+            additional_config={"lenvm": {"checkpoint": str(lenvm), **(options or {})}},
+            speculative_config=settings.get("speculative_config"),
+            parallel_config=SimpleNamespace(pipeline_parallel_size=settings["stages"]),
+            scheduler_config=SimpleNamespace(max_num_seqs=settings["max_num_seqs"]),
+            model_config=SimpleNamespace(
+                model=str(settings.get("policy", policy_path())),
+                tokenizer=str(settings.get("policy", policy_path())),
+                max_model_len=settings["max_model_len"],
+                enable_prompt_embeds=settings.get("enable_prompt_embeds", False),
+                hf_text_config=SimpleNamespace(eos_token_id=settings.get("eos_token_id", 1)),
+                try_get_generation_config=lambda: {},
+                get_vocab_size=lambda: settings["vocab_size"],
+            ),
+        )
+
+    return make
