@@ -22,7 +22,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from lenvm_rl.model.decoder import attending_by, check_attention, context_length, eos_ids
-from lenvm_rl.model.requests import LENGTH, MAX_SEED, STOP, Completion, Request
+from lenvm_rl.model.requests import (
+    LENGTH,
+    MAX_SEED,
+    STOP,
+    Completion,
+    LogitsHook,
+    Request,
+    Running,
+)
 from lenvm_rl.model.slot_cache import SLOT_ATTENTION, SlotCache, decode_plan, tier_order
 from lenvm_rl.model.token_sampling import draw_tokens, sampling_logprobs
 
@@ -76,6 +84,8 @@ class ContinuousSampler:
         eos_token_ids: tokens that end a completion; None reads the model's generation config.
         max_batch: rows that decode together.
         seed: stream from which requests without a seed draw theirs; None is nondeterministic.
+        hook: changes the logits of every step; completions then carry the log-probabilities of
+            the changed distribution.
     Raises:
         ValueError: no EOS is known, or the model's attention cannot be batched this way.
     """
@@ -87,6 +97,7 @@ class ContinuousSampler:
         eos_token_ids: int | Iterable[int] | None = None,
         max_batch: int = 128,
         seed: int | None = None,
+        hook: LogitsHook | None = None,
     ):
         if max_batch < 1:
             raise ValueError(f"max_batch must be at least 1, got {max_batch}.")
@@ -97,6 +108,7 @@ class ContinuousSampler:
         self.context_length = context_length(model.config)
         self.vocab_size = model.config.get_text_config().vocab_size
         self.max_batch = max_batch
+        self.hook = hook
         self._eos = torch.tensor(sorted(self.eos_token_ids), device=self.device)
         self._seeds = torch.Generator()
         if seed is None:
@@ -104,7 +116,7 @@ class ContinuousSampler:
         else:
             self._seeds.manual_seed(seed)
         self._queue: deque[tuple[Hashable, Request]] = deque()
-        self._live: list[tuple[Hashable, Request]] = []  # slot -> request; slots are contiguous
+        self._live: list[Running] = []  # slot -> request; slots are contiguous
         self._rows = _Rows(max_batch, self.device)
         self._cache = SlotCache(max_batch, capacity=128, limit=self.context_length)
 
@@ -195,8 +207,8 @@ class ContinuousSampler:
             if waiting == request_id:
                 del self._queue[i]
                 return True
-        for slot, (running, _) in enumerate(self._live):
-            if running == request_id:
+        for slot, running in enumerate(self._live):
+            if running.request_id == request_id:
                 self._release(slot)
                 return True
         return False
@@ -220,7 +232,7 @@ class ContinuousSampler:
 
         A prompt's last token is not prefilled: it is the first token the row decodes.
         """
-        source = {tuple(request.prompt_ids): slot for slot, (_, request) in enumerate(self._live)}
+        source = {tuple(row.request.prompt_ids): slot for slot, row in enumerate(self._live)}
         first_of: dict[tuple[int, ...], tuple[Hashable, Request]] = {}
         copies = []
         for entry in entries:
@@ -266,7 +278,7 @@ class ContinuousSampler:
     def _start(self, request_id: Hashable, request: Request) -> int:
         """Set a new row's state; returns its slot."""
         slot, rows = len(self._live), self._rows
-        self._live.append((request_id, request))
+        self._live.append(Running(request_id, request))
         budget = min(request.max_tokens, self.context_length - len(request.prompt_ids))
         rows.widen(budget)
         rows.last[slot] = request.prompt_ids[-1]
@@ -288,22 +300,23 @@ class ContinuousSampler:
         plan = decode_plan(rows.position[:n], self.model.dtype)
         self._cache.begin_decode(plan)
         with attending_by(self.model.config, SLOT_ATTENTION):
-            logits = self.model(
+            outputs = self.model(
                 input_ids=rows.last[:n, None],
                 position_ids=rows.position[:n, None],
                 past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=1,
                 slot_plan=plan,
-            ).logits[:, -1]
+                output_hidden_states=self.hook is not None and self.hook.reads_hidden,
+            )
         if not plan.served:
             raise ValueError(
                 f"{type(self.model).__name__} does not use transformers' attention interface, so "
                 "its rows cannot be batched continuously: sample from it with vLLM."
             )
-        requests = [request for _, request in self._live]
+        requests = [running.request for running in self._live]
         logprobs = sampling_logprobs(
-            logits,
+            self._hooked(outputs) if self.hook is not None else outputs.logits[:, -1],
             temperature=rows.temperature[:n],
             top_k=rows.top_k[:n] if any(r.top_k > 0 for r in requests) else None,
             top_p=rows.top_p[:n] if any(r.top_p < 1 for r in requests) else None,
@@ -317,9 +330,19 @@ class ContinuousSampler:
         )
         rows.tokens[:n].scatter_(1, count[:, None], tokens[:, None])
         rows.logprobs[:n].scatter_(1, count[:, None], logprobs.gather(1, tokens[:, None]))
+        if self.hook is not None:
+            for running, token in zip(self._live, tokens.tolist(), strict=True):
+                running.output.append(token)
         rows.last[:n] = tokens
         rows.count[:n] += 1
         rows.position[:n] += 1
+
+    def _hooked(self, outputs) -> Tensor:
+        """Logits [n, V] as the hook leaves them; a copy, so that the model's own stay whole."""
+        logits = outputs.logits[:, -1].to(torch.float32, copy=True)
+        states = outputs.hidden_states
+        self.hook.apply(logits, self._live, None if states is None else states[-1][:, -1])
+        return logits
 
     def _collect(self) -> list[tuple[Hashable, Completion]]:
         """Take finished rows out of the batch."""
@@ -334,13 +357,15 @@ class ContinuousSampler:
                 STOP if bool(stopped[slot]) else LENGTH,
                 rows.logprobs[slot, :count].tolist(),
             )
-            finished.append((self._live[slot][0], completion))
+            finished.append((self._live[slot].request_id, completion))
             self._release(slot)
         return finished[::-1]
 
     def _release(self, slot: int) -> None:
         """Free a slot by moving the last live row into it: live rows stay contiguous."""
         last = len(self._live) - 1
+        if self.hook is not None:
+            self.hook.close(self._live[slot].request_id)
         if slot != last:
             self._cache.copy_row(last, slot, int(self._rows.position[last]))
             self._rows.move(last, slot)

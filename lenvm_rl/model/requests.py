@@ -1,10 +1,13 @@
-"""What is asked of a sampler, and what comes back?"""
+"""What is asked of a sampler, what comes back, and who may have a say in between?"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
 
 STOP, LENGTH = "stop", "length"
 MAX_SEED = 2**63 - 1
@@ -59,3 +62,35 @@ class Completion:
     logprobs: list[float]
     """Log-probability of each token under the distribution it was drawn from (greedy requests:
     under the model's own distribution)."""
+
+
+@dataclass
+class Running:
+    """A request while its completion is being sampled."""
+
+    request_id: Hashable
+    """As it was submitted."""
+    request: Request
+    output: list[int] = field(default_factory=list)
+    """Tokens generated so far; kept only for samplers with a hook."""
+
+
+class LogitsHook(Protocol):
+    """Changes the logits of every step before tokens are drawn from them."""
+
+    reads_hidden: bool
+    """Whether `apply` wants the policy's hidden states."""
+
+    def apply(self, logits: Tensor, running: Sequence[Running], hidden: Tensor | None) -> None:
+        """Change logits in place; temperature, top-k, top-p and min-p come afterwards.
+
+        Args:
+            logits: [n, V] float32, one row for each running request, in their order.
+            running: n requests; the order changes from step to step.
+            hidden: [n, H] last hidden states after the final norm, if `reads_hidden`.
+        """
+        ...
+
+    def close(self, request_id: Hashable) -> None:
+        """A running request has ended or was aborted."""
+        ...
