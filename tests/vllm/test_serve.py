@@ -1,0 +1,40 @@
+"""The command line of a guided server, and the request it shows."""
+
+import json
+import shlex
+
+import pytest
+
+from lenvm_rl.vllm.options import GuidanceOptions
+from lenvm_rl.vllm.serve import PROCESSOR, curl_line, serve_command
+
+
+def options_of(command):
+    return dict(zip(command, command[1:], strict=False))
+
+
+@pytest.fixture
+def options(lenvm):
+    return GuidanceOptions(checkpoint=str(lenvm), max_candidates=12)
+
+
+def test_the_processor_is_named_by_class_path_and_given_its_lenvm(vllm, options):
+    command = options_of(serve_command("policy", options, port=8123))
+    assert command["serve"] == "policy" and command["--port"] == "8123"
+    assert command["--logits-processors"] == PROCESSOR
+    assert GuidanceOptions.read(json.loads(command["--additional-config"]), {}) == options
+    assert command["--logprobs-mode"] == "processed_logprobs"
+    assert command["--max-num-seqs"] == "64"
+
+
+@pytest.mark.parametrize("extra", [["--logprobs-mode", "raw_logprobs"], ["--logprobs-mode=raw_x"]])
+def test_what_the_user_says_wins(vllm, options, extra):
+    command = serve_command("policy", options, extra=extra)
+    assert command[-len(extra) :] == extra
+    assert "processed_logprobs" not in command
+
+
+def test_the_curl_line_is_one_request_that_asks_for_guidance():
+    words = shlex.split(curl_line("policy", port=8123))
+    assert words[:2] == ["curl", "http://127.0.0.1:8123/v1/chat/completions"]
+    assert json.loads(words[-1])["vllm_xargs"] == {"lenvm_mode": "at_most", "lenvm_target": 60}
