@@ -107,7 +107,7 @@ def guide(
             rule = _tilted if name == "tilt" else _nearest
             result = torch.where(codes == _CODE[name], rule(step, rows, left), result)
     if set(present) & set(_SOFT):
-        result = torch.where(_any_of(codes, _SOFT), _soft(step, rows, left, codes), result)
+        result = torch.where(_any_of(codes, _SOFT), _soft(step, rows, left, codes, present), result)
     ends = _any_of(codes, _ENDING) & (left <= 0)
     if set(present) & set(_ENDING):
         result = torch.where(ends, step.ending(), result)
@@ -208,27 +208,32 @@ def _nearest(step: _Step, rows: RowNumbers, left: Tensor) -> Tensor:
     return step.pick(torch.where(rows.value_space != 0, by_value, by_length))
 
 
-def _soft(step: _Step, rows: RowNumbers, left: Tensor, codes: Tensor) -> Tensor:
+def _soft(
+    step: _Step, rows: RowNumbers, left: Tensor, codes: Tensor, present: Collection[str]
+) -> Tensor:
     """scale, equal_soft, at_most and at_least: one root for every row."""
-    is_scale, is_least = codes == _CODE["scale"], codes == _CODE["at_least"]
-    by_length = is_scale & (rows.scale_length != 0)
     now, budget = step.mean(step.along), step.position(left)
-    # s E[u] = s (u_min + (1 - u_min) E[along]), relative to u_min: u_min / (1 - u_min) is the
-    # expm1 below.
-    offset = torch.expm1(-step.shortest * step.log_gamma)
-    scaled = rows.scale * now + (rows.scale - 1.0) * offset
-    goal = torch.where(is_scale, scaled, budget)
-    goal = torch.where(by_length, rows.scale * step.mean(step.lengths), goal)
-    statistic = torch.where(by_length, step.lengths, step.along)
-    met, beta = tilt_to_mean(step.log_probs, step.along, goal[:, 0], statistic=statistic)
-
-    bound = rows.max_beta[:, 0] * step.unit[:, 0]
-    bounded = tilt(step.log_probs, step.along, torch.minimum(beta, bound).clamp(min=0.0))
-    longer = torch.where(rows.extreme != 0, step.pick(-step.lengths), bounded)
-    keeps_at_least = (left <= 0) | ((now >= budget) & (rows.extreme == 0))
-    keeps_at_most = (codes == _CODE["at_most"]) & (now <= budget)
-    keeps = (is_scale & (rows.scale == 1.0)) | keeps_at_most | (is_least & keeps_at_least)
-    return torch.where(keeps, step.log_probs, torch.where(is_least, longer, met))
+    goal, statistic = budget, step.along
+    keeps = (codes == _CODE["at_most"]) & (now <= budget)
+    if "scale" in present:
+        is_scale = codes == _CODE["scale"]
+        by_length = is_scale & (rows.scale_length != 0)
+        # s E[u] = s (u_min + (1 - u_min) E[along]), relative to u_min: u_min / (1 - u_min) is the
+        # expm1 below.
+        offset = torch.expm1(-step.shortest * step.log_gamma)
+        goal = torch.where(is_scale, rows.scale * now + (rows.scale - 1.0) * offset, goal)
+        goal = torch.where(by_length, rows.scale * step.mean(step.lengths), goal)
+        statistic = torch.where(by_length, step.lengths, statistic)
+        keeps |= is_scale & (rows.scale == 1.0)
+    result, beta = tilt_to_mean(step.log_probs, step.along, goal[:, 0], statistic=statistic)
+    if "at_least" in present:
+        is_least, extreme = codes == _CODE["at_least"], rows.extreme != 0
+        beta = torch.minimum(beta, (rows.max_beta * step.unit)[:, 0]).clamp(min=0.0)
+        bounded = tilt(step.log_probs, step.along, beta)
+        longer = torch.where(extreme, step.pick(-step.lengths), bounded)
+        result = torch.where(is_least, longer, result)
+        keeps |= is_least & ((left <= 0) | ((now >= budget) & ~extreme))
+    return torch.where(keeps, step.log_probs, result)
 
 
 def _any_of(codes: Tensor, names: tuple[str, ...]) -> Tensor:

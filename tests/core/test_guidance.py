@@ -1,6 +1,7 @@
 """Guidance rules: by hand, properties over all modes, the end of the budget, bad input."""
 
 import math
+import sys
 
 import hypothesis.strategies as st
 import pytest
@@ -257,6 +258,18 @@ def test_long_horizons_keep_their_order():
     soft, _ = one("equal_soft", P, lengths, eos=None, target=50_020)
     relative = horizons(lengths - 50_000)
     assert (soft * relative).sum() == pytest.approx(1 - GAMMA**20, abs=1e-6)
+
+
+def test_float32_alone_is_enough(monkeypatch):
+    """As on a device without float64."""
+    rules = [("tilt", {"beta": -3.0}), ("scale", {"scale": 0.6}), ("equal", {"target": 66})]
+    rules += [(mode, {"target": 33}) for mode in ("equal_soft", "at_most", "at_least")]
+    expected = [one(mode, **numbers)[0] for mode, numbers in rules]
+    monkeypatch.setattr(sys.modules["lenvm_rl.core.tilt"], "_NO_FLOAT64", {"cpu"})
+    for (mode, numbers), wide in zip(rules, expected, strict=True):
+        assert_close(one(mode, **numbers)[0], wide, rtol=0, atol=2e-6)
+    probs, _ = one("equal_soft", target=20)
+    assert (probs * horizons()).sum() == pytest.approx(1 - GAMMA**20, abs=1e-6)
 
 
 def test_bad_input():
