@@ -7,9 +7,17 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.testing import assert_close
 
-from lenvm_rl.core import MODES, forbids_eos, guide, length_to_horizon, tokens_left
+from lenvm_rl.core import (
+    MODES,
+    forbids_eos,
+    guide,
+    length_to_horizon,
+    select_candidates,
+    tokens_left,
+)
 
 INF = math.inf
 GAMMA = 0.99
@@ -258,6 +266,26 @@ def test_long_horizons_keep_their_order():
     soft, _ = one("equal_soft", P, lengths, eos=None, target=50_020)
     relative = horizons(lengths - 50_000)
     assert (soft * relative).sum() == pytest.approx(1 - GAMMA**20, abs=1e-6)
+
+
+def test_nothing_depends_on_the_contents_of_tensors():
+    """So nothing waits for a device: on tensors without contents, asking for one would raise."""
+    with FakeTensorMode():
+        ids, log_probs, mask = select_candidates(
+            torch.randn(4, 50),
+            temperature=torch.ones(4),
+            max_candidates=10,
+            top_k=torch.full((4,), 8),
+            top_p=torch.full((4,), 0.9),
+            min_p=torch.full((4,), 0.1),
+            forbidden=torch.ones(4, dtype=torch.bool),
+            eos_ids=torch.tensor([1]),
+        )
+        codes, lengths = torch.zeros(4, dtype=torch.long), torch.rand(4, 10)
+        guided = guide(log_probs, lengths, mask, ids == 1, mode=codes, gamma=GAMMA)
+        assert guided.log_probs.shape == (4, 10)
+        with pytest.raises(DataDependentOutputException):
+            guided.log_probs.sum().item()
 
 
 def test_float32_alone_is_enough(monkeypatch):
