@@ -34,6 +34,7 @@ Generate = Callable[[Sequence[Request], Sequence[GuidanceSettings | None]], list
 """Samples one completion per request, guided where its settings are not None."""
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
+MIN_P = 0.02  # below it are tokens that the policy would hardly ever write: they ruin the text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,9 @@ class ControlSettings:
     prompt_template: str | None = None
     """Adds the baseline `prompted`: appended to the user message, with `{target}` in it."""
     top_k: int = 20
-    """Candidates per step."""
+    """Candidates per step, at most ..."""
+    min_p: float = MIN_P
+    """... and none below this share of the most probable one's probability."""
 
     def __post_init__(self) -> None:
         if not all(0 < q < 1 for q in self.quantiles):
@@ -145,7 +148,10 @@ def evaluate_control(
         for goal, asked in targets.items():
             notify(f"{control} {goal}")
             name, here = f"{control}-{goal}", {goal: asked}
-            guides = [GuidanceSettings(mode=control, target=n, top_k=settings.top_k) for n in asked]
+            guides = [
+                GuidanceSettings(mode=control, target=n, top_k=settings.top_k, min_p=settings.min_p)
+                for n in asked
+            ]
             points += _rows("guided", control, here, sample(name, ids, guides))
             if settings.prompt_template is not None:
                 said = [

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lenvm_rl.evals.control import Generate, sample_each
+from lenvm_rl.evals.control import MIN_P, Generate, sample_each
 from lenvm_rl.evals.outcomes import Grader, Outcome, mean_of, measure
 from lenvm_rl.evals.results import finite, save_results
 from lenvm_rl.evals.sampling import encode_prompt
@@ -57,6 +57,7 @@ def evaluate_tradeoff(
     samples: int = 8,
     max_tokens: int = 512,
     top_k: int = 20,
+    min_p: float = MIN_P,
     seed: int = 0,
     notify: Callable[[str], None] = lambda what: None,
 ) -> TradeoffReport:
@@ -67,7 +68,7 @@ def evaluate_tradeoff(
         policy: the same policy as a transformers causal LM, for log-probabilities.
         betas: strengths; 0 is added, as the budget needs the unguided samples.
         samples: completions per prompt and beta; every beta uses the same random numbers.
-        top_k: candidates per step.
+        top_k, min_p: candidates per step, see `lenvm_rl.scoring.GuidanceSettings`.
     Raises:
         ValueError: a prompt without ground truth.
     """
@@ -82,7 +83,7 @@ def evaluate_tradeoff(
     by_beta: dict[float, list[Outcome]] = {}
     for beta in sorted({*map(float, betas), 0.0}):
         notify(f"beta {beta:g}")
-        guide = GuidanceSettings(mode="tilt", beta=beta, top_k=top_k)
+        guide = GuidanceSettings(mode="tilt", beta=beta, top_k=top_k, min_p=min_p)
         sampled = sample_each(
             generate,
             prompts,
@@ -96,6 +97,8 @@ def evaluate_tradeoff(
         by_beta[beta] = measure(policy, tokenizer, ids, truths, sampled, grader)
     guided = [_row(beta, outcomes, samples) for beta, outcomes in by_beta.items()]
     budget = budget_curve(by_beta[0.0])
+    for row in guided:
+        row["budget_accuracy"] = _accuracy_at(budget, row["length"])
     return TradeoffReport(_figures(guided, budget, len(prompts)), _tables(guided, budget))
 
 
@@ -142,7 +145,7 @@ def _figures(
     free = next(row for row in guided if row["beta"] == 0)
     half = _length_at(budget, free["accuracy"] / 2)
     shorter = [row for row in guided if row["length"] < free["length"]]
-    gaps = [row["accuracy"] - _accuracy_at(budget, row["length"]) for row in shorter]
+    gaps = [row["accuracy"] - row["budget_accuracy"] for row in shorter]
     kept = _accuracy_at(guided, half) / free["accuracy"] if free["accuracy"] else float("nan")
     return {
         "prompts": prompts,

@@ -1,4 +1,4 @@
-"""How does a prediction report look on a screen?"""
+"""How do the reports of evaluations look on a screen?"""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from lenvm_rl.evals.control import ControlReport
     from lenvm_rl.evals.prediction import PredictionReport
+    from lenvm_rl.evals.tradeoff import TradeoffReport
 
 _PREDICTORS = (
     ("LenVM", "s0", "lenvm"),
@@ -40,6 +42,53 @@ def prediction_view(report: PredictionReport) -> Group:
             )
         )
     return Group(*parts)
+
+
+def control_view(report: ControlReport) -> Table:
+    """One line per control and method."""
+    figures = report.figures
+    table = Table(
+        title=f"Length control on {figures['prompts']} prompts; unguided: "
+        f"{figures['unguided_length']:.0f} tokens, accuracy {figures['unguided_accuracy']:.1%}, "
+        f"log-probability {figures['unguided_logprob']:.2f} a token"
+    )
+    table.add_column("control")
+    table.add_column("method")
+    for name in ("Length Score", "deviation", "accuracy", "ended", "log-prob"):
+        table.add_column(name, justify="right")
+    for row in report.tables["summary"]:
+        table.add_row(
+            row["control"],
+            row["method"],
+            f"{row['score']:.1f}",
+            f"{row['deviation']:.1f} %",
+            f"{row['accuracy']:.1%}",
+            f"{row['ended']:.1%}",
+            f"{row['logprob']:.2f}",
+        )
+    return table
+
+
+def tradeoff_view(report: TradeoffReport) -> Group:
+    """One line per beta, and where the curves lie."""
+    figures = report.figures
+    table = Table(title=f"Accuracy against length, {figures['prompts']} prompts")
+    for name in ("beta", "mean length", "accuracy", "hard budget there", "log-prob"):
+        table.add_column(name, justify="right")
+    for row in report.tables["guided"]:
+        table.add_row(
+            f"{row['beta']:g}",
+            f"{row['length']:.1f}",
+            f"{row['accuracy']:.1%} ± {row['accuracy_se']:.1%}",
+            "-" if math.isnan(row["budget_accuracy"]) else f"{row['budget_accuracy']:.1%}",
+            f"{row['logprob']:.2f}",
+        )
+    kept = figures["accuracy_kept_there"]
+    line = (
+        f"where the hard budget keeps half of the accuracy ({figures['half_accuracy_length']:.1f} "
+        f"tokens), guidance keeps {'-' if math.isnan(kept) else f'{kept:.1%}'}"
+    )
+    return Group(table, Text(line))
 
 
 def _boundary(figures: dict[str, Any]) -> Table:

@@ -1,0 +1,169 @@
+"""Control and trade-off of a policy directory and a LenVM directory, in this process.
+
+Loads both, chooses the scorer that fits the LenVM's head, samples with transformers, saves the
+numbers and the figure. For policies that need a serving engine, call `evaluate_control` and
+`evaluate_tradeoff` with that engine's sampling instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lenvm_rl.evals.control import (
+    MIN_P,
+    ControlReport,
+    ControlSettings,
+    evaluate_control,
+)
+from lenvm_rl.evals.guided import guided_completions
+from lenvm_rl.evals.outcomes import Grader
+from lenvm_rl.evals.sampling import encode_prompt
+from lenvm_rl.evals.tradeoff import BETAS, TradeoffReport, evaluate_tradeoff
+from lenvm_rl.model import LengthValueModel, check_tokenizer, load_tokenizer
+from lenvm_rl.model.decoder import context_length
+from lenvm_rl.model.generate import Completion, ContinuousSampler, Request
+from lenvm_rl.rollouts.progress import progress_bar
+from lenvm_rl.rollouts.prompts import Prompt
+from lenvm_rl.scoring import GuidanceSettings
+from lenvm_rl.scoring.q_head import make_scorer
+
+
+class GuidedPolicy:
+    """A policy with its tokenizer, and a LenVM that guides it.
+
+    Args:
+        policy: directory or hub name of a causal LM.
+        lenvm: directory of the value model.
+        max_length: tokens of the longest prompt and response: the size of the scorer's slots.
+        max_batch: requests that decode together.
+        top_k: candidates per step.
+        progress: draw a bar on stderr for every set of completions.
+    Raises:
+        ValueError: a LenVM of another tokenizer, or without gamma.
+    """
+
+    def __init__(
+        self,
+        policy: str | Path,
+        lenvm: str | Path,
+        *,
+        max_length: int,
+        max_batch: int = 64,
+        top_k: int = 20,
+        progress: bool = False,
+    ):
+        self.tokenizer = load_tokenizer(policy)
+        self.model = ContinuousSampler.from_pretrained(str(policy)).model
+        lenvm_model = LengthValueModel.from_pretrained(lenvm).to(self.model.device)
+        check_tokenizer(lenvm_model.config, self.tokenizer)
+        self.scorer = make_scorer(
+            lenvm_model,
+            slots=max_batch,
+            max_length=min(max_length, context_length(self.model.config)),
+            max_candidates=top_k,
+            policy_states=True,
+        )
+        self.max_batch, self.top_k, self.progress = max_batch, top_k, progress
+        self._next = "sampling"
+
+    def name_next(self, what: str) -> None:
+        """What the next progress bar says."""
+        self._next = what
+
+    def generate(
+        self, requests: Sequence[Request], settings: Sequence[GuidanceSettings | None]
+    ) -> list[Completion]:
+        """Completions of `requests`, in their order; see `evals.control.Generate`."""
+        with progress_bar(self._next, total=len(requests), shown=self.progress) as advance:
+            return guided_completions(
+                self.model,
+                self.scorer,
+                requests,
+                settings,
+                max_candidates=self.top_k,
+                max_batch=self.max_batch,
+                progress=lambda index, completion: advance(1),
+            )
+
+
+def run_control(
+    policy: str | Path,
+    lenvm: str | Path,
+    prompts: Sequence[Prompt],
+    out: str | Path,
+    *,
+    grader: Grader | None,
+    settings: ControlSettings,
+    max_batch: int = 64,
+    progress: bool = False,
+) -> ControlReport:
+    """`evaluate_control` on directories; writes control.json, tables and control.png into `out`."""
+    guided = GuidedPolicy(
+        policy,
+        lenvm,
+        max_length=_longest(policy, prompts) + settings.max_tokens,
+        max_batch=max_batch,
+        top_k=settings.top_k,
+        progress=progress,
+    )
+    report = evaluate_control(
+        guided.generate,
+        guided.model,
+        guided.tokenizer,
+        prompts,
+        grader=grader,
+        settings=settings,
+        notify=guided.name_next,
+    )
+    report.save(out)
+    return report
+
+
+def run_tradeoff(
+    policy: str | Path,
+    lenvm: str | Path,
+    prompts: Sequence[Prompt],
+    out: str | Path,
+    *,
+    grader: Grader,
+    betas: Sequence[float] = BETAS,
+    samples: int = 8,
+    max_tokens: int = 512,
+    top_k: int = 20,
+    min_p: float = MIN_P,
+    seed: int = 0,
+    max_batch: int = 64,
+    progress: bool = False,
+) -> TradeoffReport:
+    """`evaluate_tradeoff` on directories; writes tradeoff.json, tables and tradeoff.png."""
+    guided = GuidedPolicy(
+        policy,
+        lenvm,
+        max_length=_longest(policy, prompts) + max_tokens,
+        max_batch=max_batch,
+        top_k=top_k,
+        progress=progress,
+    )
+    report = evaluate_tradeoff(
+        guided.generate,
+        guided.model,
+        guided.tokenizer,
+        prompts,
+        grader=grader,
+        betas=betas,
+        samples=samples,
+        max_tokens=max_tokens,
+        top_k=top_k,
+        min_p=min_p,
+        seed=seed,
+        notify=guided.name_next,
+    )
+    report.save(out)
+    return report
+
+
+def _longest(policy: str | Path, prompts: Sequence[Prompt]) -> int:
+    """Tokens of the longest prompt, with room for a target in words."""
+    tokenizer = load_tokenizer(policy)
+    return max(len(encode_prompt(tokenizer, prompt)) for prompt in prompts) + 128
