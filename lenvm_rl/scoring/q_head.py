@@ -28,28 +28,25 @@ class CandidateTable:
     """U e_x of every token of the vocabulary, and the head that reads it.
 
     Args:
-        model: a LenVM with a candidate head, on its device.
+        model: a LenVM with a candidate head.
+        device: where to keep the table and the head; None is where the model is.
     Raises:
         ValueError: a LenVM with another head.
     """
 
     @torch.inference_mode()
-    def __init__(self, model: LengthValueModel):
+    def __init__(self, model: LengthValueModel, device: torch.device | None = None):
         if model.config.head != "candidate":
             raise ValueError(
                 f"this LenVM has a {model.config.head!r} head, which cannot value a token before "
                 "it is run: use the exact scorer, or train one made by "
                 "`lenvm init --head candidate`."
             )
-        self._head = model.score
         embedding = model.get_input_embeddings()
-        size = model.config.vocab_size
-        device = next(model.parameters()).device
-        parts = [
-            self._head.tokens(embedding(part))
-            for part in torch.arange(size, device=device).split(16_384)
-        ]
-        self._tokens = torch.cat(parts)  # [V, R] float32
+        ids = torch.arange(model.config.vocab_size, device=embedding.weight.device)
+        parts = [model.score.tokens(embedding(part)) for part in ids.split(16_384)]
+        self._head = model.score if device is None else model.score.to(device)
+        self._tokens = torch.cat(parts).to(device)  # [V, R] float32
 
     @property
     def inner_size(self) -> int:
@@ -139,17 +136,20 @@ class PolicyHeadScorer:
     """Candidate values from the hidden states that the policy itself has computed.
 
     The LenVM must have been trained on the policy's frozen trunk; only its head and its token
-    table are used. Nothing is cached, so slots are numbers without meaning.
+    table are used, its trunk can be forgotten. Nothing is cached, so slots are numbers without
+    meaning. Whether the trunk was this very
+    policy's cannot be checked beyond its width.
 
     Args:
-        model: a LenVM with a candidate head and `frozen_trunk`, on its device.
+        model: a LenVM with a candidate head and `frozen_trunk`.
+        device: of the policy; None is where the model is.
     Raises:
         ValueError: another head, or a trunk of its own.
     """
 
     reads_policy = True
 
-    def __init__(self, model: LengthValueModel):
+    def __init__(self, model: LengthValueModel, device: torch.device | None = None):
         if not model.config.frozen_trunk:
             raise ValueError(
                 "this LenVM was trained with a trunk of its own, so its head cannot read the "
@@ -157,16 +157,29 @@ class PolicyHeadScorer:
                 "`lenvm init --head candidate --freeze-trunk`."
             )
         self.config = model.config
-        self._candidates = CandidateTable(model)
+        self._candidates = CandidateTable(model, device)
+        self._open: set[int] = set()
         self._opened = 0
+
+    @property
+    def cache_bytes(self) -> int:
+        """No keys and values are kept."""
+        return 0
+
+    @property
+    def in_use(self) -> int:
+        """Open slots."""
+        return len(self._open)
 
     def open(self, history: History) -> int:
         """A number that no other row has."""
         self._opened += 1
+        self._open.add(self._opened)
         return self._opened
 
     def close(self, slot: int) -> None:
-        """Nothing is kept."""
+        """Forget the number; nothing else is kept."""
+        self._open.discard(slot)
 
     @torch.inference_mode()
     def score(
@@ -203,6 +216,7 @@ def make_scorer(
     max_candidates: int,
     chunk_tokens: int = 2048,
     policy_states: bool = False,
+    device: torch.device | None = None,
 ) -> ExactScorer | QHeadScorer | PolicyHeadScorer:
     """The scorer that fits a LenVM's head.
 
@@ -210,7 +224,12 @@ def make_scorer(
         policy_states: the engine can hand over the policy's hidden states: a head that was
             trained on them then needs no trunk of its own.
         slots, max_length, max_candidates, chunk_tokens: see the scorers.
+        device: where to work; None is where the model is.
     """
+    if policy_states and model.config.head == "candidate" and model.config.frozen_trunk:
+        return PolicyHeadScorer(model, device)
+    if device is not None:
+        model = model.to(device)
     if model.config.head != "candidate":
         return ExactScorer(
             model,
@@ -219,6 +238,4 @@ def make_scorer(
             max_candidates=max_candidates,
             chunk_tokens=chunk_tokens,
         )
-    if policy_states and model.config.frozen_trunk:
-        return PolicyHeadScorer(model)
     return QHeadScorer(model, slots=slots, max_length=max_length, chunk_tokens=chunk_tokens)

@@ -197,24 +197,22 @@ def load_scorer(vllm_config: Any, options: GuidanceOptions, device: torch.device
         ValueError: see `check_engine` and `check_policy`; a LenVM without gamma, or with a shorter
             context than the engine's.
     """
-    from lenvm_rl.scoring.exact import ExactScorer
-    from lenvm_rl.scoring.q_head import QHeadScorer
+    from lenvm_rl.scoring.q_head import make_scorer
 
     check_engine(vllm_config, options)
     config = checkpoint_config(options.checkpoint)
     config.require_gamma()
     check_policy(vllm_config, config)
-    model = LengthValueModel.from_pretrained(options.checkpoint).to(device)
     slots = options.slots or vllm_config.scheduler_config.max_num_seqs
-    room = {
-        "slots": slots,
-        "max_length": vllm_config.model_config.max_model_len,
-        "chunk_tokens": options.chunk_tokens,
-    }
-    if config.head == "candidate":
-        scorer = QHeadScorer(model, **room)
-    else:
-        scorer = ExactScorer(model, max_candidates=options.max_candidates, **room)
+    scorer = make_scorer(
+        LengthValueModel.from_pretrained(options.checkpoint),
+        slots=slots,
+        max_length=vllm_config.model_config.max_model_len,
+        max_candidates=options.max_candidates,
+        chunk_tokens=options.chunk_tokens,
+        policy_states=True,
+        device=device,
+    )
     logger.info(
         "length guidance by %s: gamma %s, %d slots of %d tokens, %.2f GiB of keys and values",
         options.checkpoint,

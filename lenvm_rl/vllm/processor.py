@@ -34,6 +34,7 @@ from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1Proce
 
 from lenvm_rl.scoring import GuidanceSettings, History
 from lenvm_rl.scoring.guide import Guide, GuidedRow
+from lenvm_rl.vllm.hidden_states import capture
 from lenvm_rl.vllm.options import GuidanceOptions, eos_token_ids, load_scorer
 from lenvm_rl.vllm.validation import check_request
 
@@ -99,6 +100,8 @@ class LengthGuidance(V1Processor, V2Processor):
         options = GuidanceOptions.read(vllm_config.additional_config)
         scorer = load_scorer(vllm_config, options, self._device)
         self._vocab_size = scorer.config.vocab_size
+        # A head that reads the policy's own states needs them from its output layer.
+        self._hidden = capture() if getattr(scorer, "reads_policy", False) else None
         self._guide = Guide(
             scorer,
             eos_token_ids=eos_token_ids(vllm_config),
@@ -164,7 +167,8 @@ class LengthGuidance(V1Processor, V2Processor):
             if logits.shape[1] > self._vocab_size:  # padding of the output layer: no tokens
                 steered = [row.index for row in rows if row.steered]
                 logits[steered, self._vocab_size :] = -torch.inf
-            self._guide.apply(logits[:, : self._vocab_size], rows)
+            hidden = None if self._hidden is None else self._hidden.of(logits)
+            self._guide.apply(logits[:, : self._vocab_size], rows, hidden=hidden)
         return logits
 
     def _v1_rows(self, count: int) -> list[GuidedRow]:
