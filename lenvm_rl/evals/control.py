@@ -4,7 +4,7 @@ For every prompt, targets are quantiles of the policy's own lengths there, so th
 reached (or given lengths, the same for all prompts). Every control (equal, at_most, at_least) is
 asked for at every target. Beside the guided completions:
 
-    unguided   the policy's own samples, scored against the same targets
+    unguided   the policy's own samples, from the same candidates, scored against the same targets
     cut        the same samples, cut at the target (`max_tokens`): what engines offer today
     prompted   the target in words, for policies that follow instructions (optional)
 
@@ -130,6 +130,8 @@ def evaluate_control(
             max_tokens=settings.max_tokens,
             seed=settings.seed,
             name=name,
+            top_k=settings.top_k,
+            min_p=settings.min_p,
             guides=guides,
         )
         return measure(policy, tokenizer, ids, truths, completions, grader)
@@ -198,20 +200,29 @@ def sample_each(
     max_tokens: int,
     seed: int,
     name: str,
+    top_k: int,
+    min_p: float,
     guides: Sequence[GuidanceSettings | None],
 ) -> list[tuple[int, Completion]]:
     """`samples` completions of every prompt, as (index of the prompt, completion).
 
+    Unguided completions choose among the same candidates as guided ones: dropping improbable
+    tokens alone makes a policy better, and guidance shall not get the credit for it.
+
     Args:
         ids: token ids of each prompt.
         name: of the random stream: the same name gives the same random numbers.
+        top_k, min_p: the candidates, which guided requests name in their settings.
         guides: settings of each prompt.
     """
+    free = [guide is None or guide.changes_nothing for guide in guides]
     which = [i for i in range(len(prompts)) for _ in range(samples)]
     requests = [
         Request(
             prompt_ids=ids[i],
             max_tokens=max_tokens,
+            top_k=top_k if free[i] else 0,
+            min_p=min_p if free[i] else 0.0,
             seed=completion_seed(seed, f"{name}/{prompts[i].prompt_id}", k % samples),
         )
         for k, i in enumerate(which)

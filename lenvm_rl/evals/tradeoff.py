@@ -3,8 +3,8 @@
     guided   p' ~ p exp(beta u) for a sweep of beta (LenVM figure 2)
     budget   the unguided samples cut at B tokens, for a sweep of B: unfinished counts as wrong
 
-Same prompts on both sides, and beta = 0 is the very sample that the budget cuts. Lengths are
-response tokens without EOS; the budget's mean length is that of the cut samples.
+Same prompts and candidates on both sides, and beta = 0 is the very sample that the budget cuts.
+Lengths are response tokens without EOS; the budget's mean length is that of the cut samples.
 """
 
 from __future__ import annotations
@@ -92,6 +92,8 @@ def evaluate_tradeoff(
             max_tokens=max_tokens,
             seed=seed,
             name="tradeoff",
+            top_k=top_k,
+            min_p=min_p,
             guides=[guide] * len(prompts),
         )
         by_beta[beta] = measure(policy, tokenizer, ids, truths, sampled, grader)

@@ -164,6 +164,31 @@ def test_tradeoff_of_a_sampler_that_shortens_without_loss(policy, tmp_path):
     assert all(file.stat().st_size > 0 for file in files)
 
 
+def test_baselines_choose_among_the_same_candidates(policy):
+    seen = []
+
+    def generate(requests, settings):
+        for request, guide in zip(requests, settings, strict=True):
+            guided = guide is not None and not guide.changes_nothing
+            mine = (guide.top_k, guide.min_p) if guided else (request.top_k, request.min_p)
+            seen.append((guided, mine))
+            assert not guided or (request.top_k, request.min_p) == (0, 0)
+        return obedient(requests, settings)
+
+    evaluate_tradeoff(
+        generate,
+        policy,
+        make_tokenizer(),
+        PROMPTS,
+        grader=lambda text, truth: True,
+        betas=(-5,),
+        samples=1,
+        top_k=7,
+        min_p=0.25,
+    )
+    assert set(seen) == {(True, (7, 0.25)), (False, (7, 0.25))}
+
+
 def test_tradeoff_needs_reference_answers(policy):
     prompts = [Prompt(prompt_id="a", messages=[{"role": "user", "content": "q"}])]
     with pytest.raises(ValueError, match="1 prompts have no ground_truth"):
