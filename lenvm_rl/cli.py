@@ -383,7 +383,7 @@ def generate(
     soft: Annotated[bool, typer.Option(help="--equal: sample, with the target as mean.")] = False,
     top_k: Annotated[int, typer.Option(help="Candidates per step.", min=1)] = 20,
     top_p: Annotated[float, typer.Option(help="Candidates: their mass.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Candidates: least relative probability.")] = 0.0,
+    min_p: Annotated[float, typer.Option(help="Candidates: least relative probability.")] = 0.02,
     n: Annotated[int, typer.Option("-n", help="Completions per prompt.", min=1)] = 1,
     max_tokens: Annotated[int, typer.Option(help="Longest response in tokens.", min=1)] = 1024,
     temperature: Annotated[float, typer.Option(min=0.0)] = 1.0,

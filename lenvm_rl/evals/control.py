@@ -34,7 +34,7 @@ Generate = Callable[[Sequence[Request], Sequence[GuidanceSettings | None]], list
 """Samples one completion per request, guided where its settings are not None."""
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
-MIN_P = 0.02  # below it are tokens that the policy would hardly ever write: they ruin the text
+MIN_P = GuidanceSettings.min_p
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,8 +37,9 @@ class GuidanceSettings:
     """Candidates: the k most probable tokens; 0 (or -1) as many as the scorer takes at once."""
     top_p: float = 1.0
     """Candidates: the smallest set with this mass, in (0, 1]."""
-    min_p: float = 0.0
-    """Candidates: none below this share of the most probable one's probability, in [0, 1]."""
+    min_p: float = 0.02
+    """Candidates: none below this share of the most probable one's probability, in [0, 1]. With 0,
+    hard modes pick tokens that the policy would never write, and the text falls apart."""
     force_eos: bool | None = None
     """Whether EOS is forced once n is used up; None means yes for at_most, no otherwise."""
     min_entropy: float = 0.0

@@ -54,12 +54,14 @@ class RecomputingScorer:
 
     Args:
         scorer: the one that is checked, whose values are used.
-        model: another copy of the LenVM, with the state head.
+        model: another copy of the LenVM, with either head, and with its own trunk also where the
+            scorer reads the policy's hidden states.
         figures: takes the differences.
     """
 
     def __init__(self, scorer: CandidateScorer, model: LengthValueModel, figures: AuditFigures):
         self.config = scorer.config
+        self.reads_policy = getattr(scorer, "reads_policy", False)
         self._scorer = scorer
         self._model = model.eval()
         self._figures = figures
@@ -83,9 +85,10 @@ class RecomputingScorer:
         histories: Sequence[History],
         candidates: Tensor,
         mask: Tensor,
+        **states: Tensor,
     ) -> Tensor:
-        """The scorer's values, once they have been compared."""
-        z = self._scorer.score(slots, histories, candidates, mask)
+        """The scorer's values, once they have been compared; `states` as the scorer takes them."""
+        z = self._scorer.score(slots, histories, candidates, mask, **states)
         for row, history in enumerate(histories):
             kept = candidates[row][mask[row]]
             if len(kept):

@@ -16,7 +16,7 @@ OFF = GuidanceSettings()
 
 
 def asks(mode, **numbers):
-    return GuidanceSettings(mode=mode, **numbers)
+    return GuidanceSettings(mode=mode, **{"min_p": 0.0, **numbers})
 
 
 def make_guide(slots=64, max_candidates=VOCAB, policy=POLICY):

@@ -22,7 +22,7 @@ def test_arguments_as_http_brings_them():
     settings = from_args(asked)
     assert settings == GuidanceSettings(mode="equal", target=120, count_eos=True)
     assert isinstance(settings.target, int) and settings.count_eos is True
-    assert (settings.top_k, settings.top_p, settings.min_p) == (20, 1.0, 0.0)
+    assert (settings.top_k, settings.top_p, settings.min_p) == (20, 1.0, 0.02)
 
 
 def test_arguments_round_trip():
