@@ -9,7 +9,7 @@ from lenvm_rl.model import LengthValueModel
 from lenvm_rl.scoring import PoolExhausted
 
 EQUAL = {"lenvm_mode": "equal", "lenvm_target": 12}
-TILT = {"lenvm_mode": "tilt", "lenvm_beta": -8.0, "lenvm_top_k": 10}
+TILT = {"lenvm_mode": "tilt", "lenvm_beta": -8.0, "lenvm_top_k": 10, "lenvm_min_p": 0}
 PROMPTS = [[5, 6, 7, 8], [9, 10, 11], [12, 13, 14, 15, 16], [20, 21]]
 
 
