@@ -14,6 +14,11 @@ from lenvm_rl.model import LengthValueModel, describe_policy, load_tokenizer, sa
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
+# Engines run in this process: each one of its own would import vLLM twice more. The server test
+# has all of vLLM's processes.
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB, where a test does not say
 
 ENGINE = {
     "dtype": "float32",

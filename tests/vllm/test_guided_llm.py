@@ -1,0 +1,174 @@
+"""Guidance inside a running vLLM: exact values, untouched rows, log-probabilities, lengths.
+
+One engine with the processor, which checks every value against a full recompute, and one without.
+"""
+
+import json
+import os
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from lenvm_rl.demo import policy_path
+from lenvm_rl.model import LengthValueModel
+from tests.vllm.conftest import ENGINE
+
+pytestmark = pytest.mark.slow
+EOS = 1
+TILT = {"lenvm_mode": "tilt", "lenvm_beta": -6.0, "lenvm_top_k": 12, "lenvm_min_p": 0.0}
+
+
+@pytest.fixture(scope="module")
+def plain(vllm):
+    return vllm.LLM(str(policy_path()), **ENGINE)
+
+
+@pytest.fixture(scope="module")
+def audit_file(tmp_path_factory):
+    return tmp_path_factory.mktemp("audit") / "audit.json"
+
+
+@pytest.fixture(scope="module")
+def guided(vllm, lenvm, audit_file):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LENVM_AUDIT_FILE", str(audit_file))
+        patch.setenv("LENVM_AUDIT_VALUES", "1")
+        patch.setenv("LENVM_CHECKPOINT", str(lenvm))
+        yield vllm.LLM(
+            str(policy_path()),
+            logits_processors=["lenvm_rl.vllm.audit:AuditedGuidance"],
+            additional_config={"lenvm": {"checkpoint": str(lenvm)}},
+            logprobs_mode="processed_logprobs",
+            **ENGINE,
+        )
+
+
+def run(vllm, engine, prompts, asked, **settings):
+    """Completions; `asked` is one mapping of arguments, or one per prompt."""
+    asked = asked if isinstance(asked, list) else [asked] * len(prompts)
+    settings = {"temperature": 1.0, "max_tokens": 96, **settings}
+    params = [
+        vllm.SamplingParams(seed=i, extra_args=args, **settings) for i, args in enumerate(asked)
+    ]
+    inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
+    return [answer.outputs[0] for answer in engine.generate(inputs, params, use_tqdm=False)]
+
+
+def tokens(completions):
+    return [list(completion.token_ids) for completion in completions]
+
+
+def spoken(completion):
+    """Tokens without EOS."""
+    return sum(token != EOS for token in completion.token_ids)
+
+
+def test_off_and_beta_zero_sample_as_a_server_without_the_processor(vllm, plain, guided, prompts):
+    reference = tokens(run(vllm, plain, prompts, None))
+    neutral = {"lenvm_mode": "tilt", "lenvm_beta": 0.0}
+    for args in (None, {"lenvm_mode": "off"}, neutral):
+        assert tokens(run(vllm, guided, prompts, args)) == reference
+    mixed = [[None, TILT, neutral][i % 3] for i in range(len(prompts))]
+    answers = tokens(run(vllm, guided, prompts, mixed))
+    untouched = [i for i in range(len(prompts)) if i % 3 != 1]
+    assert [answers[i] for i in untouched] == [reference[i] for i in untouched]
+    assert [answers[i] for i in range(1, 12, 3)] != [reference[i] for i in range(1, 12, 3)]
+
+
+def test_lengths_obey(vllm, guided, prompts):
+    most = {"lenvm_mode": "at_most", "lenvm_target": 30}
+    assert all(spoken(c) <= 30 for c in run(vllm, guided, prompts, most))
+    least = {"lenvm_mode": "at_least", "lenvm_target": 40}
+    assert all(spoken(c) >= 40 for c in run(vllm, guided, prompts, least))
+    equal = {"lenvm_mode": "equal", "lenvm_target": 25, "lenvm_force_eos": True}
+    assert all(spoken(c) <= 25 for c in run(vllm, guided, prompts, equal))
+
+
+def test_the_logprob_of_a_sampled_token_is_that_of_the_guided_distribution(
+    vllm, guided, prompts, lenvm
+):
+    temperature = 0.8
+    answers = run(
+        vllm, guided, prompts[:3], TILT, temperature=temperature, logprobs=0, max_tokens=24
+    )
+    policy = AutoModelForCausalLM.from_pretrained(policy_path(), dtype=torch.float32).eval()
+    model = LengthValueModel.from_pretrained(lenvm).eval()
+    for prompt, answer in zip(prompts, answers, strict=False):
+        for step, token in enumerate(answer.token_ids):
+            history = torch.tensor([*prompt, *answer.token_ids[:step]])
+            with torch.inference_mode():
+                top = (policy(history[None]).logits[0, -1] / temperature).topk(12)
+                whole = torch.cat([history.expand(12, -1), top.indices[:, None]], dim=1)
+                z = model.length_logits(whole)[:, -1]
+            u = torch.sigmoid(z).masked_fill(top.indices == EOS, 0.0)
+            guided_log_probs = torch.log_softmax(top.values + TILT["lenvm_beta"] * u, -1)
+            expected = guided_log_probs[top.indices == token].item()
+            assert answer.logprobs[step][token].logprob == pytest.approx(expected, abs=2e-4)
+
+
+def test_greedy_requests_are_guided(vllm, guided, prompts):
+    unguided = tokens(run(vllm, guided, prompts, None, temperature=0.0))
+    strong = {"lenvm_mode": "tilt", "lenvm_beta": 40.0}
+    longer = tokens(run(vllm, guided, prompts, strong, temperature=0.0))
+    assert longer != unguided
+    assert sum(map(len, longer)) > sum(map(len, unguided))
+
+
+def test_several_completions_of_one_prompt_are_guided(vllm, guided, prompts):
+    params = vllm.SamplingParams(
+        n=4,
+        temperature=1.0,
+        max_tokens=64,
+        extra_args={"lenvm_mode": "at_most", "lenvm_target": 20},
+    )
+    inputs = [{"prompt_token_ids": prompt} for prompt in prompts[:4]]
+    answers = guided.generate(inputs, params, use_tqdm=False)
+    assert all(spoken(c) <= 20 for answer in answers for c in answer.outputs)
+
+
+def test_a_grammar_and_guidance_hold_together(vllm, guided, prompts, tokenizer):
+    from vllm.sampling_params import StructuredOutputsParams
+
+    params = vllm.SamplingParams(
+        temperature=1.0,
+        max_tokens=12,
+        allowed_token_ids=[2, 3, 4, EOS],
+        extra_args={"lenvm_mode": "equal", "lenvm_target": 6},
+    )
+    [answer] = guided.generate([{"prompt_token_ids": prompts[0]}], params, use_tqdm=False)
+    assert set(answer.outputs[0].token_ids) <= {2, 3, 4, EOS}
+    choice = [tokenizer.decode([5]), tokenizer.decode([6])]
+    params = vllm.SamplingParams(
+        temperature=1.0,
+        max_tokens=8,
+        structured_outputs=StructuredOutputsParams(choice=choice),
+        extra_args=TILT,
+    )
+    [answer] = guided.generate([{"prompt_token_ids": prompts[0]}], params, use_tqdm=False)
+    assert answer.outputs[0].text in choice
+
+
+def test_malformed_requests_are_refused_and_the_engine_goes_on(vllm, guided, prompts):
+    from vllm.exceptions import VLLMValidationError
+
+    for args, sentence in (
+        ({"lenvm_mode": "equal"}, "lenvm_target is missing"),
+        ({"lenvm_mode": "equal", "lenvm_target": 9, "lenvm_gamma": 0.5}, "lenvm_gamma is 0.5"),
+        ({"lenvm_beta": 1.0}, "lenvm_mode is missing"),
+    ):
+        with pytest.raises((ValueError, VLLMValidationError), match=sentence):
+            run(vllm, guided, prompts[:1], args)
+    assert len(run(vllm, guided, prompts[:1], TILT)) == 1
+
+
+def test_every_value_was_that_of_a_full_recompute_and_all_slots_came_back(
+    vllm, guided, prompts, audit_file
+):
+    run(vllm, guided, prompts[:5], {**TILT, "lenvm_beta": 8.0, "lenvm_top_k": 20})
+    run(vllm, guided, prompts[:1], None)  # a last step, in which the ended requests are dropped
+    figures = json.loads(audit_file.read_text())
+    assert figures["values"] > 5_000
+    assert figures["max_difference"] < 1e-5
+    assert figures["guided_requests"] == figures["slots_in_use"] == 0
+    assert os.environ["LENVM_AUDIT_FILE"] == str(audit_file)
