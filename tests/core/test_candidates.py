@@ -9,7 +9,6 @@ from hypothesis import given
 from torch.testing import assert_close
 
 from lenvm_rl.core import select_candidates
-from lenvm_rl.model.token_sampling import sampling_logprobs
 
 INF = math.inf
 LOGITS = torch.tensor([[0.1, 0.4, 0.05, 0.25, 0.2]]).log()
@@ -62,6 +61,9 @@ def test_the_same_law_as_the_sampler(seed, top_k, top_p, min_p, temperature):
         "min_p": torch.full((4,), min_p),
     }
     ids, log_probs, mask = select_candidates(logits, max_candidates=40, **limits)
+    pytest.importorskip("transformers", reason="lenvm_rl.model needs it")
+    from lenvm_rl.model.token_sampling import sampling_logprobs
+
     expected = sampling_logprobs(logits, **limits)
     assert_close(torch.full_like(logits, -INF).scatter(1, ids, log_probs), expected)
     assert torch.equal(mask.sum(1), (expected > -INF).sum(1))
