@@ -1,0 +1,160 @@
+"""A real server: `lenvm serve`, requests of every kind, and what it refuses."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from lenvm_rl.demo import policy_path
+
+pytestmark = pytest.mark.slow
+NAME = str(policy_path())
+
+
+@pytest.fixture(scope="module")
+def server(vllm, lenvm, tmp_path_factory):
+    """Base address of a running `lenvm serve`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    command = [sys.executable, "-m", "lenvm_rl.cli", "serve", "--model", "demo"]
+    command += ["--lenvm", str(lenvm), "--port", str(port), "--max-num-seqs", "16"]
+    command += ["--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", "67108864"]
+    own = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_CPU_KVCACHE_SPACE")  # of tests in one process
+    environment = {name: value for name, value in os.environ.items() if name not in own}
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment)
+    base = f"http://127.0.0.1:{port}"
+    try:
+        _wait(base, process, log)
+        yield base
+    finally:
+        process.terminate()
+        try:
+            process.wait(120)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+    assert "curl http" in log.read_text()
+
+
+def _wait(base, process, log):
+    started = time.monotonic()
+    while time.monotonic() - started < 600:  # twenty seconds on a machine that is idle
+        assert process.poll() is None, Path(log).read_text()[-3000:]
+        try:
+            if httpx.get(base + "/health").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.5)
+    raise AssertionError(Path(log).read_text()[-3000:])
+
+
+def body(prompt, args, **fields):
+    return {
+        "model": NAME,
+        "prompt": prompt,
+        "max_tokens": 80,
+        "temperature": 1.0,
+        "vllm_xargs": args,
+        **fields,
+    }
+
+
+def complete(server, prompt, args, **fields):
+    answer = httpx.post(server + "/v1/completions", json=body(prompt, args, **fields), timeout=120)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_concurrent_requests_of_mixed_modes_obey(server, prompts):
+    asked = [
+        {"lenvm_mode": "at_most", "lenvm_target": 20},
+        None,
+        {"lenvm_mode": "at_least", "lenvm_target": 30},
+        {"lenvm_mode": "tilt", "lenvm_beta": -10, "lenvm_top_k": 8, "lenvm_min_p": 0.01},
+    ]
+    jobs = [(prompts[i % 12], asked[i % 4]) for i in range(24)]
+    with ThreadPoolExecutor(24) as pool:
+        answers = list(pool.map(lambda job: complete(server, *job), jobs))
+    for (_, args), answer in zip(jobs, answers, strict=True):
+        used = answer["usage"]["completion_tokens"]
+        mode = (args or {}).get("lenvm_mode")
+        assert mode != "at_most" or used <= 21, "20 tokens and EOS"
+        assert mode != "at_least" or used >= 30
+
+
+def test_streaming_and_chat(server):
+    request = {
+        "model": NAME,
+        "messages": [{"role": "user", "content": "12 + 7 - 3 = ?"}],
+        "max_tokens": 80,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "vllm_xargs": {"lenvm_mode": "at_most", "lenvm_target": 15, "lenvm_force_eos": True},
+    }
+    with httpx.stream("POST", server + "/v1/chat/completions", json=request, timeout=120) as answer:
+        assert answer.status_code == 200
+        lines = [line for line in answer.iter_lines() if line.startswith("data: ")]
+    assert lines[-1] == "data: [DONE]" and len(lines) > 3
+    assert json.loads(lines[-2][6:])["usage"]["completion_tokens"] <= 16
+
+
+def test_the_openai_client_can_ask(server, prompts):
+    openai = pytest.importorskip("openai")
+    client = openai.OpenAI(base_url=server + "/v1", api_key="none")
+    args = {"lenvm_mode": "at_most", "lenvm_target": 10}
+    answer = client.completions.create(
+        model=NAME, prompt=prompts[0], max_tokens=60, extra_body={"vllm_xargs": args}
+    )
+    assert answer.usage.completion_tokens <= 11
+
+
+@pytest.mark.parametrize(
+    ("args", "fields", "sentence"),
+    [
+        ({"lenvm_mode": "shorter"}, {}, "unknown lenvm_mode"),
+        ({"lenvm_mode": "equal"}, {}, "lenvm_target is missing"),
+        ({"lenvm_mode": "equal", "lenvm_target": -5}, {}, "lenvm_target"),
+        ({"lenvm_mode": "equal", "lenvm_target": "ten"}, {}, "must be a number"),
+        ({"lenvm_target": 5}, {}, "lenvm_mode is missing"),
+        ({"lenvm_mode": "tilt", "lenvm_beta": 1, "lenvm_top_q": 2}, {}, "lenvm_top_q"),
+        ({"lenvm_mode": "equal", "lenvm_target": 5, "lenvm_gamma": 0.5}, {}, "lenvm_gamma is 0.5"),
+        ({"lenvm_mode": "equal", "lenvm_target": 5}, {"ignore_eos": True}, "ignore_eos"),
+    ],
+)
+def test_bad_requests_get_400_and_the_remedy(server, prompts, args, fields, sentence):
+    answer = httpx.post(
+        server + "/v1/completions", json=body(prompts[0], args, **fields), timeout=60
+    )
+    assert answer.status_code == 400
+    assert sentence in answer.text
+
+
+def test_beta_nan_gets_400(server, prompts):
+    text = json.dumps(body(prompts[0], {"lenvm_mode": "tilt", "lenvm_beta": float("nan")}))
+    headers = {"Content-Type": "application/json"}
+    answer = httpx.post(server + "/v1/completions", content=text, headers=headers, timeout=60)
+    assert answer.status_code in (400, 422)
+
+
+def test_a_client_that_hangs_up_leaves_the_server_well(server, prompts):
+    for _ in range(3):
+        with httpx.stream(
+            "POST",
+            server + "/v1/completions",
+            json=body(prompts[1], {"lenvm_mode": "at_least", "lenvm_target": 70}, stream=True),
+            timeout=60,
+        ) as answer:
+            next(answer.iter_lines())
+    done = complete(server, prompts[2], {"lenvm_mode": "at_most", "lenvm_target": 12})
+    assert done["usage"]["completion_tokens"] <= 13
+    assert httpx.get(server + "/health").status_code == 200
