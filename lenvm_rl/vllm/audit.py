@@ -53,9 +53,10 @@ class RecomputingScorer:
     """A scorer that compares every value of another one with a full recompute.
 
     Args:
-        scorer: the one that is checked, whose values are used.
-        model: another copy of the LenVM, with either head, and with its own trunk also where the
-            scorer reads the policy's hidden states.
+        scorer: the one that is checked, whose values are used. One that reads the policy's hidden
+            states has none of the prompt's end in the middle of a prompt, and vLLM throws such rows
+            away: check it with prompts read whole.
+        model: another copy of the LenVM, with its own trunk in any case.
         figures: takes the differences.
     """
 
