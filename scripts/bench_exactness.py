@@ -40,12 +40,13 @@ CONSOLE = Console(stderr=True)
 TOLERANCE = 1e-5
 OFF = {"lenvm_mode": "off"}
 NEUTRAL = {"lenvm_mode": "tilt", "lenvm_beta": 0.0}
+EVERY = {"lenvm_min_p": 0.0}  # as many candidates as there is room for
 MODES = [
-    {"lenvm_mode": "tilt", "lenvm_beta": 6.0},
-    {"lenvm_mode": "at_least", "lenvm_target": 90},
-    {"lenvm_mode": "equal_soft", "lenvm_target": 120},
-    {"lenvm_mode": "scale", "lenvm_scale": 1.2, "lenvm_top_k": 30},
-    {"lenvm_mode": "tilt", "lenvm_beta": 3.0, "lenvm_top_p": 0.95},
+    {"lenvm_mode": "tilt", "lenvm_beta": 6.0, **EVERY},
+    {"lenvm_mode": "at_least", "lenvm_target": 90, **EVERY},
+    {"lenvm_mode": "equal_soft", "lenvm_target": 120, **EVERY},
+    {"lenvm_mode": "scale", "lenvm_scale": 1.2, "lenvm_top_k": 30, **EVERY},
+    {"lenvm_mode": "tilt", "lenvm_beta": 3.0, "lenvm_top_p": 0.95, **EVERY},
 ]
 
 
