@@ -104,9 +104,13 @@ def test_tilt_by_hand():
 
 def test_scale_of_horizon_and_of_length():
     probs, _ = one("scale", scale=0.5)
-    assert (probs * horizons()).sum() == pytest.approx((P * horizons()).sum().item() / 2, abs=1e-6)
+    assert (probs * horizons()).sum().item() == pytest.approx(
+        (P * horizons()).sum().item() / 2, abs=1e-6
+    )
     probs, _ = one("scale", scale=1.5, scale_length=True)
-    assert (probs * LENGTHS).sum() == pytest.approx((P * LENGTHS).sum().item() * 1.5, rel=1e-6)
+    assert (probs * LENGTHS).sum().item() == pytest.approx(
+        (P * LENGTHS).sum().item() * 1.5, rel=1e-6
+    )
     assert one("scale", scale=0.0)[0].tolist() == [1, 0, 0]
     assert one("scale", scale=100.0)[0].tolist() == [0, 0, 1]  # as far as the candidates go
 
@@ -131,7 +135,7 @@ def test_equal_ties_go_to_the_more_probable():
 def test_equal_soft_meets_the_target():
     for target in (1, 20, 40, 85):
         probs, _ = one("equal_soft", target=target)
-        assert (probs * horizons()).sum() == pytest.approx(1 - GAMMA**target, abs=1e-6)
+        assert (probs * horizons()).sum().item() == pytest.approx(1 - GAMMA**target, abs=1e-6)
 
 
 def test_at_most_and_at_least_steer_only_when_needed():
@@ -140,11 +144,11 @@ def test_at_most_and_at_least_steer_only_when_needed():
     for target in (fits, fits + 1, 1000):
         assert_close(one("at_most", target=target)[0], P.double())
     probs, _ = one("at_most", target=fits - 1)
-    assert (probs * horizons()).sum() == pytest.approx(1 - GAMMA ** (fits - 1), abs=1e-6)
+    assert (probs * horizons()).sum().item() == pytest.approx(1 - GAMMA ** (fits - 1), abs=1e-6)
     for target in (1, fits - 1):
         assert_close(one("at_least", target=target)[0], P.double())
     probs, _ = one("at_least", target=fits)
-    assert (probs * horizons()).sum() == pytest.approx(1 - GAMMA**fits, abs=1e-6)
+    assert (probs * horizons()).sum().item() == pytest.approx(1 - GAMMA**fits, abs=1e-6)
 
 
 def test_at_most_takes_the_shortest_when_nothing_fits():
@@ -265,7 +269,7 @@ def test_long_horizons_keep_their_order():
             assert one("equal", P, lengths, **numbers)[0].argmax() == expected
     soft, _ = one("equal_soft", P, lengths, eos=None, target=50_020)
     relative = horizons(lengths - 50_000)
-    assert (soft * relative).sum() == pytest.approx(1 - GAMMA**20, abs=1e-6)
+    assert (soft * relative).sum().item() == pytest.approx(1 - GAMMA**20, abs=1e-6)
 
 
 def test_nothing_depends_on_the_contents_of_tensors():
@@ -297,7 +301,7 @@ def test_float32_alone_is_enough(monkeypatch):
     for (mode, numbers), wide in zip(rules, expected, strict=True):
         assert_close(one(mode, **numbers)[0], wide, rtol=0, atol=2e-6)
     probs, _ = one("equal_soft", target=20)
-    assert (probs * horizons()).sum() == pytest.approx(1 - GAMMA**20, abs=1e-6)
+    assert (probs * horizons()).sum().item() == pytest.approx(1 - GAMMA**20, abs=1e-6)
 
 
 def test_bad_input():
