@@ -222,7 +222,11 @@ async def endure(
     await asyncio.gather(*(load.client_loop(until) for _ in range(given.streams)))
     seconds = time.monotonic() - started
     memory = await watch
-    after = await load.greedy()  # one at a time: the last of them sees an otherwise empty batch
+    try:
+        after = await load.greedy()  # one at a time: the last sees an otherwise empty batch
+    except httpx.HTTPError as error:
+        after = []
+        load.failures.append(f"after the load: {type(error).__name__}: {error}")
     audit = json.loads(audit_file.read_text())
     growth = growth_per_minute(memory)
     alive = process.poll() is None
@@ -259,12 +263,20 @@ async def watch_memory(
     seen = []
     pause = max(1.0, (until - started) / 40)
     while time.monotonic() < until:
-        server = psutil.Process(process.pid)
-        total = sum(p.memory_info().rss for p in [server, *server.children(recursive=True)])
-        seen.append((round(time.monotonic() - started, 1), round(total / 2**20, 1)))
+        seen.append((round(time.monotonic() - started, 1), resident_mib(process.pid)))
         CONSOLE.print(f"{seen[-1][0]:6.0f} s {seen[-1][1]:8.1f} MiB {dict(load.counts)}")
         await asyncio.sleep(pause)
     return seen
+
+
+def resident_mib(pid: int) -> float:
+    """MiB of a process and all below it; 0 when it has gone."""
+    try:
+        server = psutil.Process(pid)
+        total = sum(p.memory_info().rss for p in [server, *server.children(recursive=True)])
+    except psutil.NoSuchProcess:
+        return 0.0
+    return round(total / 2**20, 1)
 
 
 def growth_per_minute(memory: list[tuple[float, float]]) -> float:
