@@ -109,9 +109,11 @@ def test_result_is_the_tilt_by_the_returned_beta(step):
     log_probs, u, share = step
     target = u.min() + share * (u.max() - u.min())
     met, beta = tilt_to_mean(log_probs.double(), u, target.item())
-    if beta.isfinite() and beta.abs() * (u.max() - u.min()) < 1e4:
+    # The mean is met exactly by mixing two neighbouring tilts; beta names one of them, and the
+    # steeper the tilt, the more its neighbours differ.
+    if beta.isfinite() and beta.abs() * (u.max() - u.min()) < 100:
         again = tilt(log_probs.double(), u, beta).exp()
-        assert_close(met.exp(), again, rtol=0, atol=1e-5)
+        assert_close(met.exp(), again, rtol=0, atol=1e-4)
 
 
 def test_out_of_range_gives_the_nearest_reachable_distribution():
