@@ -2,11 +2,27 @@
 
 `horizon` converts lengths, values and logits; `targets` holds the parameterisations; `returns` and
 `cuts` the targets of each token; `losses` and `masked` the training loss; `metrics`, `boundary` and
-`lifebench` the evaluation; `candidates`, `tilt` and `guidance` the steering of generation.
+`lifebench` the evaluation; `candidates`, `tilt` and `guidance` the steering of generation;
+`advantages`, `shaping`, `controllers` and `ranking` reinforcement learning with a length critic.
 """
 
+from lenvm_rl.core.advantages import (
+    NORMALISATIONS,
+    check_scale,
+    combine,
+    length_advantage,
+    normalise_advantage,
+)
 from lenvm_rl.core.boundary import noise_corrected_mre, noise_floor, prompt_boundary_length
 from lenvm_rl.core.candidates import select_candidates
+from lenvm_rl.core.controllers import (
+    CONTROLLERS,
+    Constant,
+    Controller,
+    DualAscent,
+    Schedule,
+    make_controller,
+)
 from lenvm_rl.core.cuts import CUTS, length_targets, value_targets
 from lenvm_rl.core.guidance import MODES, Guided, RowNumbers, forbids_eos, guide, tokens_left
 from lenvm_rl.core.horizon import (
@@ -47,6 +63,7 @@ from lenvm_rl.core.metrics import (
     relative_error,
     relative_error_by_position,
 )
+from lenvm_rl.core.ranking import Ranking, shortest_of_group
 from lenvm_rl.core.returns import (
     discounted_returns,
     gae,
@@ -55,6 +72,12 @@ from lenvm_rl.core.returns import (
     packed_discounted_returns,
     packed_remaining_lengths,
     remaining_length,
+)
+from lenvm_rl.core.shaping import (
+    BUDGETS,
+    budget_advantage,
+    budget_potential,
+    shaping_rewards,
 )
 from lenvm_rl.core.targets import (
     TARGETS,
@@ -68,22 +91,34 @@ from lenvm_rl.core.targets import (
 from lenvm_rl.core.tilt import tilt, tilt_to_mean
 
 __all__ = [
+    "BUDGETS",
+    "CONTROLLERS",
     "CONTROLS",
     "CUTS",
     "MODES",
+    "NORMALISATIONS",
     "POSITIONS",
     "TARGETS",
     "Calibration",
+    "Constant",
+    "Controller",
+    "DualAscent",
     "Guided",
+    "Ranking",
     "RowNumbers",
+    "Schedule",
     "at_positions",
     "binary_cross_entropy",
+    "budget_advantage",
+    "budget_potential",
     "calibration",
     "censor",
     "censored_huber",
     "censored_squared_error",
     "check_gamma",
+    "check_scale",
     "check_target",
+    "combine",
     "discounted_returns",
     "forbids_eos",
     "gae",
@@ -95,6 +130,7 @@ __all__ = [
     "kendall_tau",
     "label",
     "lambda_returns",
+    "length_advantage",
     "length_of_prediction",
     "length_rewards",
     "length_targets",
@@ -107,12 +143,14 @@ __all__ = [
     "logit_to_horizon",
     "logit_to_length",
     "logit_to_value",
+    "make_controller",
     "masked_mean",
     "masked_sum",
     "mean_relative_error",
     "noise_corrected_mre",
     "noise_corrected_r2",
     "noise_floor",
+    "normalise_advantage",
     "packed_discounted_returns",
     "packed_remaining_lengths",
     "predict",
@@ -124,6 +162,8 @@ __all__ = [
     "remaining_length",
     "resolution_limit",
     "select_candidates",
+    "shaping_rewards",
+    "shortest_of_group",
     "squared_error",
     "tilt",
     "tilt_to_mean",

@@ -53,7 +53,7 @@ def length_targets(
     """
     check_choice(cut, name="cut", known=("drop", "censored"))
     lengths = remaining_length(response_mask)
-    cut_B = ~_finished_rows(finished, response_mask)
+    cut_B = ~check_finished(finished, response_mask)
     counted = response_mask != 0
     if cut == "drop":
         return lengths, (counted & ~cut_B[:, None]).float(), torch.zeros_like(counted)
@@ -98,7 +98,7 @@ def value_targets(
     check_choice(cut, name="cut", known=CUTS)
     check_fraction(lam, name="lam")
     closed = discounted_returns(response_mask, gamma=gamma)
-    is_finished = _finished_rows(finished, response_mask)[:, None]
+    is_finished = check_finished(finished, response_mask)[:, None]
     if cut == "bootstrap":
         v = _constants(values, response_mask, lam=lam, cut=cut)
         trained, end = _bootstrap_end(v, response_mask != 0, ~is_finished, bootstrap_value)
@@ -139,8 +139,8 @@ def _bootstrap_end(
     return counted & ~is_end, torch.where(is_end, values, 0.0).sum(1)
 
 
-def _finished_rows(finished: Tensor, mask: Tensor) -> Tensor:
-    """Check `finished` against the mask [B, T] and return it as bool [B]."""
+def check_finished(finished: Tensor, mask: Tensor) -> Tensor:
+    """Return `finished` as bool [B]; raise ValueError unless it fits the mask [B, T]."""
     check_rank(mask, name="response_mask", axes="BT")
     if finished.shape != mask.shape[:1]:
         raise ValueError(

@@ -12,6 +12,7 @@ from lenvm_rl.core import (
     lambda_returns,
     length_rewards,
     masked_mean,
+    shaping_rewards,
     squared_error,
 )
 
@@ -82,3 +83,29 @@ def test_value_loss_matches_verl(core_algos, dtype, rtol):
     actual.backward()
     assert_close(actual, expected, rtol=rtol, atol=0.0)
     assert_close(ours.grad, theirs.grad, rtol=rtol, atol=0.0)
+
+
+def test_grpo_does_not_see_shaping_at_gamma_1_and_pays_for_length_below(core_algos):
+    """verl's GRPO sums token rewards undiscounted: the trap, on verl's own code."""
+    np = pytest.importorskip("numpy")
+    lengths = torch.tensor([100, 500, 2000, 100, 500, 2000])
+    mask = (torch.arange(2000)[None] < lengths[:, None]).float()
+    task = torch.zeros(6, 2000, dtype=torch.float64)
+    task[torch.arange(6), lengths - 1] = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0, 1.0]).double()
+    index = np.array(["a"] * 3 + ["b"] * 3, dtype=object)
+    phi = discounted_returns(mask, gamma=0.997).double()
+    phi[:, 0] = -0.8  # one prompt, one value
+    done = torch.ones(6, dtype=torch.bool)
+
+    def advantages(gamma):
+        extra = shaping_rewards(phi, mask, done, gamma=gamma, scale=1.0)
+        return core_algos.compute_grpo_outcome_advantage(
+            token_level_rewards=task + extra, response_mask=mask, index=index
+        )[0]
+
+    plain = core_algos.compute_grpo_outcome_advantage(
+        token_level_rewards=task, response_mask=mask, index=index
+    )[0]
+    assert_close(advantages(1.0), plain, atol=1e-5, rtol=0)
+    paid = advantages(0.997)[:, 0]
+    assert paid[2] > paid[1] > paid[0], "right or wrong, longer is better: the trap"

@@ -1,0 +1,184 @@
+"""How does a length value become a potential: for reward shaping, and for a budget?
+
+Shaping form (LenVM eq. 28-32): F_t = gamma Phi(s_{t+1}) - Phi(s_t) is added to the token rewards.
+It leaves the order of policies alone only if returns are discounted with the same gamma.
+
+The trap: an estimator that sums token rewards without discount, as GRPO does, sees
+
+    sum_t F_t = (gamma - 1) sum_{t>=1} Phi_t - Phi_0
+
+and with gamma < 1 and Phi < 0 that pays for length: a perfect value at gamma .997 pays exactly
+(1 - gamma) L, 6.0 for 2,000 tokens. There use gamma = 1, which telescopes to -Phi_0, the same for
+all samples of a prompt.
+
+Budget form (this project's): with a budget of n* tokens, Phi_t = -|t + l(s_t) - n*| / n* predicts
+the reward -|L - n*| / n* of the whole completion; its GAE spreads that reward over the tokens.
+
+A completion cut by the token limit ends in a state like any other, not in EOS: its end is its own
+last potential. So in an undiscounted sum it keeps that potential as a penalty, Phi_end - Phi_0.
+
+Shapes: B sequences, T response positions; position t is the state s_t before token t.
+"""
+
+import torch
+from torch import Tensor
+
+from lenvm_rl.core.advantages import check_scale
+from lenvm_rl.core.checks import (
+    as_float,
+    check_choice,
+    check_fraction,
+    check_rank,
+    check_same_shape,
+    per_row,
+)
+from lenvm_rl.core.cuts import check_finished
+from lenvm_rl.core.horizon import check_gamma
+from lenvm_rl.core.returns import gae, remaining_length
+
+BUDGETS = ("equal", "at_most")
+
+
+def shaping_rewards(
+    potential: Tensor,
+    mask: Tensor,
+    finished: Tensor,
+    *,
+    gamma: float,
+    scale: float,
+    end_potential: Tensor | None = None,
+) -> Tensor:
+    """Potential-based shaping reward of every token.
+
+        F_t = scale * (gamma * Phi_{t+1} - Phi_t),     Phi(EOS) = 0
+
+    Args:
+        potential: [B, T], Phi(s_t); treated as constant.
+        mask: [B, T], non-zero at generated tokens.
+        finished: [B] bool, True where the completion ended by itself.
+        gamma: discount in (0, 1] with which the estimator discounts token rewards.
+        scale: finite; > 0 shortens if Phi is a length value.
+        end_potential: [B], Phi after the last token of cut rows; None repeats their last Phi.
+    Returns:
+        [B, T] at least float32; 0 where masked.
+    Raises:
+        ValueError: gamma outside (0, 1], scale not finite, shapes that differ.
+    Reference: LenVM eq. 28-32.
+    """
+    if gamma != 1.0:
+        check_gamma(gamma)
+    check_scale(scale)
+    phi = as_float(potential, name="potential").detach()
+    end = _end(phi, mask, finished, end_potential, after_eos=0.0)
+    return torch.where(mask != 0, scale * (gamma * following(phi, mask, end) - phi), 0.0)
+
+
+def budget_potential(
+    lengths_left: Tensor, mask: Tensor, budget: Tensor, *, kind: str = "equal"
+) -> Tensor:
+    """How far the expected total length is from the budget, at every state.
+
+        equal     Phi_t = -|t + l(s_t) - n*| / n*
+        at_most   Phi_t = -max(0, t + l(s_t) - n*) / n*
+
+    Budgets and lengths count response tokens, EOS included. The potential of a predicted length
+    is at least the expected one (|.| is convex): it is a baseline, not the reward.
+
+    Args:
+        lengths_left: [B, T], tokens l(s_t) still to come.
+        mask: [B, T], non-zero at generated tokens; t counts these.
+        budget: [B], n* > 0 in tokens.
+        kind: one of `BUDGETS`.
+    Returns:
+        [B, T] at least float32, at most 0, in budgets; 0 where masked.
+    """
+    check_rank(mask, name="mask", axes="BT")
+    check_same_shape(lengths_left=lengths_left, mask=mask)
+    counted = mask != 0
+    spent = counted.cumsum(1) - counted.long()
+    deviation = _deviation(spent + as_float(lengths_left, name="lengths_left"), budget, kind)
+    return torch.where(counted, -deviation, 0.0)
+
+
+def budget_advantage(
+    lengths_left: Tensor,
+    mask: Tensor,
+    finished: Tensor,
+    budget: Tensor,
+    *,
+    kind: str = "equal",
+    lam: float,
+    end_left: Tensor | None = None,
+) -> Tensor:
+    """Advantage of every token for meeting the budget, not whitened.
+
+        A_t = sum_k lam**k (Phi_{t+k+1} - Phi_t+k),     Phi_L = -|L - n*| / n* after EOS
+
+    Undiscounted, so `A_t(lam=1) = Phi_L - Phi_t`: the sequence's own budget reward against what
+    was expected of it. A cut row ends in `end_left`, or repeats its last potential.
+
+    Args:
+        lengths_left, mask, budget, kind: as for `budget_potential`.
+        finished: [B] bool, True where the completion ended by itself.
+        lam: in [0, 1].
+        end_left: [B], tokens still to come after the last token, read in cut rows alone.
+    Returns:
+        [B, T] at least float32; 0 where masked.
+    """
+    check_fraction(lam, name="lam")
+    phi = budget_potential(lengths_left, mask, budget, kind=kind)
+    tokens = (mask != 0).sum(1).to(phi.dtype)
+    after_eos = -_deviation(tokens[:, None], budget, kind)[:, 0]
+    end_phi = None
+    if end_left is not None:
+        total = tokens + per_row(end_left, like=phi, name="end_left")
+        end_phi = -_deviation(total[:, None], budget, kind)[:, 0]
+    end = _end(phi, mask, finished, end_phi, after_eos=after_eos)
+    counted = mask != 0
+    if lam == 1.0:
+        return torch.where(counted, end[:, None] - phi, 0.0)
+    delta = torch.where(counted, following(phi, mask, end) - phi, 0.0)
+    if lam == 0.0:
+        return delta
+    # The sum over lam**k is a Monte Carlo return of delta with discount lam.
+    return gae(delta, torch.zeros_like(delta), mask, gamma=lam, lam=1.0)
+
+
+def following(x: Tensor, mask: Tensor, end: Tensor) -> Tensor:
+    """`x` at the next token of the mask, `end` [B] after the last one; [B, T] like `x`."""
+    check_same_shape(x=x, mask=mask)
+    width = mask.shape[1]
+    column = torch.arange(width, device=mask.device).expand_as(mask)
+    nearest = torch.where(mask != 0, column, width).flip(1).cummin(1).values.flip(1)
+    beyond = torch.full_like(nearest[:, :1], width)
+    index = torch.cat([nearest[:, 1:], beyond], dim=1)
+    return torch.cat([x, end[:, None].to(x.dtype)], dim=1).gather(1, index)
+
+
+def _end(
+    phi: Tensor,
+    mask: Tensor,
+    finished: Tensor,
+    of_cut: Tensor | None,
+    *,
+    after_eos: Tensor | float,
+) -> Tensor:
+    """Potential after the last token [B]: the terminal one after EOS, its own in cut rows."""
+    check_same_shape(potential=phi, mask=mask)
+    is_finished = check_finished(finished, mask)
+    if of_cut is None:
+        of_cut = torch.where(remaining_length(mask) == 1, phi, 0.0).sum(1)
+    of_cut = per_row(of_cut, like=phi, name="end_potential")
+    return torch.where(is_finished, after_eos, of_cut).to(phi.dtype)
+
+
+def _deviation(total: Tensor, budget: Tensor, kind: str) -> Tensor:
+    """Distance of total lengths [B, T] from the budgets, in budgets."""
+    check_choice(kind, name="budget kind", known=BUDGETS)
+    n = as_float(budget, name="budget")
+    if n.shape != total.shape[:1]:
+        raise ValueError(
+            f"budget must have one entry per row, [{total.shape[0]}], got {tuple(n.shape)}"
+        )
+    over = total - n[:, None]
+    return (over.abs() if kind == "equal" else over.clamp(min=0.0)) / n[:, None]
