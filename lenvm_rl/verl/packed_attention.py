@@ -56,17 +56,19 @@ def packed_sdpa(
             f"attention {PACKED_SDPA!r} has no logit soft-capping and no sinks, which "
             f"{type(module).__name__} needs. Use attn_implementation=eager or flash_attention_2."
         )
+    lengths = _lengths(position_ids)
+    # Split, not sliced: the gradient of a slice is a tensor of zeros as long as the whole row.
+    sequences = zip(lengths, *(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
     pieces = []
-    for start, end in _bounds(position_ids):
-        part = slice(start, end)
+    for length, q, k, v in sequences:
         window = None
-        if sliding_window is not None and end - start > sliding_window:
-            window = _window_mask(end - start, sliding_window, query.device)
+        if sliding_window is not None and length > sliding_window:
+            window = _window_mask(length, sliding_window, query.device)
         pieces.append(
             F.scaled_dot_product_attention(
-                query[:, :, part],
-                key[:, :, part],
-                value[:, :, part],
+                q,
+                k,
+                v,
                 attn_mask=window,
                 is_causal=window is None,
                 dropout_p=dropout,
@@ -77,13 +79,14 @@ def packed_sdpa(
     return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None
 
 
-def _bounds(position_ids: Tensor) -> list[tuple[int, int]]:
-    """First and last-plus-one token of every sequence; kept on the tensor for the next layer."""
-    known = getattr(position_ids, "_lenvm_bounds", None)
+def _lengths(position_ids: Tensor) -> list[int]:
+    """Tokens of every sequence; kept on the tensor for the next layer."""
+    known = getattr(position_ids, "_lenvm_lengths", None)
     if known is None:
-        starts = (position_ids[0] == 0).nonzero()[:, 0].tolist()
-        known = list(zip(starts, [*starts[1:], position_ids.shape[1]], strict=True))
-        position_ids._lenvm_bounds = known
+        starts = (position_ids[0] == 0).nonzero()[:, 0]
+        ends = torch.cat([starts[1:], starts.new_tensor([position_ids.shape[1]])])
+        known = (ends - starts).tolist()
+        position_ids._lenvm_lengths = known
     return known
 
 
