@@ -2,8 +2,8 @@
 
 Numbers of one prompt's samples arrive as two lists, `correct` (task score in [0, 1]) and `tokens`
 (response tokens, EOS included). A count is never read off text: a missing one is an error. A count
-that is not a number of tokens (NaN, infinite, negative) says nothing about length, so that sample
-earns 0 and is left out of its group's statistics; training goes on.
+that is no number of tokens (NaN, infinite, negative, beyond 1e12) says nothing about length, so
+that sample earns 0 and is left out of its group's statistics; training goes on.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+LONGEST = 1e12  # tokens; a larger count is garbage
 RIGHT = 0.5  # a task score from here on counts as a right answer where a formula asks yes or no
 
 REMEDY = (
@@ -36,7 +37,7 @@ def clean_score(score: Any) -> float:
 
 
 def clean_count(tokens: Any) -> float | None:
-    """A token count as a float, or None where it is NaN, infinite or negative.
+    """A token count as a float, or None where it is NaN, negative or beyond `LONGEST`.
 
     Raises:
         ValueError: there is no count at all (None, text).
@@ -44,7 +45,7 @@ def clean_count(tokens: Any) -> float | None:
     if tokens is None or isinstance(tokens, str) or not hasattr(tokens, "__float__"):
         raise ValueError(f"the number of response tokens is {tokens!r}, not a count: {REMEDY}")
     value = float(tokens)
-    return value if math.isfinite(value) and value >= 0.0 else None
+    return value if 0.0 <= value <= LONGEST else None
 
 
 def response_tokens(extra_info: Mapping[str, Any] | None) -> Any:

@@ -11,11 +11,8 @@ Source: Aggarwal and Welleck, "L1", arXiv 2503.04697 (LCPO-Exact); official code
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from reward_fns.inputs import check_finite, check_positive, sample_reward
-from reward_fns.sample_score import score_sample
+from reward_fns.sample_score import verl_reward
 
 
 @sample_reward
@@ -49,16 +46,4 @@ def check_target(target: float | None) -> None:
     check_positive(target=float(target))
 
 
-def compute_score(
-    data_source: str,
-    solution_str: str,
-    ground_truth: Any,
-    extra_info: Mapping[str, Any] | None = None,
-    *,
-    grader: str = "demo",
-    **params: Any,
-) -> dict[str, float]:
-    """verl's reward function; target from `extra_info['target']` (see `score_sample`)."""
-    return score_sample(
-        l1_exact, solution_str, ground_truth, extra_info, grader, ("target",), params
-    )
+compute_score = verl_reward(l1_exact, columns=("target",))

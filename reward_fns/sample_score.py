@@ -14,39 +14,43 @@ from reward_fns.graders import get_grader
 from reward_fns.inputs import clean_score, response_tokens
 
 
-def score_sample(
-    reward: Callable[..., float],
-    solution_str: str,
-    ground_truth: Any,
-    extra_info: Mapping[str, Any] | None,
-    grader: str,
-    columns: Sequence[str] = (),
-    params: Mapping[str, Any] | None = None,
-) -> dict[str, float]:
-    """Grade a response, then reward its score and length.
+def verl_reward(
+    reward: Callable[..., float], *, columns: Sequence[str] = ()
+) -> Callable[..., dict[str, float]]:
+    """verl's `compute_score` for a reward that looks at one response.
 
     Args:
         reward: `reward(correct, tokens, **params) -> float`.
-        grader: name in `reward_fns.graders.GRADERS`.
         columns: arguments of `reward` read from `extra_info` where it has them.
-        params: further arguments of `reward`, verl's `reward_kwargs`.
 
     Returns:
+        A function with verl's arguments; `grader` (a name in `reward_fns.graders.GRADERS`) and the
+        parameters of `reward` come from `reward.custom_reward_function.reward_kwargs`. It returns
         `score` (the reward), `acc` (the task score), `length_reward` (their difference) and
-        `response_tokens`. GDPO takes `acc` and `length_reward` as separate objectives.
-
-    Raises:
-        ValueError: no token count, an unknown grader, or a parameter that `reward` refuses.
+        `response_tokens`; it raises ValueError for a missing token count, an unknown grader and
+        what `reward` refuses.
     """
-    tokens = response_tokens(extra_info)
-    info = extra_info or {}
-    given = {name: info[name] for name in columns if info.get(name) is not None}
-    grade = get_grader(grader)
-    correct = clean_score(grade(solution_str, ground_truth))
-    score = reward(correct, tokens, **{**dict(params or {}), **given})
-    return {
-        "score": score,
-        "acc": correct,
-        "length_reward": score - correct,
-        "response_tokens": float(tokens),
-    }
+
+    def compute_score(
+        data_source: str,
+        solution_str: str,
+        ground_truth: Any,
+        extra_info: Mapping[str, Any] | None = None,
+        *,
+        grader: str = "demo",
+        **params: Any,
+    ) -> dict[str, float]:
+        tokens = response_tokens(extra_info)
+        info = extra_info or {}
+        given = {name: info[name] for name in columns if info.get(name) is not None}
+        correct = clean_score(get_grader(grader)(solution_str, ground_truth))
+        score = reward(correct, tokens, **{**params, **given})
+        return {
+            "score": score,
+            "acc": correct,
+            "length_reward": score - correct,
+            "response_tokens": float(tokens),
+        }
+
+    compute_score.__doc__ = f"verl's reward function of `{reward.__name__}`: see `verl_reward`."
+    return compute_score
