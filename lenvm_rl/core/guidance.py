@@ -10,7 +10,8 @@ so of the n tokens asked for `n_left = n - t` remain (one fewer where n counts E
     off         p
     tilt        p'(x) ~ p(x) exp(beta u(x))
     scale       the tilt with E[u] (or E[l]) times a factor, at most to the ends of the candidates
-    equal       the candidate with l nearest to n_left; ties to the more probable
+    equal       the candidate with l nearest to n_left, a token too few counting `short_weight`
+                tokens too many; ties to the more probable
     equal_soft  the tilt with E[u] = 1 - gamma**n_left
     at_most     p while E_p[u] <= 1 - gamma**n_left, else the tilt that meets it
     at_least    p once E_p[u] >= 1 - gamma**n_left, else the tilt that meets it, beta bounded;
@@ -133,6 +134,9 @@ class RowNumbers(NamedTuple):
     """Whether scale multiplies E[l] instead of E[u]. Default False."""
     value_space: Tensor
     """Whether equal compares horizons instead of lengths. Default False."""
+    short_weight: Tensor
+    """What equal pays for each token (or unit of horizon) below the target, where one above it
+    costs 1; > 0. Default 1, the paper's distance. 2.5 weighs as the Length Score does."""
     extreme: Tensor
     """Whether at_least takes the longest candidate before n. Default False."""
     max_beta: Tensor
@@ -149,7 +153,8 @@ class RowNumbers(NamedTuple):
         if unknown:
             raise ValueError(f"unknown numbers {unknown}: use some of {', '.join(cls._fields)}")
         like = like.to(working_dtype(like.device))
-        given: dict[str, Tensor | float] = {"scale": 1.0, "max_beta": 50.0, **numbers}
+        given: dict[str, Tensor | float] = {"scale": 1.0, "short_weight": 1.0, "max_beta": 50.0}
+        given |= numbers
         rows = (per_row(given.get(name, 0.0), like=like, name=name) for name in cls._fields)
         return cls(*(row.to(like.dtype)[:, None] for row in rows))
 
@@ -203,9 +208,8 @@ def _nearest(step: _Step, rows: RowNumbers, left: Tensor) -> Tensor:
     # Clamped to the candidates' range, which moves no nearest candidate: a target far below it
     # would be infinitely far from all of them.
     goal = step.position(left).clamp(0.0, 1.0)
-    by_value = (step.along - goal).abs()
-    by_length = (step.lengths - left).abs()
-    return step.pick(torch.where(rows.value_space != 0, by_value, by_length))
+    gap = torch.where(rows.value_space != 0, step.along - goal, step.lengths - left)
+    return step.pick(torch.where(gap < 0, -gap * rows.short_weight, gap))
 
 
 def _soft(

@@ -25,9 +25,10 @@ import torch
 from lenvm_rl.core import CONTROLS, lifebench_deviation, lifebench_score
 from lenvm_rl.evals.outcomes import Grader, Outcome, lengths_of, mean_of, measure
 from lenvm_rl.evals.results import finite, save_results
-from lenvm_rl.evals.sampling import completion_seed, encode_prompt
+from lenvm_rl.evals.sampling import encode_prompt
 from lenvm_rl.model.generate import Completion, Request
 from lenvm_rl.rollouts.prompts import Prompt
+from lenvm_rl.rollouts.resume import completion_seed
 from lenvm_rl.scoring import GuidanceSettings
 
 Generate = Callable[[Sequence[Request], Sequence[GuidanceSettings | None]], list[Completion]]
@@ -58,6 +59,9 @@ class ControlSettings:
     """Candidates per step, at most ..."""
     min_p: float = MIN_P
     """... and none below this share of the most probable one's probability."""
+    short_weight: float = 2.5
+    """equal: what a token too few costs, in tokens too many. The Length Score falls 2.5 times as
+    fast below the target as above it (5 |d| against 2 d); 1 aims at the smallest deviation."""
 
     def __post_init__(self) -> None:
         if not all(0 < q < 1 for q in self.quantiles):
@@ -151,7 +155,13 @@ def evaluate_control(
             notify(f"{control} {goal}")
             name, here = f"{control}-{goal}", {goal: asked}
             guides = [
-                GuidanceSettings(mode=control, target=n, top_k=settings.top_k, min_p=settings.min_p)
+                GuidanceSettings(
+                    mode=control,
+                    target=n,
+                    top_k=settings.top_k,
+                    min_p=settings.min_p,
+                    short_weight=settings.short_weight,
+                )
                 for n in asked
             ]
             points += _rows("guided", control, here, sample(name, ids, guides))

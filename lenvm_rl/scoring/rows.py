@@ -74,6 +74,7 @@ def numbers_of(rows: Sequence[GuidedRow], device: torch.device) -> dict[str, Ten
             "scale_length": s.scale_of == "length",
             "value_space": s.space == "value",
             "extreme": s.extreme,
+            "short_weight": s.short_weight,
             "max_beta": s.max_beta,
         }
         lines.append([float(by_name[name]) for name in _COLUMNS])

@@ -17,6 +17,7 @@ SCALES = ("horizon", "length")
 TARGET_MODES = ("equal", "equal_soft", "at_most", "at_least")
 # The one number that says how far a mode goes; it has no default and no meaning elsewhere.
 _STRENGTH = {"tilt": "beta", "scale": "scale", **dict.fromkeys(TARGET_MODES, "target")}
+_NUMBERS = ("beta", "scale", "top_p", "min_p", "min_entropy", "short_weight", "max_beta", "gamma")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,8 @@ class GuidanceSettings:
     """at_least: always the longest candidate before n, as in the paper (hurts the text)."""
     space: str = "length"
     """Where mode equal measures the distance: "length" in tokens or "value"."""
+    short_weight: float = 1.0
+    """equal: what a token too few costs, in tokens too many, > 0; 2.5 as the Length Score does."""
     max_beta: float = 50.0
     """at_least: strongest tilt, > 0, so that the text stays readable."""
     gamma: float | None = None
@@ -64,7 +67,7 @@ class GuidanceSettings:
         _choice("space", self.space, SPACES)
         for name in ("target", "top_k"):
             object.__setattr__(self, name, _integer(name, getattr(self, name)))
-        for name in ("beta", "scale", "top_p", "min_p", "min_entropy", "max_beta", "gamma"):
+        for name in _NUMBERS:
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         for name in ("force_eos", "count_eos", "extreme"):
             object.__setattr__(self, name, _switch(name, getattr(self, name)))
@@ -101,8 +104,11 @@ class GuidanceSettings:
             raise ValueError(
                 f"{PREFIX}top_p must be in (0, 1], got {self.top_p}; 1 keeps every candidate"
             )
-        if not self.max_beta > 0:
-            raise ValueError(f"{PREFIX}max_beta must be > 0, got {self.max_beta}; default 50")
+        for name, default in (("max_beta", 50), ("short_weight", 1)):
+            if not getattr(self, name) > 0:
+                raise ValueError(
+                    f"{PREFIX}{name} must be > 0, got {getattr(self, name)}; default {default}"
+                )
         if self.gamma is not None and not 0 < self.gamma < 1:
             raise ValueError(
                 f"{PREFIX}gamma must be in (0, 1), got {self.gamma}: leave it out, the checkpoint "

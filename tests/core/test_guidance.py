@@ -78,6 +78,7 @@ def batches(draw, rows=6):
             name: rand(rows) < 0.5
             for name in ("count_eos", "force_eos", "scale_length", "value_space", "extreme")
         },
+        "short_weight": 0.5 + rand(rows) * 3,
         "max_beta": 1 + rand(rows) * 50,
     }
 
@@ -123,6 +124,12 @@ def test_equal_picks_the_nearest():
     assert middle < 62
     assert one("equal", target=math.floor(middle), value_space=True)[0].argmax() == 1
     assert one("equal", target=math.ceil(middle), value_space=True)[0].argmax() == 2
+
+
+def test_equal_can_count_too_few_tokens_for_more_than_too_many():
+    # between 0 and 40, 2.5 n = 40 - n at n = 11.4; between 40 and 90, 2.5 (n - 40) = 90 - n at 54.3
+    for target, expected in ((11, 0), (12, 1), (54, 1), (55, 2)):
+        assert one("equal", target=target, short_weight=2.5)[0].argmax() == expected
 
 
 def test_equal_ties_go_to_the_more_probable():

@@ -84,6 +84,7 @@ TILT = {"lenvm_mode": "tilt", "lenvm_beta": 1}
         ({**EQUAL, "lenvm_space": "log"}, "unknown lenvm_space 'log': use one of length, value"),
         ({**TILT, "lenvm_scale_of": "tokens"}, "unknown lenvm_scale_of 'tokens'"),
         ({**EQUAL, "lenvm_max_beta": 0}, "lenvm_max_beta must be > 0, got 0.0"),
+        ({**EQUAL, "lenvm_short_weight": 0}, "lenvm_short_weight must be > 0, got 0.0"),
         ({**EQUAL, "lenvm_gamma": 1.0}, r"lenvm_gamma must be in \(0, 1\), got 1.0"),
     ],
 )
