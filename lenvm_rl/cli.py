@@ -391,10 +391,11 @@ def generate(
     seed: SeedOption = 0,
     json_file: JsonOption = None,
 ) -> None:
-    """Complete prompts at a wanted length with vLLM, into a rollout file.
+    """Complete prompts at a wanted length with vLLM, into a rollout file; resumes where it was
+    killed.
 
     Lengths count response tokens without EOS. The stored log-probabilities are those of the guided
-    distribution.
+    distribution, and the file's metadata says what guided it.
 
     Example: `lenvm generate --model demo --lenvm runs/demo/checkpoint/lenvm --prompts demo:50
     --equal 120 --out runs/equal-120`
@@ -402,7 +403,8 @@ def generate(
     from lenvm_rl.demo.prompts import resolve_policy, resolve_prompts
     from lenvm_rl.evals.sampling import prompt_row
     from lenvm_rl.model import load_tokenizer
-    from lenvm_rl.vllm.generate import generate_to_file, guidance_of, prompts_of_rollouts
+    from lenvm_rl.vllm.generate import generate_to_file
+    from lenvm_rl.vllm.generate_run import guidance_of, prompts_of_rollouts
     from lenvm_rl.vllm.options import GuidanceOptions
 
     if (prompts is None) == (rollouts is None):
@@ -553,6 +555,9 @@ def eval_control(
     grader: GraderOption = "auto",
     top_k: Annotated[int, typer.Option(help="Candidates per step.", min=1)] = 20,
     min_p: Annotated[float, typer.Option(help="Candidates: least relative probability.")] = 0.02,
+    short_weight: Annotated[
+        float, typer.Option(help="equal: cost of a token too few, in tokens too many.")
+    ] = 2.5,
     batch_size: Annotated[int, typer.Option(help="Rows generated at once.", min=1)] = 64,
     limit: Annotated[int | None, typer.Option(help="Use at most so many prompts.")] = None,
     seed: SeedOption = 0,
@@ -585,6 +590,7 @@ def eval_control(
             prompt_template=prompt_template,
             top_k=top_k,
             min_p=min_p,
+            short_weight=short_weight,
         ),
         max_batch=batch_size,
         progress=True,

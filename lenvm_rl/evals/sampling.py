@@ -7,7 +7,6 @@ finished file holds the same completions as one that was never interrupted.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,10 +15,10 @@ from typing import Any
 
 from lenvm_rl.model import load_tokenizer, tokenizer_sha
 from lenvm_rl.model.generate import Completion, ContinuousSampler, Request
-from lenvm_rl.rollouts import Rollout, RolloutReader, RolloutWriter
-from lenvm_rl.rollouts.layout import find_shards
+from lenvm_rl.rollouts import Rollout, RolloutWriter
 from lenvm_rl.rollouts.progress import progress_bar
 from lenvm_rl.rollouts.prompts import Prompt
+from lenvm_rl.rollouts.resume import Completed, completed, completion_seed
 
 # A kill loses the completions of prompts that are not whole yet, and at most so many others ...
 _FLUSH_ROWS = 512
@@ -150,7 +149,8 @@ def sample_tasks(
     settings = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
     policy = {"name": policy_name}
     _check_tasks(sampler, tasks)
-    done, lengths, cut = _existing(Path(out), tasks, settings, policy, tokenizer_sha, seed)
+    found = _existing(out, tasks, settings, policy, tokenizer_sha, seed)
+    done, lengths, cut = found.keys, found.tokens, found.cut
     resumed = len(done)
     total = sum(task.n for task in tasks)
     writer = RolloutWriter(
@@ -227,12 +227,6 @@ def prompt_row(tokenizer: Any, prompt: Prompt) -> Rollout:
     )
 
 
-def completion_seed(seed: int, prompt_id: str, sample_id: int) -> int:
-    """Seed of one completion in [0, 2**63): a digest, so that neighbours are unrelated."""
-    digest = hashlib.sha256(f"{seed}/{sample_id}/{prompt_id}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
 class _PromptGroups:
     """Holds completions until all of their prompt are there, so that they lie side by side.
 
@@ -280,46 +274,28 @@ def _check_tasks(sampler: ContinuousSampler, tasks: Sequence[Task]) -> None:
 
 
 def _existing(
-    out: Path,
+    out: str | Path,
     tasks: Sequence[Task],
     settings: dict[str, Any],
     policy: dict[str, Any],
     tokenizer_sha: str,
     seed: int,
-) -> tuple[set[tuple[str, int]], int, int]:
-    """Completions that are on disk already: their keys, their tokens, and how many are cut."""
-    done: set[tuple[str, int]] = set()
-    lengths = cut = 0
-    if not out.is_dir() or not find_shards(out).paths:
-        return done, lengths, cut
+) -> Completed:
+    """Completions that an earlier, interrupted run has written."""
     wanted = {task.prompt_id: task for task in tasks}
-    columns = ["prompt_id", "sample_id", "prompt_ids", "response_ids", "finish_reason"]
-    reader = RolloutReader(out, tokenizer_sha=tokenizer_sha)
-    for row in reader.iter_rows([*columns, "sampling", "policy"]):
-        prompt_id, sample_id = row["prompt_id"], row["sample_id"]
+
+    def expected(prompt_id: str, sample_id: int) -> dict[str, Any] | None:
         task = wanted.get(prompt_id)
-        expected = None
-        if task is not None and sample_id < task.n:
-            expected = {
-                "prompt_ids": list(task.prompt_ids),
-                "sampling": {
-                    **settings,
-                    "max_tokens": task.max_tokens,
-                    "seed": completion_seed(seed, prompt_id, sample_id),
-                },
-                "policy": {**policy, "revision": None},
-            }
-        if expected is None or any(row[key] != expected[key] for key in expected):
-            found = None if expected is None else {k: row[k] for k in ("sampling", "policy")}
-            raise ValueError(
-                f"{out} holds completion {sample_id} of prompt {prompt_id!r}, which this run would "
-                f"not make (found {found}): it was sampled with other prompts, settings or seed. "
-                "Resume with the same arguments, or write to another directory."
-            )
-        done.add((prompt_id, sample_id))
-        lengths += len(row["response_ids"])
-        cut += row["finish_reason"] == "length"
-    return done, lengths, cut
+        if task is None or sample_id >= task.n:
+            return None
+        own = completion_seed(seed, prompt_id, sample_id)
+        return {
+            "prompt_ids": list(task.prompt_ids),
+            "sampling": {**settings, "max_tokens": task.max_tokens, "seed": own},
+            "policy": {**policy, "revision": None},
+        }
+
+    return completed(out, expected, tokenizer_sha=tokenizer_sha)
 
 
 def _missing(

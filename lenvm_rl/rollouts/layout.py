@@ -4,7 +4,8 @@ A rollout file is one `.parquet`, or a directory of shards `part-00000.parquet, 
 and so on. A shard gets its name only when it is complete (written as `*.tmp`, synced, renamed), so
 a name that matches is a whole shard and `*.tmp` is what a killed writer left: ignored, reported.
 Every shard carries, under the metadata key `lenvm`, a JSON object with `version`, `tokenizer_sha`,
-`vocab_size` and `eos_ids`.
+`vocab_size` and `eos_ids`; and `guidance` where the rows were sampled under length guidance, which
+is to say not by the policy alone.
 """
 
 from __future__ import annotations
@@ -106,7 +107,8 @@ def check_schema(schema: pa.Schema, path: Path) -> None:
 
 
 def read_metadata(schema: pa.Schema, path: Path) -> dict[str, Any]:
-    """The `lenvm` entry of a shard's metadata: version, tokenizer_sha, vocab_size, eos_ids."""
+    """The `lenvm` entry of a shard's metadata: version, tokenizer_sha, vocab_size, eos_ids, and
+    guidance where there was some."""
     raw = (schema.metadata or {}).get(METADATA_KEY)
     if raw is None:
         raise ValueError(
@@ -130,15 +132,21 @@ def read_metadata(schema: pa.Schema, path: Path) -> dict[str, Any]:
 
 
 def encode_metadata(
-    *, tokenizer_sha: str, vocab_size: int | None, eos_ids: list[int] | None
+    *,
+    tokenizer_sha: str,
+    vocab_size: int | None,
+    eos_ids: list[int] | None,
+    guidance: dict[str, Any] | None = None,
 ) -> dict[bytes, bytes]:
     """Schema metadata of a shard."""
-    entry = {
+    entry: dict[str, Any] = {
         "version": FORMAT_VERSION,
         "tokenizer_sha": tokenizer_sha,
         "vocab_size": vocab_size,
         "eos_ids": eos_ids,
     }
+    if guidance is not None:
+        entry["guidance"] = guidance
     return {METADATA_KEY: json.dumps(entry).encode()}
 
 

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import pyarrow as pa
 
@@ -49,10 +49,12 @@ class RolloutWriter:
         eos_ids: a row with finish_reason `stop` must end with one of them; None skips the check.
         rows_per_shard: a shard is completed at this many rows (more by up to one row group).
         append: continue a directory that already has shards (same tokenizer).
+        guidance: what shaped the distribution that all rows were sampled from, as JSON can say it
+            (a LenVM and the `lenvm_` arguments of a request); None: the policy alone.
     Raises:
-        ValueError: the path already has rows and `append` is False; another tokenizer, vocabulary
-            or EOS; another writer is at work in the directory; a malformed row (its name and the
-            remedy).
+        ValueError: the path already has rows and `append` is False; another tokenizer, vocabulary,
+            EOS or guidance; another writer is at work in the directory; a malformed row (its name
+            and the remedy).
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class RolloutWriter:
         eos_ids: Sequence[int] | None = None,
         rows_per_shard: int = 65_536,
         append: bool = False,
+        guidance: dict[str, Any] | None = None,
     ) -> None:
         if not tokenizer_sha or not isinstance(tokenizer_sha, str):
             raise ValueError(
@@ -76,6 +79,7 @@ class RolloutWriter:
         self.tokenizer_sha = tokenizer_sha
         self.vocab_size = vocab_size
         self.eos_ids = None if eos_ids is None else [int(i) for i in eos_ids]
+        self.guidance = guidance
         self.rows_per_shard = rows_per_shard
         self.rows_written = 0
         """Rows in completed shards of this writer."""
@@ -90,7 +94,10 @@ class RolloutWriter:
         else:
             self._open_directory(append)
         metadata = encode_metadata(
-            tokenizer_sha=tokenizer_sha, vocab_size=self.vocab_size, eos_ids=self.eos_ids
+            tokenizer_sha=tokenizer_sha,
+            vocab_size=self.vocab_size,
+            eos_ids=self.eos_ids,
+            guidance=guidance,
         )
         self._schema = SCHEMA.with_metadata(metadata)
 
@@ -210,6 +217,11 @@ class RolloutWriter:
                 f"{path} was written with tokenizer {metadata['tokenizer_sha']}, these rows are of "
                 f"tokenizer {self.tokenizer_sha}: their ids mean different text. Write to another "
                 "directory."
+            )
+        if metadata.get("guidance") != self.guidance:
+            raise ValueError(
+                f"{path} was sampled with guidance {metadata.get('guidance')}, these rows with "
+                f"{self.guidance}. Write to another directory."
             )
         for name in ("vocab_size", "eos_ids"):
             old, new = metadata.get(name), getattr(self, name)

@@ -1,12 +1,13 @@
 """vLLM edge: length guidance inside vLLM, and a LenVM served as a vLLM pooling model.
 
-    processor   LengthGuidance, the logits processor of vLLM's V1 and V2 model runners
-    options     where it finds its LenVM, and what is refused before the engine starts
-    plugin      registers the pooling model with vLLM (entry point `vllm.general_plugins`)
-    pooling     the pooling model: any vLLM trunk under the value head, raw logits per token
-    values      from pooling outputs, offline or over HTTP, to values, horizons and lengths
-    generate    prompts or a rollout file in, guided completions as a rollout file out
-    serve       the command line of a guided server
+    processor     LengthGuidance, the logits processor of vLLM's V1 and V2 model runners
+    options       where it finds its LenVM, and what is refused before the engine starts
+    plugin        registers the pooling model with vLLM (entry point `vllm.general_plugins`)
+    pooling       the pooling model: any vLLM trunk under the value head, raw logits per token
+    values        from pooling outputs, offline or over HTTP, to values, horizons and lengths
+    generate      prompts or a rollout file in, guided completions as a rollout file out
+    generate_run  which completions those are, and how a killed run goes on
+    serve         the command line of a guided server
 
 The processor is named by its class path, `--logits-processors lenvm_rl.vllm:LengthGuidance`. It is
 not an entry point on purpose: vLLM gives a processor loaded by entry point no output tokens under

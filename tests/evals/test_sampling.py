@@ -10,10 +10,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from lenvm_rl.evals import sample_to_file
-from lenvm_rl.evals.sampling import completion_seed, encode_prompt
+from lenvm_rl.evals.sampling import encode_prompt
 from lenvm_rl.model.generate import ContinuousSampler, Request
 from lenvm_rl.rollouts import RolloutReader
 from lenvm_rl.rollouts.prompts import Prompt
+from lenvm_rl.rollouts.resume import completion_seed
 
 SETTINGS = {"n": 4, "max_tokens": 24, "temperature": 1.3, "seed": 7}
 

@@ -1,14 +1,21 @@
-"""`lenvm generate`: one mode at a time, and a rollout file of guided completions."""
+"""`lenvm generate`: one mode at a time, a rollout file of guided completions, runs that go on."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 
-from lenvm_rl.rollouts import RolloutReader
+from lenvm_rl.demo import policy_path
+from lenvm_rl.rollouts import Rollout, RolloutReader, split_by_prompt
 from lenvm_rl.scoring import GuidanceSettings
-from lenvm_rl.vllm.generate import guidance_of, prompts_of_rollouts
+from lenvm_rl.vllm import generate
+from lenvm_rl.vllm.generate_run import guidance_of, prompts_of_rollouts
+from lenvm_rl.vllm.options import GuidanceOptions
 
 
 def test_one_mode_is_chosen():
@@ -29,30 +36,144 @@ def test_two_modes_at_once_are_refused(asked, soft):
         guidance_of(asked, soft=soft)
 
 
-@pytest.mark.slow
-def test_prompts_become_guided_completions_and_those_new_ones(vllm, lenvm, tmp_path, monkeypatch):
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    words = [
-        sys.executable,
-        "-m",
-        "lenvm_rl.cli",
-        "generate",
-        "--model",
-        "demo",
-        "--lenvm",
-        str(lenvm),
-        "--max-tokens",
-        "60",
+class FakeEngine:
+    """Answers like vLLM's LLM: the token after the prompt's last, then EOS; ends as told."""
+
+    def __init__(self, calls):
+        self.calls, self.asked = calls, []
+
+    def generate(self, inputs, params, use_tqdm):
+        if not self.calls:
+            raise KeyboardInterrupt
+        self.calls -= 1
+        self.asked += params
+        return [self.answer(x["prompt_token_ids"][-1] + 1) for x in inputs]
+
+    def answer(self, token):
+        logprobs = [{x: SimpleNamespace(logprob=-0.5)} for x in (token, 1)]
+        completion = SimpleNamespace(token_ids=[token, 1], finish_reason="stop", logprobs=logprobs)
+        return SimpleNamespace(outputs=[completion])
+
+
+@pytest.fixture
+def run(vllm, lenvm, monkeypatch, tmp_path):
+    """A run whose engine dies after `calls` batches of four completions; returns its report."""
+    monkeypatch.setattr(generate, "_AT_ONCE", 4)
+    prompts = [
+        Rollout(prompt_id=f"p{i}", sample_id=0, prompt_ids=[5, 6 + i], response_ids=[0], **CUT)
+        for i in range(3)
     ]
-    words += ["--prompts", "demo:6", "--at-most", "20", "-n", "2", "--out", str(tmp_path / "out")]
-    result = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
+
+    def start(calls=99, *, guidance=AT_MOST, **changes):
+        engine = FakeEngine(calls)
+        monkeypatch.setattr(generate, "_engine", lambda run, resumed: engine)
+        settings = {"prompts": prompts, "n": 3, "max_tokens": 9, "out": tmp_path / "out", **changes}
+        options = GuidanceOptions(checkpoint=str(lenvm))
+        report = generate.generate_to_file(
+            str(policy_path()), settings.pop("prompts"), options=options, guidance=guidance,
+            **settings,
+        )  # fmt: skip
+        return report, engine
+
+    return start
+
+
+CUT = {"finish_reason": "length"}
+AT_MOST = GuidanceSettings(mode="at_most", target=4)
+
+
+def rows_of(path):
+    rows = {}
+    for row in RolloutReader(path).iter_rows():
+        assert (row.prompt_id, row.sample_id) not in rows
+        rows[row.prompt_id, row.sample_id] = row.to_dict()
+    return rows
+
+
+def test_an_interrupted_run_goes_on_and_ends_as_one_that_was_not(run, tmp_path):
+    whole, _ = run(out=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(1)
+    before = rows_of(tmp_path / "out")
+    assert len(before) == 4
+    report, engine = run()
+    assert (report.rows, report.rows_resumed, report.tokens) == (9, 4, 2 * 5)
+    assert len(engine.asked) == 5
+    after = rows_of(tmp_path / "out")
+    assert after == rows_of(tmp_path / "whole") and after.items() >= before.items()
+    again, engine = run()
+    assert (again.rows_resumed, again.tokens_per_s, engine.asked) == (9, 0.0, [])
+    for figure in ("rows", "mean_length", "share_cut", "mean_deviation"):
+        assert getattr(again, figure) == getattr(whole, figure)
+    assert again.mean_deviation == 0.75, "one token without EOS where four were asked for"
+
+
+def test_the_file_says_what_guided_it_and_unguided_files_say_nothing(run, tmp_path, lenvm):
+    run()
+    shards = RolloutReader(tmp_path / "out")
+    assert shards.metadata["guidance"] == {
+        "lenvm": str(lenvm), "lenvm_mode": "at_most", "lenvm_target": 4,
+    }  # fmt: skip
+    run(guidance=GuidanceSettings(), out=tmp_path / "plain")
+    assert "guidance" not in RolloutReader(tmp_path / "plain").metadata
+    split_by_prompt(tmp_path / "out", tmp_path / "a", tmp_path / "b", heldout_prompts=1, seed=0)
+    assert RolloutReader(tmp_path / "b").metadata["guidance"] == shards.metadata["guidance"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"guidance": GuidanceSettings(mode="at_most", target=5)}, "holds completions with guid"),
+        ({"guidance": GuidanceSettings()}, "this run's is None"),
+        ({"temperature": 0.5}, "same arguments, or write to another directory"),
+        ({"n": 2}, "same arguments, or write to another directory"),
+    ],
+)
+def test_what_another_run_has_written_is_not_gone_on_with(run, tmp_path, change, sentence):
+    run()
+    before = rows_of(tmp_path / "out")
+    with pytest.raises(ValueError, match=sentence):
+        run(**change)
+    assert rows_of(tmp_path / "out") == before
+
+
+def test_prompts_are_told_apart(run):
+    prompt = Rollout(prompt_id="p", sample_id=0, prompt_ids=[5], response_ids=[0], **CUT)
+    with pytest.raises(ValueError, match="'p' occurs twice"):
+        run(prompts=[prompt, prompt])
+    with pytest.raises(ValueError, match="no prompts"):
+        run(prompts=[])
+
+
+@pytest.mark.slow
+def test_kill_9_loses_and_repeats_nothing(vllm, lenvm, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    out = tmp_path / "out"
+    words = ["lenvm", "generate", "--model", "demo", "--lenvm", str(lenvm), "--out", str(out)]
+    words += ["--max-tokens", "60", "--prompts", "demo:12", "--at-most", "20", "-n", "2"]
+    program = (
+        "import sys, lenvm_rl.vllm.generate as g, lenvm_rl.cli as cli\n"
+        f"g._AT_ONCE = 4\nsys.argv = {words!r}\ncli.main()"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program])
+    deadline = time.monotonic() + 300
+    while not list(out.glob("part-*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(child.pid, signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    before = rows_of(out)
+    assert 4 <= len(before) < 24
+
+    again = [sys.executable, "-m", "lenvm_rl.cli", *words[1:]]
+    result = subprocess.run(again, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout.strip().splitlines()[-1])
-    rows = list(RolloutReader(tmp_path / "out").iter_rows())
-    assert (report["rows"], report["prompts"], len(rows)) == (12, 6, 12)
-    for row in rows:
+    after = rows_of(out)
+    assert after.items() >= before.items()
+    assert set(after) == {(f"demo-0-{i}", k) for i in range(12) for k in range(2)}
+    assert (report["rows"], report["rows_resumed"]) == (24, len(before))
+    for row in RolloutReader(out).iter_rows():
         assert row.length <= 20 + (row.finish_reason == "stop")
         assert len(row.response_logprobs) == row.length
         assert all(logprob <= 1e-6 for logprob in row.response_logprobs)
-    again = list(prompts_of_rollouts(tmp_path / "out"))
-    assert [row.prompt_id for row in again] == [f"demo-0-{i}" for i in range(6)]
+    assert [row.prompt_id for row in prompts_of_rollouts(out)] == [f"demo-0-{i}" for i in range(12)]
