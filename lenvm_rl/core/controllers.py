@@ -136,8 +136,8 @@ class DualAscent:
             ValueError: a measurement is missing or not finite.
         """
         length = _measured(measured, "mean_length")
-        accuracy = _measured(measured, "accuracy") if self.accuracy_floor is not None else None
-        if accuracy is not None and accuracy < self.accuracy_floor:
+        floor = self.accuracy_floor
+        if floor is not None and _measured(measured, "accuracy") < floor:
             moved = self.scale * (1.0 - self.release)
         else:
             moved = self.scale + self.step_size * (length / self.target - 1.0)

@@ -108,4 +108,5 @@ def test_grpo_does_not_see_shaping_at_gamma_1_and_pays_for_length_below(core_alg
     )[0]
     assert_close(advantages(1.0), plain, atol=1e-5, rtol=0)
     paid = advantages(0.997)[:, 0]
-    assert paid[2] > paid[1] > paid[0], "right or wrong, longer is better: the trap"
+    assert plain[4, 0] == plain[5, 0]
+    assert paid[5] > paid[4] + 0.5, "both are right, and the longer one is praised: the trap"
