@@ -15,11 +15,13 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lenvm_rl.core import MODES, RowNumbers, forbids_eos, guide, predicted_length, select_candidates
+from lenvm_rl.core import MODES, guide, predicted_length, select_candidates
+from lenvm_rl.scoring.batch import Batch
 from lenvm_rl.scoring.interface import CandidateScorer, History, PoolExhausted
-from lenvm_rl.scoring.rows import GuidedRow, numbers_of, on_device
+from lenvm_rl.scoring.rows import GuidedRow
 
 
 class Guide:
@@ -46,6 +48,7 @@ class Guide:
             raise ValueError(f"max_candidates must be at least 1, got {max_candidates}")
         self._slots: OrderedDict[Hashable, int] = OrderedDict()  # least recently used first
         self._eos: Tensor | None = None
+        self._batch: Batch | None = None
 
     def check_vocabulary(self, size: int) -> None:
         """Raise ValueError unless the LenVM knows all `size` tokens that the policy can choose."""
@@ -88,75 +91,61 @@ class Guide:
         if not steered:
             return
         self.check_vocabulary(logits.shape[1])
-        index = on_device([row.index for row in steered], torch.long, logits.device)
-        chosen = logits.index_select(0, index)
-        table = numbers_of(steered, logits.device)
+        batch = self._batch_of(steered, logits.device)
+        used_up = batch.begin_step(steered)
         eos = self._eos_on(logits.device)
-        numbers = {name: table[name] for name in RowNumbers._fields}
-        mode = table["mode"].long()
+        chosen = batch.take(logits)
 
-        ids, log_probs, mask = self._candidates(chosen, steered, table, mode, eos)
+        ids, log_probs, mask = select_candidates(
+            chosen,
+            max_candidates=batch.width,
+            forbidden=batch.forbidden(),
+            eos_ids=eos,
+            **batch.limits,
+        )
         is_eos = (ids[..., None] == eos).any(-1) & mask
-        used_up = on_device([row.used_up for row in steered], torch.bool, logits.device)
-        wanted = _worth_scoring(log_probs, mask, is_eos, used_up, table["min_entropy"])
-        lengths = self._lengths(rows, steered, ids, mask & ~is_eos, wanted, hidden)
+        others = mask & ~is_eos
+        wanted = _worth_scoring(log_probs, mask, others, is_eos, used_up, batch.min_entropy)
+        lengths = self._lengths(rows, steered, batch, ids, others, wanted, hidden)
+        ruled = wanted if used_up is None else wanted | used_up
         guided = guide(
             log_probs,
             lengths,
             mask,
             is_eos,
-            mode=torch.where(wanted | used_up, mode, MODES.index("off")),
+            mode=torch.where(ruled, batch.mode, MODES.index("off")),
             gamma=self.gamma,
-            present={row.settings.mode for row in steered},
-            **numbers,
+            present=batch.present,
+            **batch.numbers,
         )
-        scale = torch.where(table["temperature"] > 0, table["temperature"], 1.0).float()
-        written = torch.full_like(chosen, -torch.inf)
-        written.scatter_(1, ids, (guided.log_probs * scale[:, None]).to(logits.dtype))
-        if any(row.used_up and row.settings.forces_eos for row in steered):
-            only_eos = torch.full_like(chosen, -torch.inf).index_copy_(1, eos, chosen[:, eos])
-            can_end = only_eos.amax(-1) > -torch.inf
-            written = torch.where((guided.force_eos & can_end)[:, None], only_eos, written)
-        logits.index_copy_(0, index, written)
+        forces = any(row.used_up and row.settings.forces_eos for row in steered)
+        _write(
+            chosen,
+            ids,
+            guided.log_probs if batch.scale is None else guided.log_probs * batch.scale,
+            eos,
+            guided.force_eos if forces else None,
+        )
+        batch.put(logits, chosen)
+
+    def _batch_of(self, rows: Sequence[GuidedRow], device: torch.device) -> Batch:
+        """The last step's batch where the same requests are steered again."""
+        if self._batch is None or not self._batch.is_of(rows, device):
+            self._batch = Batch(rows, device, self.max_candidates)
+        return self._batch
 
     def _eos_on(self, device: torch.device) -> Tensor:
         if self._eos is None or self._eos.device != device:
             self._eos = torch.tensor(self.eos_token_ids, device=device)
         return self._eos
 
-    def _candidates(
-        self,
-        logits: Tensor,
-        rows: Sequence[GuidedRow],
-        table: dict[str, Tensor],
-        mode: Tensor,
-        eos: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """`select_candidates` with the settings of the rows; no wider than any of them needs."""
-        asked = [row.settings for row in rows]
-        widths = [s.top_k if s.top_k > 0 else self.max_candidates for s in asked]
-        forbidden = None
-        if any(s.mode == "at_least" for s in asked):
-            forbidden = forbids_eos(
-                mode, table["generated"], table["target"], count_eos=table["count_eos"]
-            )
-        return select_candidates(
-            logits,
-            temperature=table["temperature"],
-            max_candidates=min(max(widths), self.max_candidates),
-            top_k=table["top_k"].long(),
-            top_p=table["top_p"] if any(s.top_p < 1 for s in asked) else None,
-            min_p=table["min_p"] if any(s.min_p > 0 for s in asked) else None,
-            forbidden=forbidden,
-            eos_ids=eos,
-        )
-
     def _lengths(
         self,
         rows: Sequence[GuidedRow],
         steered: Sequence[GuidedRow],
+        batch: Batch,
         ids: Tensor,
-        scored: Tensor,
+        others: Tensor,
         wanted: Tensor,
         hidden: Tensor | None,
     ) -> Tensor:
@@ -165,29 +154,37 @@ class Guide:
         Which rows need no scoring is known on the device. Only the CPU can be asked without
         waiting, so only there they leave the batch; elsewhere their masks are empty.
         """
-        scored = scored & wanted[:, None]
-        lengths = torch.zeros(ids.shape, device=ids.device)
+        scored = others & wanted[:, None]
+        states = {}
+        if hidden is not None and getattr(self.scorer, "reads_policy", False):
+            states["hidden"] = batch.take(hidden)
         taken, width = list(range(len(steered))), ids.shape[1]
         if ids.device.type == "cpu":
             taken = wanted.nonzero()[:, 0].tolist()
             if not taken:
-                return lengths
-            width = int(scored.any(0).nonzero().amax()) + 1
+                return torch.zeros(ids.shape)
+            width = int(scored.any(0).nonzero()[-1]) + 1
         slots = self._open_slots([steered[i] for i in taken], {row.key for row in rows})
-        which = on_device(taken, torch.long, ids.device)
-        scored = scored[which, :width]
-        config, states = self.scorer.config, {}
-        if getattr(self.scorer, "reads_policy", False) and hidden is not None:
-            places = [steered[i].index for i in taken]
-            states["hidden"] = hidden[on_device(places, torch.long, hidden.device)]
-        z = self.scorer.score(
-            slots, [steered[i].history for i in taken], ids[which, :width], scored, **states
+        histories = [steered[i].history for i in taken]
+        if len(taken) == len(steered):
+            lengths = self._score(slots, histories, ids[:, :width], scored[:, :width], states)
+            return F.pad(lengths, (0, ids.shape[1] - width))
+        which = torch.tensor(taken)
+        states = {name: x[which] for name, x in states.items()}
+        lengths = torch.zeros(ids.shape)
+        lengths[which, :width] = self._score(
+            slots, histories, ids[which, :width], scored[which, :width], states
         )
+        return lengths
+
+    def _score(self, slots, histories, ids: Tensor, scored: Tensor, states) -> Tensor:
+        """[n, K] remaining tokens after each candidate, 0 where not scored."""
+        z = self.scorer.score(slots, histories, ids, scored, **states)
+        config = self.scorer.config
         predicted = predicted_length(
             z, target=config.target, gamma=self.gamma, length_scale=config.length_scale
         )
-        lengths[which, :width] = predicted.masked_fill(~scored, 0.0)
-        return lengths
+        return predicted.masked_fill(~scored, 0.0)
 
     def _open_slots(self, rows: Sequence[GuidedRow], active: set[Hashable]) -> list[int]:
         """The rows' slots; new ones take the place of requests that are not in this step."""
@@ -209,13 +206,40 @@ class Guide:
 
 
 def _worth_scoring(
-    log_probs: Tensor, mask: Tensor, is_eos: Tensor, used_up: Tensor, min_entropy: Tensor
+    log_probs: Tensor,
+    mask: Tensor,
+    others: Tensor,
+    is_eos: Tensor,
+    used_up: Tensor | None,
+    min_entropy: Tensor | None,
 ) -> Tensor:
     """[R] bool: rows that have a choice to make which depends on lengths.
 
     One candidate is no choice; a flat enough distribution is asked for by min_entropy (nats); and
-    a used-up row takes EOS where it can.
+    a used-up row takes EOS where it can. `others` are the candidates but EOS.
     """
-    entropy = -(log_probs.exp() * log_probs).masked_fill(~mask, 0.0).sum(-1).clamp(min=0.0)
-    choice = torch.where(used_up, ~is_eos.any(-1), entropy >= min_entropy)
-    return choice & (mask.sum(-1) > 1) & (mask & ~is_eos).any(-1)
+    several = mask[:, min(1, mask.shape[1] - 1)] & (mask.shape[1] > 1)  # a mask is a prefix
+    wanted = several & others.any(-1)
+    choice = None
+    if min_entropy is not None:
+        entropy = -(log_probs.exp() * log_probs).masked_fill(~mask, 0.0).sum(-1).clamp(min=0.0)
+        choice = entropy >= min_entropy
+    if used_up is not None:
+        unended = ~is_eos.any(-1)
+        choice = torch.where(used_up, unended, True if choice is None else choice)
+    return wanted if choice is None else wanted & choice
+
+
+def _write(
+    rows: Tensor, ids: Tensor, log_probs: Tensor, eos: Tensor, force_eos: Tensor | None
+) -> None:
+    """Leave `log_probs` at the candidates and -inf elsewhere, in place; where EOS is forced, the
+    EOS tokens alone, unless a grammar has excluded all of them already."""
+    values = log_probs.to(rows.dtype)
+    if force_eos is None:
+        rows.fill_(-torch.inf).scatter_(1, ids, values)
+        return
+    ends = rows[:, eos]  # a copy
+    force = (force_eos & (ends.amax(-1) > -torch.inf))[:, None]
+    rows.fill_(-torch.inf).scatter_(1, ids, values.masked_fill(force, -torch.inf))
+    rows[:, eos] = torch.where(force, ends, rows[:, eos])

@@ -81,6 +81,24 @@ def test_ties_come_by_id():
     assert select(logits, max_candidates=6)[0].tolist() == [[1, 3, 4, 0, 2, 5]]
 
 
+@given(
+    st.integers(0, 2**32), st.sampled_from([1, 3, 20, 40]), st.sampled_from([4096, 5003, 20_011])
+)
+def test_long_rows_are_searched_as_short_ones(seed, k, size):
+    """Against a sort of the whole row; rounding makes many ties, also at the last place."""
+    rng = torch.Generator().manual_seed(seed)
+    logits = (torch.randn(3, size, generator=rng) * 5).round() / 2
+    logits[1, : size // 2] = -INF
+    logits[2, torch.randperm(size, generator=rng)[k:]] = -INF  # k tokens are possible
+    ids, log_probs, mask = select_candidates(logits, max_candidates=k)
+    expected, order = logits.sort(dim=-1, descending=True, stable=True)
+    assert torch.equal(logits.gather(1, ids), expected[:, :k])
+    assert mask.all() and all(len(set(row)) == k for row in ids.tolist())
+    inner = expected[:, :k] > expected[:, k - 1 : k]  # above the last place: by score, then by id
+    assert torch.equal(ids[inner], order[:, :k][inner])
+    assert_close(log_probs, torch.log_softmax(expected[:, :k], -1))
+
+
 def test_impossible_tokens_are_no_candidates():
     logits = LOGITS.clone()
     logits[0, [1, 4]] = -INF

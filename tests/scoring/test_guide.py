@@ -131,6 +131,46 @@ def test_order_of_rows_and_of_logits_are_free():
     assert_close(logits[1].exp(), expected[1].exp())
 
 
+def test_what_is_kept_between_steps_changes_nothing():
+    """Requests come, go, move, and grow; a guide that never saw the step before writes the same."""
+    kept, rng = make_guide()[0], torch.Generator().manual_seed(3)
+    asked = [
+        asks("tilt", beta=-6.0),
+        asks("at_most", target=4),
+        asks("at_least", target=5, top_p=0.9),
+        asks("equal", target=6, top_k=5),
+        asks("scale", scale=0.5, min_entropy=0.9),
+    ]
+    outputs = [[7] for _ in asked]
+    steps = [
+        [0, 1],
+        [0, 1],
+        [1, 0],
+        [0, 1, 2, 3, 4],
+        [0, 1, 2, 3, 4],
+        [4, 2],
+        [4, 2],
+        [2],
+        [3],
+        [3],
+    ]
+    for keys in steps:
+        places = torch.randperm(6, generator=rng)[: len(keys)].tolist()
+        if keys in ([0, 1, 2, 3, 4], [4, 2]):
+            places = list(range(len(keys)))  # the same rows in the next step
+        rows = [
+            GuidedRow(i, k, asked[k], History([3], outputs[k]), 1, 0.5 + k / 2)
+            for i, k in zip(places, keys, strict=True)
+        ]
+        logits = torch.randn(6, VOCAB, generator=rng)
+        fresh = logits.clone()
+        kept.apply(logits, rows)
+        make_guide()[0].apply(fresh, rows)
+        assert torch.equal(logits, fresh)
+        for key in keys:
+            outputs[key].append(5)
+
+
 def test_candidates_are_cut_to_the_width():
     rows = make_rows([asks("tilt", beta=-1, top_k=0), asks("tilt", beta=-1, top_k=3)])
     logits = logits_of(rows)
