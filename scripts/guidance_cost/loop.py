@@ -60,21 +60,21 @@ class Policy:
         self.last = torch.tensor([prompt[-1] for prompt in prompts], device=self.device)
         self._position = torch.tensor([len(prompt) - 1 for prompt in prompts], device=self.device)
 
-    def forward(self) -> Tensor:
-        """[R, V] float32 logits of the next tokens."""
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """[R, V] float32 logits of the next tokens, and the [R, H] states they were made from."""
         plan = decode_plan(self._position, self.model.dtype)
         self._cache.begin_decode(plan)
         with attending_by(self.model.config, SLOT_ATTENTION):
-            output = self.model(
+            output = self.model.base_model(
                 input_ids=self.last[:, None],
                 position_ids=self._position[:, None],
                 past_key_values=self._cache,
                 use_cache=True,
-                logits_to_keep=1,
                 slot_plan=plan,
             )
         self._position += 1
-        return output.logits[:, -1].float()
+        hidden = output.last_hidden_state[:, -1]
+        return self.model.get_output_embeddings()(hidden).float(), hidden
 
     def sample(self, logits: Tensor) -> list[int]:
         """One token per row, fed to the model in the next step."""
@@ -87,6 +87,7 @@ class Timed:
 
     def __init__(self, scorer: CandidateScorer, device: torch.device):
         self.scorer, self.config, self.device = scorer, scorer.config, device
+        self.reads_policy = getattr(scorer, "reads_policy", False)
         self.wall: list[float] = []
         self.processor: list[float] = []
 
@@ -96,10 +97,10 @@ class Timed:
     def close(self, slot):
         self.scorer.close(slot)
 
-    def score(self, *args):
+    def score(self, *args, **states):
         synchronize(self.device)
         wall, processor = time.perf_counter(), time.process_time()
-        logits = self.scorer.score(*args)
+        logits = self.scorer.score(*args, **states)
         synchronize(self.device)
         self.wall.append(time.perf_counter() - wall)
         self.processor.append(time.process_time() - processor)
@@ -130,9 +131,9 @@ class Loop:
         """The policy's forward, guidance, one sampled token per row."""
         synchronize(self.policy.device)
         started = time.perf_counter()
-        logits = self.policy.forward()
+        logits, hidden = self.policy.forward()
         if self.scorer is not None:
-            self._guide.apply(logits, self._rows)
+            self._guide.apply(logits, self._rows, hidden=hidden)
         tokens = self.policy.sample(logits)
         for row, token in zip(self._rows, tokens, strict=True):
             row.history.output.append(token)

@@ -10,8 +10,12 @@ from rich.table import Table
 
 from guidance_cost.loop import Loop
 
-BAR = 0.7
-"""Most that the exact scorer may take of the two-forward scorer's time."""
+BARS = {
+    "exact_to_two_forward": ("exact_to_two_forward", "scorer_ms", 0.7),
+    "q_head_to_policy": ("q_head", "step_to_policy", 1.05),
+    "policy_head_to_policy": ("policy_head", "step_to_policy", 1.05),
+}
+"""By name: which figure of a case, of which kind, and the most that it may be."""
 
 
 def summarize(loops: dict[str, Loop], rounds: int) -> dict[str, Any]:
@@ -43,6 +47,16 @@ def summarize(loops: dict[str, Loop], rounds: int) -> dict[str, Any]:
     return figures
 
 
+def within_bars(cases: list[dict[str, Any]]) -> dict[str, list[int]]:
+    """Name of the bar -> how many cases are within it, of how many that have the figure."""
+    counts = {}
+    for name, (figure, kind, most) in BARS.items():
+        found = [case["figures"][figure][kind] for case in cases if figure in case["figures"]]
+        if found:
+            counts[name] = [sum(ratio <= most for ratio in found), len(found)]
+    return counts
+
+
 def _ratio(ours: list[float], theirs: list[float], rounds: int) -> float:
     steps = len(ours) // rounds
     turns = [slice(i * steps, (i + 1) * steps) for i in range(rounds)]
@@ -52,8 +66,8 @@ def _ratio(ours: list[float], theirs: list[float], rounds: int) -> float:
 def show(shape: str, cases: list[dict[str, Any]], console: Console) -> None:
     """One line per load."""
     names = [name for name in cases[0]["figures"] if name not in ("policy", "exact_to_two_forward")]
-    table = Table(title=f"{shape}: ms per step, whole / scorer; ratio of exact to two_forward")
-    for column in ("R", "K", "policy", *names, "ratio", "by CPU time"):
+    table = Table(title=f"{shape}: ms per step, whole / scorer (x policy)")
+    for column in ("R", "K", "policy", *names, "exact / two", "by CPU time"):
         table.add_column(column, justify="right", no_wrap=True)
     for case in cases:
         figures = case["figures"]
@@ -62,11 +76,16 @@ def show(shape: str, cases: list[dict[str, Any]], console: Console) -> None:
             str(case["requests"]),
             str(case["candidates"]),
             f"{figures['policy']['step_ms']:.1f}",
-            *(f"{figures[n]['step_ms']:.1f} / {figures[n]['scorer_ms']:.1f}" for n in names),
+            *(_cell(figures[name]) for name in names),
             f"{ratio['scorer_ms']:.2f}" if ratio else "-",
             f"{ratio['scorer_cpu_ms']:.2f}" if ratio else "-",
         )
     console.print(table)
+
+
+def _cell(figures: dict[str, float]) -> str:
+    step, scorer, times = (figures[k] for k in ("step_ms", "scorer_ms", "step_to_policy"))
+    return f"{step:.1f} / {scorer:.1f} ({times:.2f})"
 
 
 def show_sections(title: str, sections: dict[str, dict[str, float]], console: Console) -> None:

@@ -6,10 +6,10 @@ import copy
 from collections.abc import Callable
 
 from guidance_cost.shapes import Pair
-from lenvm_rl.model import LengthValueModel
+from lenvm_rl.model import LengthValueConfig, LengthValueModel
 from lenvm_rl.scoring import CandidateScorer
 from lenvm_rl.scoring.exact import ExactScorer
-from lenvm_rl.scoring.q_head import QHeadScorer
+from lenvm_rl.scoring.q_head import PolicyHeadScorer, QHeadScorer
 
 
 class TwoForwardScorer(ExactScorer):
@@ -52,5 +52,24 @@ def q_head(pair: Pair, slots: int, max_length: int, max_candidates: int) -> Cand
     return QHeadScorer(model, slots=slots, max_length=max_length)
 
 
-SCORERS: dict[str, Maker] = {"exact": exact, "two_forward": two_forward, "q_head": q_head}
-"""Any other scorer can be added here; the ratios of the report need these two."""
+def policy_head(pair: Pair, slots: int, max_length: int, max_candidates: int) -> CandidateScorer:
+    """A candidate head of random weights on the policy's own hidden states: no second model."""
+    trunk = copy.deepcopy(pair.policy.config.get_text_config())
+    trunk.num_hidden_layers = 1  # made for the head alone; the policy's trunk takes its place
+    if getattr(trunk, "layer_types", None):
+        trunk.layer_types = trunk.layer_types[:1]
+    config = LengthValueConfig(
+        text_config=trunk, gamma=pair.lenvm.config.gamma, head="candidate", frozen_trunk=True
+    )
+    model = LengthValueModel(config).eval().to(device=pair.policy.device, dtype=pair.policy.dtype)
+    model.model = pair.policy.base_model
+    return PolicyHeadScorer(model)
+
+
+SCORERS: dict[str, Maker] = {
+    "exact": exact,
+    "two_forward": two_forward,
+    "q_head": q_head,
+    "policy_head": policy_head,
+}
+"""Any other scorer can be added here; the ratios of the report need the first two."""

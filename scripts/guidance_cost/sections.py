@@ -14,20 +14,26 @@ import torch
 from guidance_cost.loop import Loop, Policy, synchronize
 from guidance_cost.scorers import TwoForwardScorer
 from lenvm_rl.model import ValueHead
+from lenvm_rl.scoring import guide
 from lenvm_rl.scoring.attention import Pass
 from lenvm_rl.scoring.exact import ExactScorer
-from lenvm_rl.scoring.guide import Guide
-from lenvm_rl.scoring.q_head import CandidateTable, QHeadScorer
+from lenvm_rl.scoring.q_head import CandidateTable, PolicyHeadScorer, QHeadScorer
 
 _POLICY = "policy: forward"
 _PARTS: list[tuple[Any, str, str]] = [
     (Loop, "step", "rest of the step"),
     (Policy, "forward", _POLICY),
     (Policy, "sample", "policy: sampling"),
-    (Guide, "apply", "guide: tilt and rest"),
-    (Guide, "_candidates", "guide: candidates"),
+    (guide.Guide, "apply", "guide: rest"),
+    (guide.Guide, "_batch_of", "guide: requests"),
+    (guide, "select_candidates", "guide: candidates"),
+    (guide, "_worth_scoring", "guide: what needs scoring"),
+    (guide.Guide, "_lengths", "guide: slots, lengths"),
+    (guide, "guide", "guide: the modes' rules"),
+    (guide, "_write", "guide: writing"),
     (ExactScorer, "score", "scorer: checks and rest"),
     (QHeadScorer, "score", "scorer: checks and rest"),
+    (PolicyHeadScorer, "score", "scorer: checks and rest"),
     (ExactScorer, "_keep_sampled", "scorer: sampled token kept"),
     (ExactScorer, "_catch_up", "scorer: catching up"),
     (TwoForwardScorer, "_catch_up", "scorer: catching up"),
@@ -36,6 +42,7 @@ _PARTS: list[tuple[Any, str, str]] = [
     (Pass, "attend", "scorer: attention"),
     (torch.nn.Linear, "forward", "scorer: matrix products"),
     (ValueHead, "forward", "scorer: head"),
+    (CandidateTable, "states", "scorer: head"),
     (CandidateTable, "logits", "scorer: head"),
 ]
 

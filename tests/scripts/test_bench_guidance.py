@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import bench_guidance  # noqa: E402  (scripts are not a package)
 from guidance_cost.loop import Loop, Policy, Timed, cut_prompts  # noqa: E402
-from guidance_cost.report import summarize  # noqa: E402
+from guidance_cost.report import summarize, within_bars  # noqa: E402
 from guidance_cost.scorers import SCORERS  # noqa: E402
 from guidance_cost.shapes import SHAPES, Pair  # noqa: E402
 
@@ -53,10 +53,13 @@ def test_the_policy_decodes_as_the_model_does():
     histories = [list(prompt) for prompt in prompts]
     with torch.inference_mode():
         for _ in range(4):
-            logits = policy.forward()
+            logits, hidden = policy.forward()
             for row, history in enumerate(histories):
-                full = pair.policy(torch.tensor([history])).logits[0, -1]
+                tokens = torch.tensor([history])
+                full = pair.policy(tokens).logits[0, -1]
                 torch.testing.assert_close(logits[row], full, atol=1e-5, rtol=1e-5)
+                state = pair.policy.base_model(tokens).last_hidden_state[0, -1]
+                torch.testing.assert_close(hidden[row], state, atol=1e-5, rtol=1e-5)
             for history, token in zip(histories, policy.sample(logits), strict=True):
                 history.append(token)
 
@@ -96,7 +99,38 @@ def test_a_run_prints_and_writes_one_json_object(monkeypatch, capsys, tmp_path):
     for case in found["shapes"]["demo"]:
         assert case["figures"]["exact"]["step_ms"] > case["figures"]["exact"]["scorer_ms"] > 0
         assert {"scorer: attention", "policy: forward"} <= set(case["sections"]["two_forward"])
-    assert found["within_bar"][1] == 2
+        assert case["figures"]["policy_head"]["scorer_ms"] > 0
+        assert "scorer: attention" not in case["sections"]["policy_head"]
+        assert set(case["sections"]["policy"]) <= set(case["sections"]["exact"])
+    bars = found["within_bar"]
+    assert set(bars) == {"exact_to_two_forward", "q_head_to_policy", "policy_head_to_policy"}
+    assert all(0 <= within <= 2 and total == 2 for within, total in bars.values())
+
+
+def test_bars_are_counted():
+    cases = [
+        {"figures": {"q_head": {"step_to_policy": 1.05}, "exact": {"step_to_policy": 9.0}}},
+        {"figures": {"q_head": {"step_to_policy": 1.06}}},
+        {"figures": {"exact_to_two_forward": {"scorer_ms": 0.6}}},
+    ]
+    assert within_bars(cases) == {"exact_to_two_forward": [1, 1], "q_head_to_policy": [1, 2]}
+
+
+def test_the_policy_head_reads_the_states_of_the_policy_loop():
+    """Values of random heads on the policy's states are those of the LenVM on the same trunk."""
+    pair = tiny()
+    scorer = SCORERS["policy_head"](pair, 2, 60, 4)
+    assert scorer.config.hidden_size == pair.policy.config.hidden_size
+    policy = Policy(pair, cut_prompts(pair, 2, 12), room=4)
+    with torch.inference_mode():
+        _, hidden = policy.forward()
+        ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
+        z = scorer.score([1, 2], [], ids, torch.ones(2, 3, dtype=torch.bool), hidden=hidden)
+        head, embed = scorer._candidates._head, pair.policy.get_input_embeddings()
+        for row, prompt in enumerate(policy.prompts):
+            state = pair.policy.base_model(torch.tensor([prompt])).last_hidden_state[:, -1]
+            expected = head.combine(head.states(state), head.tokens(embed(ids[row])))
+            torch.testing.assert_close(z[row], expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("requests", [1, 4])
