@@ -7,26 +7,33 @@ verl uses them.
 
 from __future__ import annotations
 
-from reward_fns import alp, arora_zanette, grpo_lead, kimi, o1_pruner, shorter_better
-from reward_fns.a_dlp import ADlp
-from reward_fns.cosine import cosine
-from reward_fns.dapo_overlong import dapo_overlong
+from reward_fns import (
+    a_dlp,
+    alp,
+    arora_zanette,
+    cosine,
+    dapo_overlong,
+    grpo_lead,
+    hapo,
+    kimi,
+    l1_exact,
+    l1_max,
+    laser,
+    laser_d,
+    leash,
+    o1_pruner,
+    shorter_better,
+    truncation,
+)
 from reward_fns.graders import GRADERS, get_grader
-from reward_fns.hapo import Hapo
-from reward_fns.l1_exact import l1_exact
-from reward_fns.l1_max import l1_max
-from reward_fns.laser import laser
-from reward_fns.laser_d import LaserD
-from reward_fns.leash import Leash
 from reward_fns.registry import BoundReward, LengthReward
-from reward_fns.truncation import truncation
 
 # Strengths run from weak to strong. They and the `bench` arguments suit the shipped policy: 73
 # tokens on average, at most 480, about 40 in its terse style; 71 % right.
 LENGTH_REWARDS: dict[str, LengthReward] = {
     "l1_exact": LengthReward(
         kind="sample",
-        fn=l1_exact,
+        fn=l1_exact.l1_exact,
         strength="alpha",
         strengths=(0.001, 0.003, 0.01),
         bench={"target": 40},
@@ -34,7 +41,7 @@ LENGTH_REWARDS: dict[str, LengthReward] = {
     ),
     "l1_max": LengthReward(
         kind="sample",
-        fn=l1_max,
+        fn=l1_max.l1_max,
         strength="alpha",
         strengths=(0.001, 0.003, 0.01),
         bench={"target": 40},
@@ -55,20 +62,20 @@ LENGTH_REWARDS: dict[str, LengthReward] = {
     ),
     "dapo_overlong": LengthReward(
         kind="sample",
-        fn=dapo_overlong,
+        fn=dapo_overlong.dapo_overlong,
         strength="max_tokens",
         strengths=(192.0, 96.0, 64.0),
         bench={"buffer": 32.0},
     ),
     "truncation": LengthReward(
-        kind="sample", fn=truncation, strength="limit", strengths=(128.0, 64.0, 40.0)
+        kind="sample", fn=truncation.truncation, strength="limit", strengths=(128.0, 64.0, 40.0)
     ),
     "laser": LengthReward(
-        kind="sample", fn=laser, strength="target_tokens", strengths=(128.0, 64.0, 40.0)
+        kind="sample", fn=laser.laser, strength="target_tokens", strengths=(128.0, 64.0, 40.0)
     ),
     "laser_d": LengthReward(
         kind="stateful",
-        fn=LaserD,
+        fn=laser_d.LaserD,
         strength="bonus",
         strengths=(0.25, 0.5, 1.0),
         bench={"shortest": 8.0, "longest": 480.0, "step": 8.0, "every": 5},
@@ -85,15 +92,17 @@ LENGTH_REWARDS: dict[str, LengthReward] = {
     "grpo_lead": LengthReward(
         kind="group", fn=grpo_lead.group_rewards, strength="alpha", strengths=(0.05, 0.2, 0.5)
     ),
-    "hapo": LengthReward(kind="stateful", fn=Hapo, strength="weight", strengths=(0.25, 0.5, 1.0)),
+    "hapo": LengthReward(
+        kind="stateful", fn=hapo.Hapo, strength="weight", strengths=(0.25, 0.5, 1.0)
+    ),
     "a_dlp": LengthReward(
-        kind="stateful", fn=ADlp, strength="reference", strengths=(0.75, 0.7, 0.62)
+        kind="stateful", fn=a_dlp.ADlp, strength="reference", strengths=(0.75, 0.7, 0.62)
     ),
     "leash": LengthReward(
-        kind="stateful", fn=Leash, strength="target_tokens", strengths=(56.0, 40.0, 28.0)
+        kind="stateful", fn=leash.Leash, strength="target_tokens", strengths=(56.0, 40.0, 28.0)
     ),
     "cosine": LengthReward(
-        kind="sample", fn=cosine, strength="max_tokens", strengths=(480.0, 160.0, 80.0)
+        kind="sample", fn=cosine.cosine, strength="max_tokens", strengths=(480.0, 160.0, 80.0)
     ),
 }
 
