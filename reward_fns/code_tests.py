@@ -21,7 +21,6 @@ shares a process with its tests can find their token. Train an adversary in a co
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import secrets
@@ -43,7 +42,8 @@ _FENCED = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.
 class Limits:
     """What one run may use."""
 
-    seconds: float = 5.0  # wall-clock and CPU time
+    seconds: int = 5  # CPU time: what a busy machine makes slow is not wrong
+    wall_seconds: float = 20.0  # wall-clock time, for programs that wait
     memory: int = 512 * 1024**2  # bytes of address space
     file_size: int = 4 * 1024**2  # bytes of any file, the printed output included
 
@@ -150,7 +150,7 @@ def _run(job: dict[str, Any], token: str, stdin: str, limits: Limits) -> tuple[s
             **job,
             "token": token,
             "result_fd": result.fileno(),
-            "cpu_seconds": math.ceil(limits.seconds),
+            "cpu_seconds": limits.seconds,
             "memory": limits.memory,
             "file_size": limits.file_size,
         }
@@ -166,7 +166,7 @@ def _run(job: dict[str, Any], token: str, stdin: str, limits: Limits) -> tuple[s
             start_new_session=True,
         )
         try:
-            failed = process.wait(limits.seconds) != 0
+            failed = process.wait(limits.wall_seconds) != 0
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

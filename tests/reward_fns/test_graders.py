@@ -1,0 +1,162 @@
+"""Graders of text: right, wrong, and whatever a policy may write instead of an answer."""
+
+import importlib.util
+
+import pytest
+
+from reward_fns import GRADERS, demo, get_grader, gsm8k, math_answer, multiple_choice
+from reward_fns.boxed import last_boxed
+
+HUGE = "\\boxed{" * 60_000 + "#### answer is (" * 30_000 + "```python\n" * 10_000 + "9" * 200_000
+TRUTH = {"demo": "8", "gsm8k": "72", "math": "1/2", "multiple_choice": "B", "code": "assert f()"}
+GARBAGE = [
+    "",
+    " ",
+    "\x00",
+    "\\boxed{",
+    "\\boxed",
+    "}{",
+    "####",
+    "answer is",
+    "```",
+    "ا٣",
+    HUGE,
+    None,
+]
+
+needs_math_verify = pytest.mark.skipif(
+    importlib.util.find_spec("math_verify") is None, reason="math-verify is not installed"
+)
+
+
+@pytest.mark.parametrize("name", sorted(GRADERS))
+@pytest.mark.parametrize("text", GARBAGE, ids=lambda text: repr(text)[:20])
+def test_garbage_is_wrong_and_no_error(name, text):
+    assert get_grader(name)(text, TRUTH[name]) == 0.0
+
+
+def test_huge_is_huge():
+    assert len(HUGE) > 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("5 + 3 = 8 the answer is 8", 1.0),
+        ("the answer is 9", 0.0),
+        ("the answer is 8 the answer is 8", 0.0),
+        ("8", 0.0),
+    ],
+)
+def test_demo(text, score):
+    assert demo.grade(text, "8") == score
+    assert demo.compute_score("demo", text, "8", {"response_tokens": 3}) == score
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("so 70 + 2 = 72\n#### 72", 1.0),
+        ("#### $72.00", 1.0),
+        ("####72.", 1.0),
+        ("#### 1,072", 0.0),
+        ("#### -72", 0.0),
+        ("#### 71\n#### 72", 1.0),  # of two answers the last counts
+        ("#### 72\n#### 71", 0.0),
+        ("it is \\boxed{72}", 1.0),
+        ("it is \\boxed{72 dollars}", 1.0),
+        ("it is 72", 0.0),  # no stated answer
+        ("#### seventy-two", 0.0),
+        ("#### " + "7" * 100, 0.0),
+    ],
+)
+def test_gsm8k(text, score):
+    assert gsm8k.grade(text, "72") == score
+    assert gsm8k.compute_score("openai/gsm8k", text, "5 * 14 + 2 = 72\n#### 72") == score
+
+
+def test_gsm8k_compares_numbers():
+    assert gsm8k.grade("#### 1,234,567.50", "1234567.5") == 1.0
+    assert gsm8k.grade("#### 0.5", ".5") == 1.0
+    assert gsm8k.grade("#### -3", -3) == 1.0
+    with pytest.raises(ValueError, match="no number"):
+        gsm8k.grade("#### 3", "three")
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("B", 1.0),
+        ("(b).", 1.0),
+        ("The answer is (B) because A is not", 1.0),
+        ("Answer: **B**", 1.0),
+        ("the answer is option B.", 1.0),
+        ("\\boxed{B}", 1.0),
+        ("\\boxed{\\text{(B)}}", 1.0),
+        ("The answer is A. No: the answer is B.", 1.0),  # of two answers the last counts
+        ("The answer is B. No: the answer is A.", 0.0),
+        ("\\boxed{A} or \\boxed{B}", 1.0),
+        ("\\boxed{AB}", 0.0),
+        ("the answer is a number", 0.0),
+        ("The answer is Bananas", 0.0),
+        ("I like B best", 0.0),
+    ],
+)
+def test_multiple_choice(text, score):
+    assert multiple_choice.grade(text, "B") == score
+    assert multiple_choice.compute_score("mmlu", text, "(B)") == score
+
+
+def test_multiple_choice_needs_a_letter_as_truth():
+    with pytest.raises(ValueError, match="no option"):
+        multiple_choice.grade("B", "Berlin")
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ("\\boxed{1} \\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+        ("\\boxed {x}", "x"),
+        ("\\boxed{1} \\boxed{2", None),  # the last box was cut
+        ("\\boxed 3", None),
+        ("\\boxed{}", ""),
+        ("none", None),
+    ],
+)
+def test_last_boxed(text, content):
+    assert last_boxed(text) == content
+
+
+def test_math_needs_no_worker_for_equal_strings():
+    assert math_answer.grade("\\boxed{ \\frac{1}{2} }", "\\frac{1}{2}") == 1.0
+    assert math_answer.grade("so \\boxed{x + 1}", "thus $\\boxed{x+1}$") == 1.0
+    assert math_answer.grade("the answer is 7", "7") == 0.0  # not in a box
+    assert math_answer.grade("\\boxed{" + "1" * 2_000 + "}", "1") == 0.0
+
+
+@needs_math_verify
+def test_math_compares_formulas():
+    cases = [
+        ("\\boxed{\\frac{1}{2}}", "0.5", 1.0),
+        ("\\boxed{(x+1)^2}", "x^2+2x+1", 1.0),
+        ("\\boxed{1}, no, \\boxed{2}", "\\frac{4}{2}", 1.0),
+        ("\\boxed{2}", "3", 0.0),
+        ("\\boxed{\\frac{}{}{}", "3", 0.0),
+        ("\\boxed{)(}", "3", 0.0),
+    ]
+    scores = [math_answer.compute_score("math", text, truth) for text, truth, _ in cases]
+    assert scores == [score for _, _, score in cases]
+
+
+@needs_math_verify
+def test_math_ends_a_comparison_that_hangs():
+    assert math_answer.grade("\\boxed{0.5}", "\\frac{1}{2}") == 1.0  # the worker is up
+    assert math_answer.grade("\\boxed{9^{9^{9^9}}}", "7", time_limit=0.5) == 0.0
+    assert math_answer.grade("\\boxed{0.5}", "\\frac{1}{2}") == 1.0  # and replaced
+
+
+def test_math_without_math_verify_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    worker = math_answer._Worker()
+    with pytest.raises(ImportError, match=r"lenvm-rl\[evals\]"):
+        worker.equal("1/2", "0.5", 1.0)
