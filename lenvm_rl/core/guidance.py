@@ -41,6 +41,15 @@ MODES = ("off", "tilt", "scale", "equal", "equal_soft", "at_most", "at_least")
 _CODE = {mode: code for code, mode in enumerate(MODES)}
 _SOFT = ("scale", "equal_soft", "at_most", "at_least")
 _ENDING = ("equal", "equal_soft", "at_most")
+_TARGET = ("generated", "target", "count_eos")
+_READS: dict[str, tuple[str, ...]] = {
+    "tilt": ("beta",),
+    "scale": ("scale", "scale_length"),
+    "equal": (*_TARGET, "force_eos", "value_space", "short_weight"),
+    "equal_soft": (*_TARGET, "force_eos"),
+    "at_most": (*_TARGET, "force_eos"),
+    "at_least": (*_TARGET, "extreme", "max_beta"),
+}
 
 
 class Guided(NamedTuple):
@@ -97,7 +106,7 @@ def guide(
     """
     check_rank(log_probs, name="log_probs", axes="RK")
     check_same_shape(log_probs=log_probs, lengths=lengths, mask=mask, is_eos=is_eos)
-    rows = RowNumbers.of(numbers, like=log_probs)
+    rows = RowNumbers.of(numbers, like=log_probs, present=present)
     step = _Step(log_probs, lengths, mask, is_eos, _log_gamma(gamma, like=log_probs))
     left = tokens_left(rows.target, rows.generated, count_eos=rows.count_eos)
     codes = mode[:, None]
@@ -109,14 +118,18 @@ def guide(
             result = torch.where(codes == _CODE[name], rule(step, rows, left), result)
     if set(present) & set(_SOFT):
         result = torch.where(_any_of(codes, _SOFT), _soft(step, rows, left, codes, present), result)
+    if not set(present) & set(_ENDING):
+        return Guided(result, torch.zeros_like(mode, dtype=torch.bool))
     ends = _any_of(codes, _ENDING) & (left <= 0)
-    if set(present) & set(_ENDING):
-        result = torch.where(ends, step.ending(), result)
+    result = torch.where(ends, step.ending(), result)
     return Guided(result, (ends & (rows.force_eos != 0))[:, 0])
 
 
 class RowNumbers(NamedTuple):
-    """What the modes of `guide` read: given as numbers (or bools) or [R], here [R, 1] columns."""
+    """What the modes of `guide` read: given as numbers (or bools) or [R], here [R, 1] columns.
+
+    What no mode reads that is present stays a number: its default.
+    """
 
     generated: Tensor
     """Response tokens so far, t. Default 0."""
@@ -143,7 +156,9 @@ class RowNumbers(NamedTuple):
     """Bound on at_least's beta, > 0. Default 50."""
 
     @classmethod
-    def of(cls, numbers: dict[str, Tensor | float], *, like: Tensor) -> "RowNumbers":
+    def of(
+        cls, numbers: dict[str, Tensor | float], *, like: Tensor, present: Collection[str] = MODES
+    ) -> "RowNumbers":
         """Columns for `like` [R, K], in the working precision of its device.
 
         Raises:
@@ -153,26 +168,35 @@ class RowNumbers(NamedTuple):
         if unknown:
             raise ValueError(f"unknown numbers {unknown}: use some of {', '.join(cls._fields)}")
         like = like.to(working_dtype(like.device))
-        given: dict[str, Tensor | float] = {"scale": 1.0, "short_weight": 1.0, "max_beta": 50.0}
-        given |= numbers
-        rows = (per_row(given.get(name, 0.0), like=like, name=name) for name in cls._fields)
-        return cls(*(row.to(like.dtype)[:, None] for row in rows))
+        read = {name for mode in present for name in _READS.get(mode, ())}
+        rows: dict[str, Tensor | float] = dict.fromkeys(cls._fields, 0.0)
+        rows |= {"scale": 1.0, "short_weight": 1.0, "max_beta": 50.0}
+        for name in read:
+            row = per_row(numbers.get(name, rows[name]), like=like, name=name)
+            rows[name] = row.to(like.dtype)[:, None]
+        return cls(**rows)
 
 
 class _Step:
     """One step of all rows: probabilities, lengths and relative horizons of the candidates."""
 
     def __init__(
-        self, log_probs: Tensor, lengths: Tensor, mask: Tensor, is_eos: Tensor, log_gamma: Tensor
+        self,
+        log_probs: Tensor,
+        lengths: Tensor,
+        mask: Tensor,
+        is_eos: Tensor,
+        log_gamma: Tensor | float,
     ):
         self.log_probs = log_probs.masked_fill(~mask, -torch.inf)
         self.support = self.log_probs > -torch.inf
+        outside = ~self.support
         self.is_eos = is_eos & self.support
-        wide = lengths.to(log_gamma.dtype).masked_fill(is_eos | ~self.support, 0.0)
+        wide = lengths.to(working_dtype(lengths.device)).masked_fill(is_eos | outside, 0.0)
         self.lengths = wide  # [R, K]
-        self.log_gamma = log_gamma  # [R, 1]
-        self.shortest = wide.masked_fill(~self.support, torch.inf).amin(-1, keepdim=True)
-        self.along = self.position(wide).masked_fill(~self.support, 0.0)  # [R, K] in [0, 1)
+        self.log_gamma = log_gamma  # number or [R, 1]
+        self.shortest = wide.masked_fill(outside, torch.inf).amin(-1, keepdim=True)
+        self.along = self.position(wide).masked_fill(outside, 0.0)  # [R, K] in [0, 1)
         self.unit = torch.exp(self.shortest * log_gamma)  # 1 - u_min: horizon of one `along`
 
     def position(self, length: Tensor) -> Tensor:
@@ -244,10 +268,9 @@ def _any_of(codes: Tensor, names: tuple[str, ...]) -> Tensor:
     return torch.stack([codes == _CODE[name] for name in names]).any(0)
 
 
-def _log_gamma(gamma: Tensor | float, *, like: Tensor) -> Tensor:
-    """ln gamma as [R, 1]; a number is checked and takes its logarithm in Python."""
-    wide = working_dtype(like.device)
-    if isinstance(gamma, Tensor):
-        row = per_row(gamma, like=like, name="gamma")
-        return row.to(wide).log()[:, None]
-    return per_row(math.log(check_gamma(gamma)), like=like.to(wide), name="ln gamma")[:, None]
+def _log_gamma(gamma: Tensor | float, *, like: Tensor) -> Tensor | float:
+    """ln gamma: of a number a number, of a tensor [R, 1]."""
+    if not isinstance(gamma, Tensor):
+        return math.log(check_gamma(gamma))
+    row = per_row(gamma, like=like, name="gamma")
+    return row.to(working_dtype(like.device)).log()[:, None]

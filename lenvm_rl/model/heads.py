@@ -13,6 +13,8 @@ Both compute in float32 under any trunk dtype and any autocast: a bfloat16 logit
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,7 +31,7 @@ class ValueHead(nn.Module):
         self.summary = nn.Linear(inner_size or hidden_size, 1)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):
+        with _without_autocast(hidden):
             return _linear(F.silu(_linear(hidden, self.fc)), self.summary).squeeze(-1)
 
     def linears(self) -> list[nn.Linear]:
@@ -50,17 +52,17 @@ class CandidateHead(ValueHead):
 
     def states(self, hidden: Tensor) -> Tensor:
         """W1 h + b1: [..., H] -> [..., R]."""
-        with torch.autocast(hidden.device.type, enabled=False):
+        with _without_autocast(hidden):
             return _linear(hidden, self.fc)
 
     def tokens(self, embedded: Tensor) -> Tensor:
         """U e: token embeddings [..., H] -> [..., R]."""
-        with torch.autocast(embedded.device.type, enabled=False):
+        with _without_autocast(embedded):
             return _linear(embedded, self.token)
 
     def combine(self, states: Tensor, tokens: Tensor) -> Tensor:
         """W2 SiLU(states + tokens) + b2: [..., R] and [..., R] -> [...]."""
-        with torch.autocast(states.device.type, enabled=False):
+        with _without_autocast(states):
             return _linear(F.silu(states + tokens), self.summary).squeeze(-1)
 
     def forward(
@@ -85,6 +87,13 @@ class CandidateHead(ValueHead):
 def make_head(kind: str, hidden_size: int, inner_size: int | None = None) -> ValueHead:
     """The head of `kind`, one of `HEADS`."""
     return {"state": ValueHead, "candidate": CandidateHead}[kind](hidden_size, inner_size)
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager:
+    """Off where it is on; entering it takes longer than a small head does."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return nullcontext()
 
 
 def _linear(x: Tensor, layer: nn.Linear) -> Tensor:

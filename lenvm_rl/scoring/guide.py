@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,6 +43,13 @@ class Guide:
         self.eos_token_ids = sorted(set(eos_token_ids))
         self.max_candidates = max_candidates
         self.gamma = scorer.config.require_gamma()
+        # Read once: an attribute of a configuration takes longer than a small tensor operation.
+        self._known_tokens = scorer.config.vocab_size
+        self._space = {
+            "target": scorer.config.target,
+            "gamma": self.gamma,
+            "length_scale": scorer.config.length_scale,
+        }
         if not self.eos_token_ids:
             raise ValueError("no EOS token is given: without one no response can be ended")
         if max_candidates < 1:
@@ -52,11 +60,11 @@ class Guide:
 
     def check_vocabulary(self, size: int) -> None:
         """Raise ValueError unless the LenVM knows all `size` tokens that the policy can choose."""
-        known = self.scorer.config.vocab_size
-        if size > known:
+        if size > self._known_tokens:
             raise ValueError(
-                f"the policy chooses among {size} tokens, but the LenVM knows only {known}: it "
-                f"was trained for another tokenizer. Use a LenVM of this policy"
+                f"the policy chooses among {size} tokens, but the LenVM knows only "
+                f"{self._known_tokens}: it was trained for another tokenizer. Use a LenVM of this "
+                f"policy"
             )
         if self.eos_token_ids[-1] >= size:
             raise ValueError(
@@ -103,7 +111,7 @@ class Guide:
             eos_ids=eos,
             **batch.limits,
         )
-        is_eos = (ids[..., None] == eos).any(-1) & mask
+        is_eos = torch.isin(ids, eos) & mask if len(eos) > 1 else (ids == eos) & mask
         others = mask & ~is_eos
         wanted = _worth_scoring(log_probs, mask, others, is_eos, used_up, batch.min_entropy)
         lengths = self._lengths(rows, steered, batch, ids, others, wanted, hidden)
@@ -160,15 +168,15 @@ class Guide:
             states["hidden"] = batch.take(hidden)
         taken, width = list(range(len(steered))), ids.shape[1]
         if ids.device.type == "cpu":
-            taken = wanted.nonzero()[:, 0].tolist()
+            taken = np.flatnonzero(wanted.numpy()).tolist()
             if not taken:
                 return torch.zeros(ids.shape)
-            width = int(scored.any(0).nonzero()[-1]) + 1
+            width = int(np.flatnonzero(scored.numpy().any(0))[-1]) + 1
         slots = self._open_slots([steered[i] for i in taken], {row.key for row in rows})
         histories = [steered[i].history for i in taken]
         if len(taken) == len(steered):
             lengths = self._score(slots, histories, ids[:, :width], scored[:, :width], states)
-            return F.pad(lengths, (0, ids.shape[1] - width))
+            return lengths if width == ids.shape[1] else F.pad(lengths, (0, ids.shape[1] - width))
         which = torch.tensor(taken)
         states = {name: x[which] for name, x in states.items()}
         lengths = torch.zeros(ids.shape)
@@ -180,11 +188,7 @@ class Guide:
     def _score(self, slots, histories, ids: Tensor, scored: Tensor, states) -> Tensor:
         """[n, K] remaining tokens after each candidate, 0 where not scored."""
         z = self.scorer.score(slots, histories, ids, scored, **states)
-        config = self.scorer.config
-        predicted = predicted_length(
-            z, target=config.target, gamma=self.gamma, length_scale=config.length_scale
-        )
-        return predicted.masked_fill(~scored, 0.0)
+        return predicted_length(z, **self._space).masked_fill(~scored, 0.0)
 
     def _open_slots(self, rows: Sequence[GuidedRow], active: set[Hashable]) -> list[int]:
         """The rows' slots; new ones take the place of requests that are not in this step."""
@@ -218,8 +222,9 @@ def _worth_scoring(
     One candidate is no choice; a flat enough distribution is asked for by min_entropy (nats); and
     a used-up row takes EOS where it can. `others` are the candidates but EOS.
     """
-    several = mask[:, min(1, mask.shape[1] - 1)] & (mask.shape[1] > 1)  # a mask is a prefix
-    wanted = several & others.any(-1)
+    if mask.shape[1] == 1:
+        return torch.zeros_like(mask[:, 0])
+    wanted = mask[:, 1] & others.any(-1)  # a mask is a prefix: two candidates at least
     choice = None
     if min_entropy is not None:
         entropy = -(log_probs.exp() * log_probs).masked_fill(~mask, 0.0).sum(-1).clamp(min=0.0)

@@ -157,6 +157,7 @@ class PolicyHeadScorer:
                 "`lenvm init --head candidate --freeze-trunk`."
             )
         self.config = model.config
+        self._width = model.config.hidden_size
         self._candidates = CandidateTable(model, device)
         self._open: set[int] = set()
         self._opened = 0
@@ -198,7 +199,7 @@ class PolicyHeadScorer:
         Raises:
             ValueError: hidden is missing or has another shape.
         """
-        shape = (candidates.shape[0], self.config.hidden_size)
+        shape = (candidates.shape[0], self._width)
         if hidden is None or tuple(hidden.shape) != shape:
             got = "none" if hidden is None else str(tuple(hidden.shape))
             raise ValueError(
