@@ -1,0 +1,202 @@
+"""Which length term gets a policy short without losing answers? LenVM against published rewards.
+
+    python scripts/bench_rl.py --lenvm runs/demo/checkpoint/lenvm --out runs/bench_rl --jobs 2
+    python scripts/bench_rl.py --lenvm ... --reduced            # one seed, the middle strength
+    python scripts/bench_rl.py --lenvm ... --methods none,kimi,objective --seeds 2
+
+GRPO on the shipped policy, the same data, optimiser, updates, batch and seeds for every method
+(rl_bench/methods.py says what they are); each method at three strengths, three seeds. Each run is
+one process with one thread; a run that is finished is not run again, so a bench that was killed
+goes on, and one with more seeds or methods adds to what is there.
+
+Writes rl.json, rl.jsonl, rl_methods.csv, pareto.png and staleness.png to --out, one JSON per run to
+--out/runs. The last line of stdout is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rl_bench.comparison import LENGTHS, answer, compare
+from rl_bench.figures import plot_pareto, plot_staleness
+from rl_bench.methods import Method, all_methods
+from rl_bench.training import References, Settings, references, run, start_figures
+
+from lenvm_rl.evals.results import finite, save_results
+from lenvm_rl.rollouts.atomic import replacing
+from lenvm_rl.rollouts.progress import progress_bar
+
+CONSOLE = Console(stderr=True)
+REDUCED = {"updates": 30, "eval_prompts": 48}
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    settings = Settings(lenvm=str(args.lenvm.resolve()))
+    settings = replace(settings, **{k: v for k, v in args.sizes.items() if v is not None})
+    todo = [(m, s) for m in all_methods(args.methods, args.levels) for s in range(args.seeds)]
+    folder = args.out / "runs" / _digest(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "settings.json") as file:
+        file.write_text(json.dumps(asdict(settings), indent=2) + "\n")
+    prepared = prepare(folder / "before.json", settings)
+    run_all(todo, settings, prepared["columns"], folder, jobs=args.jobs)
+    runs = [json.loads(_path(folder, m, s).read_text()) for m, s in todo]
+    rows = compare(runs)
+    figures = {
+        "bench": "rl",
+        "runs": len(runs),
+        "run_hours": sum(r["seconds"] for r in runs) / 3600,
+        "before": prepared["start"],
+        "answer": answer(rows),
+        "methods": rows,
+        "settings": {**asdict(settings), "seeds": args.seeds, "levels": args.levels},
+    }
+    save_results(args.out, "rl", figures, {"methods": rows})
+    start = prepared["start"]
+    plot_pareto(rows, (start["length"], start["accuracy"]), args.out / "pareto.png")
+    plot_staleness(runs, args.out / "staleness.png")
+    show(rows, start)
+    line = json.dumps(finite(figures), allow_nan=False)
+    if args.json:
+        with replacing(args.json) as file:
+            file.write_text(line + "\n")
+    print(line)
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add(
+        "--lenvm", type=Path, required=True, help="value model of the shipped policy (`lenvm demo`)"
+    )
+    add("--methods", help="comma-separated, all by default")
+    add("--levels", default="0,1,2", help="strengths: 0 weak, 1 middle, 2 strong (all)")
+    add("--seeds", type=int, default=3, help="runs per method and strength (3)")
+    add("--updates", type=int, help="updates per run (60)")
+    add("--prompts", type=int, help="prompts per update (16)")
+    add("--samples", type=int, help="completions per prompt (8)")
+    add("--learning-rate", type=float, help="of the policy (2e-4)")
+    add("--lam", type=float, help="lambda of the dense advantages (0.95)")
+    add("--max-tokens", type=int, help="longest response (256)")
+    add("--pool", type=int, help="different training prompts (256)")
+    add("--eval-prompts", type=int, help="held-out problems (64)")
+    add("--eval-samples", type=int, help="completions of each (8)")
+    add("--jobs", type=int, default=2, help="runs at a time (2)")
+    add("--reduced", action="store_true", help="one seed, the middle strength, 30 updates")
+    add("--out", type=Path, default=Path("runs/bench_rl"), help="results (runs/bench_rl)")
+    add("--json", type=Path, help="write the last line to this file too")
+    args = parser.parse_args(argv)
+    if args.reduced:
+        args.levels, args.seeds = "1", 1
+        for name, value in REDUCED.items():
+            if getattr(args, name) is None:
+                setattr(args, name, value)
+    args.methods = args.methods.split(",") if args.methods else None
+    args.levels = sorted({int(level) for level in args.levels.split(",")})
+    if not set(args.levels) <= {0, 1, 2}:
+        parser.error(f"--levels {args.levels}: use some of 0, 1, 2.")
+    if not args.lenvm.is_dir():
+        parser.error(f"--lenvm {args.lenvm} is no directory: make one with `lenvm demo`.")
+    names = "updates prompts samples learning_rate lam max_tokens pool eval_prompts eval_samples"
+    args.sizes = {name: getattr(args, name) for name in names.split()}
+    return args
+
+
+def prepare(path: Path, settings: Settings) -> dict[str, Any]:
+    """The policy before training: figures on held-out problems, references of the pool."""
+    if not path.exists():
+        CONSOLE.print("measuring the policy before training")
+        content = {"start": start_figures(settings), "columns": references(settings)}
+        with replacing(path) as file:
+            file.write_text(json.dumps(content) + "\n")
+    return json.loads(path.read_text())
+
+
+def run_all(
+    todo: list[tuple[Method, int]],
+    settings: Settings,
+    columns: References,
+    folder: Path,
+    *,
+    jobs: int,
+) -> None:
+    """Every run that has no file yet, `jobs` at a time."""
+    missing = [(m, s) for m, s in todo if not _path(folder, m, s).exists()]
+    context = multiprocessing.get_context("spawn")
+    with (
+        progress_bar("runs", len(todo), shown=True) as advance,
+        ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread) as pool,
+    ):
+        advance(len(todo) - len(missing))
+        futures = {pool.submit(run, m, s, settings, columns): (m, s) for m, s in missing}
+        for future in as_completed(futures):
+            with replacing(_path(folder, *futures[future])) as file:
+                file.write_text(json.dumps(finite(future.result())) + "\n")
+            advance(1)
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _path(folder: Path, method: Method, seed: int) -> Path:
+    return folder / f"{method.name}-{method.level}-{seed}.json"
+
+
+def _digest(settings: Settings) -> str:
+    """Names the settings and the value model's weights: other ones are other runs."""
+    weights = sorted(Path(settings.lenvm).glob("*.safetensors"))
+    digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode())
+    for file in weights:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def show(rows: list[dict[str, Any]], start: dict[str, float]) -> None:
+    """The table on the screen, the most accurate first."""
+    view = Table(
+        title=f"before training: {100 * start['accuracy']:.1f} % at {start['length']:.0f} tokens",
+        title_justify="left",
+    )
+    view.add_column("method")
+    wanted = [n for n in LENGTHS if any(row[f"updates_to_{n}"] is not None for row in rows)]
+    for name in ("strength", "accuracy", "length", "per right", "cut", "dominated"):
+        view.add_column(name, justify="right")
+    for length in wanted:
+        view.add_column(f"to {length}", justify="right")
+    for row in sorted(rows, key=lambda row: -row["accuracy"]):
+        spread = f" ± {100 * row['accuracy_std']:.1f}" if row["seeds"] > 1 else ""
+        per_right = row["tokens_per_correct"]
+        reached = [row[f"updates_to_{length}"] for length in wanted]
+        view.add_row(
+            row["method"],
+            "" if row["strength"] is None else f"{row['strength']:g}",
+            f"{100 * row['accuracy']:.1f}{spread} %",
+            f"{row['length']:.1f}",
+            f"{per_right:.1f}",
+            f"{100 * row['share_cut']:.1f} %",
+            f"{row['dominated_by']}",
+            *("" if n is None else f"{n:.0f}" for n in reached),
+        )
+    CONSOLE.print(view)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"{error}")

@@ -1,0 +1,97 @@
+"""What does the comparison look like? The Pareto figure, and how stale the values became."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen first)
+
+from lenvm_rl.rollouts.atomic import replacing  # noqa: E402
+
+_LENVM = {
+    "objective": "#1b6ca8",
+    "objective_refresh": "#16a085",
+    "shaping": "#8e44ad",
+    "budget": "#d1603d",
+}
+_MARKERS = "osD^vP*X<>hpd8H1"
+
+
+def plot_pareto(rows: Sequence[Mapping[str, Any]], start: tuple[float, float], path: Path) -> Path:
+    """Accuracy against mean length; LenVM in colour, published rewards in grey.
+
+    Args:
+        rows: of `comparison.compare`.
+        start: mean length and accuracy before training.
+    """
+    figure, axis = plt.subplots(figsize=(8.6, 5.4))
+    axis.plot(*start, marker="*", markersize=15, color="black", linestyle="", label="untrained")
+    for i, name in enumerate(dict.fromkeys(row["method"] for row in rows)):
+        mine = [row for row in rows if row["method"] == name]
+        color = _LENVM.get(name, "#8a8a8a" if name != "none" else "black")
+        axis.errorbar(
+            [row["length"] for row in mine],
+            [100 * row["accuracy"] for row in mine],
+            yerr=[100 * row["accuracy_std"] for row in mine] if mine[0]["seeds"] > 1 else None,
+            marker=_MARKERS[i % len(_MARKERS)],
+            color=color,
+            linewidth=2.0 if name in _LENVM else 0.8,
+            markersize=8 if name in _LENVM else 6,
+            alpha=1.0 if name in _LENVM else 0.75,
+            zorder=3 if name in _LENVM else 2,
+            capsize=2,
+            label=name.replace("_", " "),
+        )
+    axis.set_xlabel("mean response length on held-out problems (tokens)")
+    axis.set_ylabel("accuracy (%)")
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return _save(figure, path)
+
+
+def plot_staleness(runs: Sequence[Mapping[str, Any]], path: Path) -> Path | None:
+    """Error of the values on fresh rollouts over training, frozen and refreshed; mean of seeds."""
+    shown = {"objective": "frozen", "objective_refresh": "refreshed"}
+    chosen = [run for run in runs if run["method"] in shown]
+    if not chosen:
+        return None
+    figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.8), sharex=True)
+    styles = (":", "--", "-")
+    for method, label in shown.items():
+        for level in sorted({run["level"] for run in chosen}):
+            mine = [r for r in chosen if r["method"] == method and r["level"] == level]
+            if not mine:
+                continue
+            for axis, key in zip(axes, ("value_rmse", "value_bias"), strict=True):
+                steps = zip(*(run["history"] for run in mine), strict=True)
+                mean = [sum(step[key] for step in group) / len(group) for group in steps]
+                axis.plot(
+                    range(1, len(mean) + 1),
+                    mean,
+                    color=_LENVM[method],
+                    linestyle=styles[level],
+                    label=f"{label}, scale {mine[0]['strength']:g}",
+                )
+    axes[0].set_ylabel("RMSE of the horizon u")
+    axes[1].set_ylabel("bias of u (above 0: too long)")
+    axes[1].axhline(0.0, color="black", linewidth=0.6)
+    for axis in axes:
+        axis.set_xlabel("update")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> Path:
+    figure.tight_layout()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png", bbox_inches="tight")
+    plt.close(figure)
+    return path

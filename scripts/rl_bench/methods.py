@@ -1,0 +1,169 @@
+"""What is compared: no length term, published length rewards, and LenVM in three forms.
+
+Everything else of a run (data, optimiser, batch, updates, seeds) is the same. A method turns one
+batch of graded completions into advantages per token. Published rewards go through GRPO:
+
+    A = (r - mean_group) / (std_group + 1e-6)            the same at every token (verl's `grpo`)
+
+and so does the bare answer, which all LenVM forms start from:
+
+    objective   A + s A_len          A_len: GAE over -(1 - gamma), LenVM as baseline
+    shaping     A + s A_F            A_F: GAE over F_t = Phi_{t+1} - Phi_t, Phi = V, gamma_shape 1.
+                                     Summed over a response as GRPO sums, F changes nothing; it is
+                                     here as credit per token, with the same lambda
+    budget      A + s A_n            A_n: GAE towards -max(0, L - n) / n; n as a strength
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lenvm_rl.core import (
+    budget_advantage,
+    combine,
+    gae,
+    length_advantage,
+    normalise_advantage,
+    shaping_rewards,
+)
+from reward_fns import LENGTH_REWARDS, BoundReward
+
+NONE = "none"
+LENVM = {
+    "objective": ("scale", (0.1, 0.3, 1.0)),
+    "objective_refresh": ("scale", (0.1, 0.3, 1.0)),
+    "shaping": ("scale", (0.1, 0.3, 1.0)),
+    "budget": ("tokens", (56.0, 40.0, 28.0)),
+}
+"""Forms, what their strength is, and its three values from weak to strong."""
+BUDGET_SCALE = 0.3
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of the table: a name and a strength."""
+
+    name: str
+    level: int = 0
+    """0, 1, 2: weak, middle, strong."""
+
+    @property
+    def family(self) -> str:
+        """none, published or lenvm."""
+        if self.name == NONE:
+            return NONE
+        return "lenvm" if self.name in LENVM else "published"
+
+    @property
+    def strength(self) -> float | None:
+        """Value of the method's own strength parameter."""
+        if self.family == NONE:
+            return None
+        if self.family == "lenvm":
+            return LENVM[self.name][1][self.level]
+        return LENGTH_REWARDS[self.name].strengths[self.level]
+
+    @property
+    def refreshes(self) -> bool:
+        """Whether the LenVM is trained on every batch of the run."""
+        return self.name.endswith("_refresh")
+
+    def bind(self) -> BoundReward | None:
+        """The published reward with its parameters; None for the others."""
+        if self.family != "published":
+            return None
+        reward = LENGTH_REWARDS[self.name]
+        return reward.bind(**reward.bench_params(self.level))
+
+
+def all_methods(names: Sequence[str] | None, levels: Sequence[int]) -> list[Method]:
+    """`none` once, the others at every level.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    known = [NONE, *LENGTH_REWARDS, *LENVM]
+    unknown = sorted(set(names or ()) - set(known))
+    if unknown:
+        raise ValueError(f"unknown methods {unknown}: use some of {', '.join(known)}")
+    chosen = [name for name in known if names is None or name in names]
+    return [Method(n, k) for n in chosen for k in (levels if n != NONE else levels[:1])]
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A batch of B completions on a grid of T positions; position t of a response is s_t."""
+
+    correct: list[float]
+    lengths: list[int]
+    prompt_ids: list[str]
+    """Rows of a prompt lie together."""
+    mask: Tensor
+    """[B, T] states s_0 .. s_{L-1}."""
+    finished: Tensor
+    """[B] bool."""
+    values: Tensor
+    """[B, T] V of the length value model."""
+    lengths_left: Tensor
+    """[B, T] its remaining lengths in tokens."""
+    gamma: float
+    """Discount of the values."""
+    columns: dict[str, dict[str, Any]]
+    """Per prompt: what published rewards ask of the data."""
+
+
+def task_advantage(rewards: Sequence[float], prompt_ids: Sequence[str]) -> Tensor:
+    """GRPO's advantage of every completion, [B]; 0 in groups whose rewards are all equal."""
+    r = torch.tensor(rewards, dtype=torch.float32)
+    out = torch.zeros_like(r)
+    for prompt in dict.fromkeys(prompt_ids):
+        rows = torch.tensor([i for i, p in enumerate(prompt_ids) if p == prompt])
+        group = r[rows]
+        out[rows] = (group - group.mean()) / (group.std(unbiased=True) + 1e-6)
+    return out
+
+
+def rewards_of(batch: Graded, bound: BoundReward | None) -> list[float]:
+    """The answer's score, or the published reward; stateful ones then learn from the batch."""
+    if bound is None:
+        return batch.correct
+    rewards: list[float] = []
+    for prompt in dict.fromkeys(batch.prompt_ids):
+        rows = [i for i, p in enumerate(batch.prompt_ids) if p == prompt]
+        rewards += bound.group_rewards(
+            [batch.correct[i] for i in rows],
+            [batch.lengths[i] for i in rows],
+            prompt_id=prompt,
+            columns=batch.columns[prompt],
+        )
+    bound.update(batch.correct, batch.lengths, batch.prompt_ids)
+    return rewards
+
+
+def advantages(method: Method, batch: Graded, bound: BoundReward | None, *, lam: float) -> Tensor:
+    """[B, T] advantages of the batch under a method."""
+    per_row = task_advantage(rewards_of(batch, bound), batch.prompt_ids)
+    task = per_row[:, None] * batch.mask
+    if method.family != "lenvm":
+        return task
+    if method.name == "budget":
+        tokens = torch.full((len(batch.lengths),), float(method.strength or 0))
+        dense = budget_advantage(
+            batch.lengths_left, batch.mask, batch.finished, tokens, kind="at_most", lam=lam
+        )
+        return combine(task, dense, batch.mask, scale=BUDGET_SCALE)
+    if method.name == "shaping":
+        rewards = shaping_rewards(batch.values, batch.mask, batch.finished, gamma=1.0, scale=1.0)
+        # The sum over lambda**k is a Monte Carlo return with that discount.
+        dense = gae(rewards, torch.zeros_like(rewards), batch.mask, gamma=lam, lam=1.0)
+    else:
+        dense = length_advantage(
+            batch.values, batch.mask, batch.finished, gamma=batch.gamma, lam=lam
+        )
+    dense = normalise_advantage(dense, batch.mask, how="batch_std")
+    return combine(task, dense, batch.mask, scale=float(method.strength or 0))

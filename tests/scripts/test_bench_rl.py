@@ -1,0 +1,256 @@
+"""bench_rl.py: the batch layout, the methods' advantages, the comparison, a tiny whole bench."""
+
+import json
+import math
+import sys
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+import bench_rl  # noqa: E402  (scripts are not a package)
+from rl_bench.batches import Grid, length_values, policy_gradient  # noqa: E402
+from rl_bench.comparison import answer, compare, updates_to  # noqa: E402
+from rl_bench.methods import (  # noqa: E402
+    LENVM,
+    Graded,
+    Method,
+    advantages,
+    all_methods,
+    rewards_of,
+    task_advantage,
+)
+
+from lenvm_rl.demo import policy_path  # noqa: E402
+from lenvm_rl.model import (  # noqa: E402
+    LengthValueModel,
+    describe_policy,
+    load_tokenizer,
+    save_checkpoint,  # noqa: E402
+)
+from lenvm_rl.model.generate import Completion, ContinuousSampler  # noqa: E402
+from reward_fns import LENGTH_REWARDS  # noqa: E402
+
+GAMMA = 0.98
+TINY = (
+    "--updates 2 --prompts 2 --samples 3 --max-tokens 24 --pool 4 --eval-prompts 2 "
+    "--eval-samples 2 --levels 1 --seeds 1 --jobs 1"
+)
+
+
+@pytest.fixture(scope="module")
+def lenvm(tmp_path_factory):
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(policy_path())
+    policy = describe_policy(str(policy_path()), tokenizer)
+    model = LengthValueModel.from_policy(policy_path(), policy=policy, gamma=GAMMA)
+    path = tmp_path_factory.mktemp("lenvm") / "model"
+    save_checkpoint(model, tokenizer, path)
+    return path
+
+
+def completions():
+    return [Completion([5, 6, 7, 1], "stop", []), Completion([8, 9], "length", [])]
+
+
+PROMPTS = [[3, 4], [3, 4, 10]]
+
+
+def graded(**changed) -> Graded:
+    """Two prompts, two completions each: 2 and 4 tokens, 4 and 4 tokens."""
+    lengths = [2, 4, 4, 4]
+    mask = torch.arange(4)[None] < torch.tensor(lengths)[:, None]
+    fields = {
+        "correct": [1.0, 0.0, 1.0, 1.0],
+        "lengths": lengths,
+        "prompt_ids": ["a", "a", "b", "b"],
+        "mask": mask,
+        "finished": torch.ones(4, dtype=torch.bool),
+        "values": -0.1 * mask,
+        "lengths_left": 5.0 * mask,
+        "gamma": GAMMA,
+        "columns": {"a": {}, "b": {}},
+    }
+    return Graded(**{**fields, **changed})
+
+
+def test_states_and_tokens_lie_where_they_belong():
+    grid = Grid.of(PROMPTS, completions())
+    assert grid.ids.tolist() == [[3, 4, 5, 6, 7], [3, 4, 10, 8, 0]]
+    assert grid.mask.tolist() == [[0, 1, 1, 1, 1], [0, 0, 1, 1, 0]]
+    assert grid.next_ids[grid.mask].tolist() == [5, 6, 7, 1, 8, 9]
+    assert grid.finished.tolist() == [True, False]
+
+
+def test_values_do_not_depend_on_the_batch(lenvm):
+    model = LengthValueModel.from_pretrained(lenvm).eval()
+    together, lengths = length_values(model, Grid.of(PROMPTS, completions()))
+    for i, (prompt, completion) in enumerate(zip(PROMPTS, completions(), strict=True)):
+        grid = Grid.of([prompt], [completion])
+        alone, _ = length_values(model, grid)
+        here = torch.zeros(together.shape[1], dtype=torch.bool)
+        here[: grid.mask.shape[1]] = grid.mask[0]
+        torch.testing.assert_close(together[i][here], alone[grid.mask], atol=1e-6, rtol=0)
+        assert (together[i][~here] == 0).all() and (lengths[i][here] > 0).all()
+
+
+def test_the_gradient_is_that_of_the_token_mean():
+    policy = ContinuousSampler.from_pretrained(str(policy_path())).model
+    grid = Grid.of(PROMPTS, completions())
+    a = torch.randn(grid.ids.shape, generator=torch.Generator().manual_seed(0))
+    loss = policy_gradient(policy, grid, a)
+    taken = [p.grad.clone() for p in policy.parameters()]
+    policy.zero_grad()
+    terms = []
+    for i, (prompt, completion) in enumerate(zip(PROMPTS, completions(), strict=True)):
+        ids = torch.tensor([[*prompt, *completion.token_ids]])
+        log_probs = policy(ids).logits.log_softmax(-1)
+        for t, token in enumerate(completion.token_ids):
+            column = len(prompt) - 1 + t
+            terms.append(-a[i, column] * log_probs[0, column, token])
+    expected = sum(terms) / 6
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), abs=1e-5)
+    for mine, parameter in zip(taken, policy.parameters(), strict=True):
+        torch.testing.assert_close(mine, parameter.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_task_advantage_is_verls_grpo():
+    core_algos = pytest.importorskip("verl.trainer.ppo.core_algos")
+    rewards, prompts = [1.0, 0.0, 0.0, 1.0, 1.0, 0.5], ["a", "b", "a", "b", "a", "b"]
+    mask = torch.ones(6, 1)
+    theirs, _ = core_algos.compute_grpo_outcome_advantage(
+        torch.tensor(rewards)[:, None], mask, index=torch.tensor([0, 1, 0, 1, 0, 1]).numpy()
+    )
+    torch.testing.assert_close(task_advantage(rewards, prompts), theirs[:, 0], atol=1e-5, rtol=0)
+    assert task_advantage([1.0, 1.0], ["a", "a"]).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", ["none", *LENGTH_REWARDS, *LENVM])
+def test_every_method_gives_finite_advantages_at_the_tokens_alone(name):
+    columns = {p: {"reference_tokens": 4.0, "reference_accuracy": 0.5} for p in "ab"}
+    batch = graded(columns=columns)
+    for level in (0, 1, 2):
+        method = Method(name, level)
+        a = advantages(method, batch, method.bind(), lam=0.95)
+        assert a.isfinite().all() and (a[~batch.mask] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["objective", "budget"])
+def test_of_two_right_answers_the_shorter_gets_more(name):
+    lengths = [30, 60]
+    mask = torch.arange(60)[None] < torch.tensor(lengths)[:, None]
+    batch = graded(
+        correct=[1.0, 1.0],
+        lengths=lengths,
+        prompt_ids=["a", "a"],
+        mask=mask,
+        finished=torch.tensor([True, True]),
+        values=-0.5 * mask,
+        lengths_left=40.0 * mask,
+    )
+    a = advantages(Method(name, 2), batch, None, lam=1.0)
+    assert a[0, 0] > a[1, 0]
+
+
+def test_published_rewards_go_through_their_groups():
+    method = Method("kimi", 2)
+    bound = LENGTH_REWARDS["kimi"].bind(weight=1.0)
+    assert method.strength == 1.0
+    # prompt a: right and shortest 1 + 1/2, wrong and longest min(0, -1/2); b: equal lengths
+    assert rewards_of(graded(), bound) == [1.5, -0.5, 1.0, 1.0]
+
+
+def test_methods_by_name():
+    assert [m.name for m in all_methods(["kimi", "none"], [0, 2])] == ["none", "kimi", "kimi"]
+    with pytest.raises(ValueError, match="unknown methods"):
+        all_methods(["kimmi"], [0])
+
+
+def history(lengths):
+    return [{"length": n, "value_rmse": 0.1, "value_bias": 0.0} for n in lengths]
+
+
+def outcome(method, family, accuracy, length, lengths, seed=0, strength=1.0):
+    return {
+        "method": method,
+        "family": family,
+        "level": 0,
+        "strength": strength,
+        "seed": seed,
+        "accuracy": accuracy,
+        "length": length,
+        "tokens_per_correct": length / accuracy,
+        "share_cut": 0.0,
+        "history": history(lengths),
+    }
+
+
+def test_updates_to_a_length_average_three_updates():
+    assert updates_to(history([70, 30, 60, 50, 40]), 48) == 4  # (30 + 60 + 50) / 3 = 46.7
+    assert updates_to(history([70, 30]), 64) is None
+
+
+def test_the_comparison_says_who_is_dominated_and_how_much_faster_lenvm_is():
+    slow, fast = [60] * 6 + [30] * 3, [60] + [30] * 8
+    runs = [
+        outcome("kimi", "published", 0.8, 40, slow, seed=0),
+        outcome("kimi", "published", 0.6, 30, slow, seed=1),
+        outcome("objective", "lenvm", 0.75, 30, fast),
+    ]
+    kimi, ours = compare(runs)
+    assert (kimi["accuracy"], kimi["length"], kimi["seeds"]) == (pytest.approx(0.7), 35, 2)
+    assert kimi["accuracy_std"] == pytest.approx(0.1 * math.sqrt(2))
+    assert (kimi["dominated_by"], ours["dominated_by"]) == (1, 0)
+    said = answer([kimi, ours])["objective@1"]
+    # 32 is reached by three updates of 30: at update 9 and at update 4.
+    assert said == {"reaches_alone": True, "speed_up": pytest.approx(9 / 4)}
+
+
+def test_a_whole_bench_goes_on_where_it_was_killed(lenvm, tmp_path, capsys, monkeypatch):
+    names = "none,kimi,o1_pruner,objective_refresh"
+    arguments = [*TINY.split(), "--lenvm", str(lenvm), "--out", str(tmp_path), "--methods", names]
+    started = []
+
+    class InProcess:
+        """Runs at once, in this process."""
+
+        def __init__(self, *args, **kwargs): ...
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *args): ...
+        def submit(self, fn, *args):
+            started.append(args[0].name)
+            done = Future()
+            done.set_result(fn(*args))
+            return done
+
+    monkeypatch.setattr(bench_rl, "ProcessPoolExecutor", InProcess)
+    bench_rl.main(arguments)
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert started == names.split(",")
+    assert [row["method"] for row in figures["methods"]] == names.split(",")
+    assert {"rl.json", "rl.jsonl", "rl_methods.csv", "pareto.png", "staleness.png"} <= {
+        path.name for path in tmp_path.iterdir()
+    }
+    started.clear()
+    next(tmp_path.glob("runs/*/kimi-1-0.json")).unlink()
+    bench_rl.main(arguments)
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert started == ["kimi"], "finished runs are not run again"
+    for old, new in zip(figures["methods"], again["methods"], strict=True):
+        assert old == new, "a run is a function of its arguments"
+
+
+def test_nonsense_is_refused(lenvm, tmp_path, capsys):
+    for arguments, said in (
+        (["--lenvm", str(tmp_path / "none")], "is no directory"),
+        (["--lenvm", str(lenvm), "--levels", "3"], "use some of 0, 1, 2"),
+    ):
+        with pytest.raises(SystemExit):
+            bench_rl.parse_args(arguments)
+        assert said in capsys.readouterr().err
