@@ -1,0 +1,5 @@
+"""`python -m lenvm_rl.cli`."""
+
+from lenvm_rl.cli import main
+
+main()

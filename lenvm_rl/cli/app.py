@@ -1,0 +1,39 @@
+"""The `lenvm` program without its commands: what they share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    name="lenvm",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Length value models: generation length as a value to train, read and steer.",
+)
+evals_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
+app.add_typer(evals_app, name="eval", help="Measure how good a LenVM is.")
+console = Console()
+
+OutOption = Annotated[Path, typer.Option("--out", help="Directory to write to.")]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", help="Also write the figures to this file.")
+]
+GammaOption = Annotated[
+    float | None, typer.Option(help="Per-token discount in (0, 1); training can choose it.")
+]
+SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
+
+
+def emit(figures: dict[str, Any], json_file: Path | None) -> None:
+    """Print the figures as one JSON object on the last line; write them to a file if asked."""
+    text = json.dumps(figures, allow_nan=False)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(text + "\n")
+    print(text)

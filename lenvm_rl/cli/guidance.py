@@ -1,0 +1,109 @@
+"""`lenvm generate | serve`: a policy steered by a value model, in vLLM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lenvm_rl.cli.app import JsonOption, OutOption, SeedOption, app, console, emit
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Option(help="Policy: directory, hub name, or `demo`.")],
+    lenvm: Annotated[Path, typer.Option(help="Directory of the value model.")],
+    out: OutOption,
+    prompts: Annotated[
+        str | None, typer.Option(help="Prompts: .jsonl or .parquet, or `demo:COUNT`.")
+    ] = None,
+    rollouts: Annotated[
+        Path | None, typer.Option(help="Or a rollout file: completes its prompts anew.")
+    ] = None,
+    equal: Annotated[int | None, typer.Option(help="Tokens that a response shall have.")] = None,
+    at_most: Annotated[int | None, typer.Option(help="Tokens that it shall not exceed.")] = None,
+    at_least: Annotated[int | None, typer.Option(help="Tokens that it shall reach.")] = None,
+    beta: Annotated[float | None, typer.Option(help="Tilt: below 0 shorter, above longer.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Factor on the expected horizon.")] = None,
+    soft: Annotated[bool, typer.Option(help="--equal: sample, with the target as mean.")] = False,
+    top_k: Annotated[int, typer.Option(help="Candidates per step.", min=1)] = 20,
+    top_p: Annotated[float, typer.Option(help="Candidates: their mass.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Candidates: least relative probability.")] = 0.02,
+    n: Annotated[int, typer.Option("-n", help="Completions per prompt.", min=1)] = 1,
+    max_tokens: Annotated[int, typer.Option(help="Longest response in tokens.", min=1)] = 1024,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 1.0,
+    limit: Annotated[int | None, typer.Option(help="Use at most so many prompts.")] = None,
+    seed: SeedOption = 0,
+    json_file: JsonOption = None,
+) -> None:
+    """Complete prompts at a wanted length with vLLM, into a rollout file; resumes where it was
+    killed.
+
+    Lengths count response tokens without EOS. The stored log-probabilities are those of the guided
+    distribution, and the file's metadata says what guided it.
+
+    Example: `lenvm generate --model demo --lenvm runs/demo/checkpoint/lenvm --prompts demo:50
+    --equal 120 --out runs/equal-120`
+    """
+    from lenvm_rl.demo.prompts import resolve_policy, resolve_prompts
+    from lenvm_rl.evals.sampling import prompt_row
+    from lenvm_rl.model import load_tokenizer
+    from lenvm_rl.vllm.generate import generate_to_file
+    from lenvm_rl.vllm.generate_run import guidance_of, prompts_of_rollouts
+    from lenvm_rl.vllm.options import GuidanceOptions
+
+    if (prompts is None) == (rollouts is None):
+        raise ValueError("give exactly one of --prompts and --rollouts.")
+    asked = {"equal": equal, "at_most": at_most, "at_least": at_least, "tilt": beta, "scale": scale}
+    guidance = guidance_of(asked, soft=soft, top_k=top_k, top_p=top_p, min_p=min_p)
+    policy = resolve_policy(model)
+    if rollouts is not None:
+        rows = list(prompts_of_rollouts(rollouts))[:limit]
+    else:
+        tokenizer = load_tokenizer(policy)
+        found = resolve_prompts(prompts or "", seed=seed, limit=limit)
+        rows = [prompt_row(tokenizer, prompt) for prompt in found]
+    done = generate_to_file(
+        policy,
+        rows,
+        out,
+        options=GuidanceOptions(checkpoint=str(lenvm), max_candidates=max(top_k, 40)),
+        guidance=guidance,
+        n=n,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    emit(done.to_dict(), json_file)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Option(help="Policy: directory, hub name, or `demo`.")],
+    lenvm: Annotated[Path, typer.Option(help="Directory of the value model.")],
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Where to listen.")] = 8000,
+    max_num_seqs: Annotated[int, typer.Option(help="Requests that run at once.", min=1)] = 64,
+    max_candidates: Annotated[int, typer.Option(help="Most candidates per step.", min=1)] = 40,
+) -> None:
+    """Serve a policy with length guidance by vLLM; any OpenAI client sends `vllm_xargs`.
+
+    Further options are handed to `vllm serve`.
+
+    Example: `lenvm serve --model demo --lenvm runs/demo/checkpoint/lenvm --max-model-len 512`
+    """
+    from lenvm_rl.demo.prompts import resolve_policy
+    from lenvm_rl.vllm.options import GuidanceOptions
+    from lenvm_rl.vllm.serve import curl_line, serve_command
+    from lenvm_rl.vllm.serve import serve as start
+
+    policy = resolve_policy(model)
+    options = GuidanceOptions(checkpoint=str(lenvm.resolve()), max_candidates=max_candidates)
+    command = serve_command(
+        policy, options, host=host, port=port, max_num_seqs=max_num_seqs, extra=context.args
+    )
+    console.print("Once it is up, ask for a response of at most 60 tokens:", highlight=False)
+    print(curl_line(policy, host=host, port=port))
+    start(command, options)

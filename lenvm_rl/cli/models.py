@@ -1,0 +1,181 @@
+"""`lenvm init | import | predict`: make value models, and read lengths off them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from lenvm_rl.cli.app import GammaOption, OutOption, SeedOption, app, emit
+
+
+@app.command()
+def init(
+    out: OutOption,
+    from_policy: Annotated[
+        str | None, typer.Option(help="Causal LM whose trunk to start from (or `demo`).")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="For a fresh trunk: whose vocabulary to use.")
+    ] = None,
+    hidden_size: Annotated[int, typer.Option(help="Fresh trunk: width.", min=8)] = 256,
+    layers: Annotated[int, typer.Option(help="Fresh trunk: number of blocks.", min=1)] = 4,
+    max_positions: Annotated[int, typer.Option(help="Fresh trunk: longest sequence.")] = 4096,
+    architecture: Annotated[str, typer.Option(help="Fresh trunk: model type.")] = "qwen2",
+    gamma: GammaOption = None,
+    target: Annotated[str, typer.Option(help="What the head predicts.")] = "return",
+    head: Annotated[
+        str, typer.Option(help="state (the paper's), or candidate: values tokens before they run.")
+    ] = "state",
+    freeze_trunk: Annotated[
+        bool, typer.Option(help="Train the head alone, on the policy's own hidden states.")
+    ] = False,
+    seed: SeedOption = 0,
+) -> None:
+    """Make an untrained LenVM: on the trunk of a causal LM, or with a fresh trunk.
+
+    Examples:
+
+    `lenvm init --from-policy Qwen/Qwen2.5-1.5B-Instruct --out lenvm-init`
+
+    `lenvm init --tokenizer Qwen/Qwen2.5-7B --hidden-size 512 --layers 8 --out lenvm-init`
+
+    `lenvm init --from-policy demo --head candidate --freeze-trunk --out q-head-init`
+    """
+    import torch
+
+    from lenvm_rl.demo.prompts import resolve_policy
+    from lenvm_rl.model import (
+        LengthValueModel,
+        describe_policy,
+        from_scratch,
+        load_tokenizer,
+        save_checkpoint,
+    )
+
+    if (from_policy is None) == (tokenizer is None):
+        raise ValueError(
+            "give either --from-policy (start on its trunk) or --tokenizer (fresh trunk), "
+            f"got {'both' if from_policy else 'neither'}."
+        )
+    if freeze_trunk and from_policy is None:
+        raise ValueError(
+            "--freeze-trunk with --tokenizer would freeze random weights: it is for the policy's "
+            "own trunk, give --from-policy."
+        )
+    torch.manual_seed(seed)
+    source = resolve_policy(from_policy or tokenizer or "")
+    tokens = load_tokenizer(source)
+    if from_policy is not None:
+        model = LengthValueModel.from_policy(
+            source,
+            gamma=gamma,
+            target=target,
+            head=head,
+            frozen_trunk=freeze_trunk,
+            policy=describe_policy(from_policy, tokens),
+        )
+    else:
+        model = from_scratch(
+            tokens,
+            hidden_size=hidden_size,
+            num_layers=layers,
+            max_positions=max_positions,
+            architecture=architecture,
+            gamma=gamma,
+            target=target,
+            head=head,
+            policy_name=tokenizer or "",
+        )
+    path = save_checkpoint(model, tokens, out)
+    emit({"lenvm": str(path), "parameters": model.num_parameters(), "gamma": gamma}, None)
+
+
+@app.command(name="import")
+def import_(
+    checkpoint: Annotated[Path, typer.Argument(help="Trunk plus value_head.safetensors.")],
+    out: OutOption,
+    gamma: Annotated[float, typer.Option(help="Discount that it was trained with.")],
+    target: Annotated[str, typer.Option(help="Target that it was trained with.")] = "return",
+    policy: Annotated[str | None, typer.Option(help="Policy whose lengths it predicts.")] = None,
+) -> None:
+    """Convert a published checkpoint of the paper's code; gamma is stored from then on.
+
+    Example: `lenvm import lenvm-1.5b --gamma 0.997 --out lenvm-qwen2.5-7b-from-1.5b`
+    """
+    from lenvm_rl.model import import_published, load_tokenizer, save_checkpoint
+
+    model = import_published(checkpoint, gamma=gamma, target=target, policy_name=policy)
+    path = save_checkpoint(model, load_tokenizer(checkpoint), out)
+    emit({"lenvm": str(path), "parameters": model.num_parameters(), "gamma": gamma}, None)
+
+
+@app.command()
+def predict(
+    lenvm: Annotated[Path, typer.Option(help="Directory of the value model.")],
+    prompts: Annotated[
+        str | None, typer.Option(help="Prompts: .jsonl or .parquet, or `demo:COUNT`.")
+    ] = None,
+    rollouts: Annotated[
+        Path | None, typer.Option(help="Or a rollout file: predictions along its responses.")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="Or one user message.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write JSON lines here, not to the screen.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Use at most so many rows.")] = None,
+    engine: Annotated[
+        str, typer.Option(help="transformers, or vllm: serve the LenVM as a pooling model.")
+    ] = "transformers",
+    dtype: Annotated[str, typer.Option(help="vllm: of the trunk; the head is float32.")] = "auto",
+    seed: SeedOption = 0,
+) -> None:
+    """Predict lengths: of responses to prompts, or of what is left along given responses.
+
+    Lengths are in tokens, EOS included; being inverted means they lie below the mean length.
+
+    Example: `lenvm predict --lenvm runs/demo/checkpoint/lenvm --text "12 + 7 - 3 = ?"`
+    """
+    from lenvm_rl.demo.prompts import resolve_prompts
+    from lenvm_rl.evals.predict import predict_prompts, predict_rollouts
+    from lenvm_rl.rollouts.prompts import Prompt
+
+    if sum(given is not None for given in (prompts, rollouts, text)) != 1:
+        raise ValueError("give exactly one of --prompts, --rollouts and --text.")
+    if engine not in ("transformers", "vllm"):
+        raise ValueError(f"--engine must be transformers or vllm, got {engine!r}.")
+    reader = None
+    if engine == "vllm":
+        from lenvm_rl.vllm.values import EngineReader
+
+        reader = EngineReader(str(lenvm), dtype=dtype)
+    if rollouts is not None:
+        rows = predict_rollouts(lenvm, rollouts, logits=reader)
+    elif text is not None:
+        message = [{"role": "user", "content": text}]
+        rows = predict_prompts(lenvm, [Prompt(prompt_id="text", messages=message)], logits=reader)
+    else:
+        asked = resolve_prompts(prompts or "", seed=seed, limit=limit)
+        rows = predict_prompts(lenvm, asked, logits=reader)
+    _write_lines(rows, out, limit)
+    if reader is not None and reader.seconds:
+        speed = f"{reader.tokens} tokens in {reader.seconds:.2f} s"
+        Console(stderr=True).print(f"{speed}: {reader.tokens / reader.seconds:.0f} tokens/s")
+
+
+def _write_lines(rows: Any, out: Path | None, limit: int | None) -> None:
+    """JSON lines to the screen, or to a file that appears whole or not at all."""
+    from itertools import islice
+
+    lines = (json.dumps(row) + "\n" for row in islice(rows, limit))
+    if out is None:
+        sys.stdout.writelines(lines)
+        return
+    from lenvm_rl.rollouts.atomic import replacing
+
+    with replacing(out) as temporary, temporary.open("w") as file:
+        file.writelines(lines)

@@ -1,0 +1,130 @@
+"""`lenvm sample | report | split | convert`: completions and their lengths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lenvm_rl.cli.app import JsonOption, OutOption, SeedOption, app, console, emit
+
+
+@app.command()
+def sample(
+    policy: Annotated[str, typer.Option(help="Policy: directory, hub name, or `demo`.")],
+    prompts: Annotated[str, typer.Option(help="Prompts: .jsonl or .parquet, or `demo:COUNT`.")],
+    out: OutOption,
+    n: Annotated[int, typer.Option("-n", help="Completions per prompt.", min=1)] = 8,
+    max_tokens: Annotated[int, typer.Option(help="Longest response in tokens.", min=1)] = 1024,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
+    top_k: Annotated[int, typer.Option(help="0 keeps all tokens.", min=0)] = 0,
+    min_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.0,
+    batch_size: Annotated[int, typer.Option(help="Rows generated at once.", min=1)] = 128,
+    limit: Annotated[int | None, typer.Option(help="Use at most so many prompts.")] = None,
+    seed: SeedOption = 0,
+    json_file: JsonOption = None,
+) -> None:
+    """Sample completions into a rollout file with transformers; resumes where it was killed.
+
+    Example: `lenvm sample --policy demo --prompts demo:300 -n 8 --out runs/rollouts`
+    """
+    from lenvm_rl.demo.prompts import resolve_policy, resolve_prompts
+    from lenvm_rl.evals.sampling import sample_to_file
+
+    report = sample_to_file(
+        resolve_policy(policy),
+        resolve_prompts(prompts, seed=seed, limit=limit),
+        out,
+        n=n,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        batch_size=batch_size,
+        seed=seed,
+        progress=True,
+    )
+    emit(report.to_dict(), json_file)
+
+
+@app.command()
+def report(
+    rollouts: Annotated[Path, typer.Argument(help="Rollout file: .parquet or directory.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Also save JSON, CSV and histogram here.")
+    ] = None,
+    json_file: JsonOption = None,
+) -> None:
+    """Show the lengths of a rollout file: percentiles, share cut, and the gamma they suggest.
+
+    Example: `lenvm report runs/rollouts --out runs/rollouts-report`
+    """
+    from lenvm_rl.rollouts import length_report, report_table
+
+    lengths = length_report(rollouts, progress=True)
+    console.print(report_table(lengths))
+    if out is not None:
+        lengths.save(out)
+    emit(lengths.to_dict(), json_file)
+
+
+@app.command()
+def split(
+    rollouts: Annotated[Path, typer.Argument(help="Rollout file: .parquet or directory.")],
+    train: Annotated[Path, typer.Option(help="Directory for the training side.")],
+    heldout: Annotated[Path, typer.Option(help="Directory for the held-out side.")],
+    fraction: Annotated[float, typer.Option(help="Share of prompts held out.")] = 0.05,
+    seed: SeedOption = 0,
+    json_file: JsonOption = None,
+) -> None:
+    """Split a rollout file by unique prompt, so that no prompt is on both sides.
+
+    Example: `lenvm split runs/rollouts --train runs/train --heldout runs/heldout`
+    """
+    from lenvm_rl.rollouts import split_by_prompt
+
+    counts = split_by_prompt(rollouts, train, heldout, heldout_fraction=fraction, seed=seed)
+    emit(counts.to_dict(), json_file)
+
+
+@app.command()
+def convert(
+    kind: Annotated[str, typer.Argument(help="text, reference or verl: see below.")],
+    source: Annotated[Path, typer.Argument(help="JSONL file or directory.")],
+    out: OutOption,
+    tokenizer: Annotated[str, typer.Option(help="Tokenizer of the policy that wrote them.")],
+    raw: Annotated[
+        bool, typer.Option(help="text: prompts are raw text, not a user's message.")
+    ] = False,
+    skip_bad: Annotated[bool, typer.Option(help="Go on after bad rows; they are listed.")] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Turn completions that are there already into a rollout file.
+
+    `text` reads prompt and completions, `reference` the paper's conversations / meta_info, `verl`
+    the dumps of trainer.rollout_data_dir.
+
+    Example: `lenvm convert text answers.jsonl --tokenizer Qwen/Qwen2.5-7B --out runs/rollouts`
+    """
+    from lenvm_rl import rollouts
+    from lenvm_rl.demo.prompts import resolve_policy
+    from lenvm_rl.model import load_tokenizer, tokenizer_sha
+
+    converters = {
+        "text": rollouts.convert_text,
+        "reference": rollouts.convert_reference,
+        "verl": rollouts.convert_verl,
+    }
+    if kind not in converters:
+        raise ValueError(f"kind must be one of {', '.join(converters)}; got {kind!r}.")
+    tokens = load_tokenizer(resolve_policy(tokenizer))
+    codec = rollouts.TextCodec.from_tokenizer(tokens, tokenizer_sha=tokenizer_sha(tokens))
+    settings: dict[str, Any] = {"errors": "report" if skip_bad else "raise", "progress": True}
+    if kind == "text":
+        settings["chat"] = not raw
+    done = converters[kind](source, out, codec=codec, **settings)
+    console.print(done.summary())
+    emit(done.to_dict(), json_file)
