@@ -21,7 +21,9 @@ from typing import Any
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers import AutoModelForTokenClassification
 from transformers.utils import is_flash_attn_2_available
+from verl.utils import model as verl_model
 from verl.utils.fsdp_utils import get_fsdp_full_state_dict
 from verl.utils.py_functional import convert_to_regular_types
 from verl.workers.engine.base import EngineRegistry
@@ -55,12 +57,23 @@ class _WithoutPinnedMemory:
             object.__setattr__(self.engine_config, "forward_only", forward_only)
 
 
-class CPULanguageModelEngine(_WithoutPinnedMemory, FSDPEngineWithLMHead):
+class _PackedOnCPU(_WithoutPinnedMemory):
+    """verl's own engines on a CPU: packed sequences are attended to one by one."""
+
+    def _build_module(self) -> nn.Module:
+        with _values_without_flash_attention():
+            module = super()._build_module()
+        if module.config._attn_implementation == "sdpa" and self.use_remove_padding:
+            module.set_attn_implementation(PACKED_SDPA)
+        return module
+
+
+class CPULanguageModelEngine(_PackedOnCPU, FSDPEngineWithLMHead):
     """verl's policy engine on a CPU."""
 
 
-class CPUValueEngine(_WithoutPinnedMemory, FSDPEngineWithValueHead):
-    """verl's critic engine on a CPU."""
+class CPUValueEngine(_PackedOnCPU, FSDPEngineWithValueHead):
+    """verl's critic engine on a CPU; a causal LM gets a new value head on its trunk."""
 
 
 class LengthValueEngine(FSDPEngineWithValueHead):
@@ -205,6 +218,27 @@ def _trunk_linears(module: nn.Module, wanted: str | list[str] | None) -> list[st
             )
         names = chosen
     return names
+
+
+@contextmanager
+def _values_without_flash_attention() -> Iterator[None]:
+    """verl's loader of value models insists on flash attention; use sdpa instead."""
+    before = verl_model.load_valuehead_model
+
+    def load(local_path: str, torch_dtype: Any, model_config: Any, trust_remote_code: bool):
+        return AutoModelForTokenClassification.from_pretrained(
+            local_path,
+            dtype=torch_dtype,
+            config=model_config,
+            attn_implementation="sdpa",
+            trust_remote_code=trust_remote_code,
+        )
+
+    verl_model.load_valuehead_model = load
+    try:
+        yield
+    finally:
+        verl_model.load_valuehead_model = before
 
 
 @contextmanager

@@ -14,8 +14,10 @@ from lenvm_rl.verl.loss import LengthValueLoss
 from lenvm_rl.verl.settings import AUTO, LengthValueSettings
 
 
-def length_value_config(critic: CriticConfig) -> LengthValueConfig:
-    """The configuration of the model at `critic.model.path`.
+def length_value_config(
+    critic: CriticConfig, *, key: str = "critic.model.path"
+) -> LengthValueConfig:
+    """The configuration of the model at `critic.model.path`, which messages call `key`.
 
     Raises:
         ValueError: it is not a length value model.
@@ -23,7 +25,7 @@ def length_value_config(critic: CriticConfig) -> LengthValueConfig:
     config = critic.model.hf_config
     if not isinstance(config, LengthValueConfig):
         raise ValueError(
-            f"critic.model.path={critic.model.path} holds a {config.model_type!r} model "
+            f"{key}={critic.model.path} holds a {config.model_type!r} model "
             f"({config.architectures}), not a length value model. Make one from it with "
             "`lenvm init`, or convert a published one with `lenvm import`."
         )

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import transfer_queue as tq
 from omegaconf import DictConfig
 from transfer_queue import KVBatchMeta
@@ -25,7 +24,7 @@ from verl.workers.rollout.llm_server import LLMServerManager
 
 from lenvm_rl.model import tokenizer_sha
 from lenvm_rl.rollouts import Rollout, RolloutWriter
-from lenvm_rl.rollouts.columns import content_digest
+from lenvm_rl.verl.queue import cells, eos_ids, finish_reason, prompt_id
 
 if TYPE_CHECKING:
     from lenvm_rl.verl.trainer import LengthValuePretrainer
@@ -59,7 +58,7 @@ class OnPolicySource:
             "tokenizer_sha": tokenizer_sha(tokenizer),
             "vocab_size": len(tokenizer),
         }
-        self._eos = _eos_ids(trainer)
+        self._eos = eos_ids(trainer.policy_config)
         self._writer = RolloutWriter(output, append=True, **self._format)
         self.servers = LLMServerManager.create(config=trainer.config)
         trainer.replay_buffer.poll_interval = 0.1
@@ -122,9 +121,9 @@ class OnPolicySource:
         data = tq.kv_batch_get(
             keys=batch.keys, partition_id=batch.partition_id, select_fields=_FIELDS
         )
-        columns = {name: _cells(data[name]) for name in _FIELDS if name in data.keys()}  # noqa: SIM118
+        columns = {name: cells(data, name) for name in _FIELDS}
         for i, key in enumerate(batch.keys):
-            row = {name: cells[i] for name, cells in columns.items()}
+            row = {name: column[i] for name, column in columns.items() if column is not None}
             session = int(key.rsplit("_", 2)[1])
             yield self._row(row, first_sample + session)
 
@@ -136,14 +135,12 @@ class OnPolicySource:
                 "turn): a rollout file stores one turn. Use agent.default_agent_loop="
                 "single_turn_agent, or train offline on the turns."
             )
-        ended = response[-1] in self._eos
-        extra = row.get("extra_fields") or {}
         return Rollout(
-            prompt_id=f"{content_digest(np.asarray(prompt, dtype=np.int32)):016x}",
+            prompt_id=prompt_id(prompt),
             sample_id=sample_id,
             prompt_ids=prompt,
             response_ids=response,
-            finish_reason=extra.get("finish_reason") or ("stop" if ended else "length"),
+            finish_reason=finish_reason(response, row.get("extra_fields"), self._eos),
             prompt_messages=[
                 {"role": m["role"], "content": str(m["content"])} for m in row.get("raw_prompt", [])
             ],
@@ -167,17 +164,3 @@ def sampling_settings(rollout: DictConfig) -> dict[str, Any]:
 def _ground_truth(row: dict[str, Any]) -> str | None:
     truth = (row.get("reward_model") or {}).get("ground_truth")
     return None if truth is None else str(truth)
-
-
-def _cells(column: Any) -> list[Any]:
-    """One entry per row of a TransferQueue column, tensors or Python objects."""
-    cells = column.unbind() if isinstance(column, torch.Tensor) else list(column)
-    return [getattr(cell, "data", cell) if not torch.is_tensor(cell) else cell for cell in cells]
-
-
-def _eos_ids(trainer: LengthValuePretrainer) -> set[int]:
-    """Tokens that end a completion: the tokenizer's, and those of the generation settings."""
-    ids = {trainer.tokenizer.eos_token_id}
-    configured = getattr(trainer.policy_config.generation_config, "eos_token_id", None)
-    ids.update([configured] if isinstance(configured, int) else configured or [])
-    return {i for i in ids if i is not None}

@@ -22,14 +22,18 @@ logger = logging.getLogger(__name__)
 SUPPORTED_VERL = "0.9.1"
 INSTALL = 'pip install "lenvm-rl[verl]"'
 TRAINER_MODE = "lenvm_pretrain"
+POLICY_TRAINER_MODE = "lenvm"
+REWARD_MANAGER = "lenvm_length"
 ROLLOUT_NAME = "transformers"
 
-# Once verl has imported the module on the left, the one on the right registers itself with it.
+# Once verl has imported the module on the left, those on the right register themselves with it.
 _REGISTERED_BY_IMPORT = {
-    "verl.utils.model": "lenvm_rl.model",
-    "verl.workers.engine": "lenvm_rl.verl.engine",
-    "verl.workers.rollout.replica": "lenvm_rl.verl.replica",
-    "verl.trainer.ppo.v1": "lenvm_rl.verl.trainer",
+    "verl.utils.model": ("lenvm_rl.model",),
+    "verl.workers.engine": ("lenvm_rl.verl.engine",),
+    "verl.workers.rollout.base": ("lenvm_rl.verl.weights",),
+    "verl.workers.rollout.replica": ("lenvm_rl.verl.replica",),
+    "verl.experimental.reward_loop.reward_manager": ("lenvm_rl.verl.reward_manager",),
+    "verl.trainer.ppo.v1": ("lenvm_rl.verl.trainer", "lenvm_rl.verl.policy_trainer"),
 }
 
 _registered = False
@@ -50,13 +54,19 @@ def register() -> None:
 
     cpu.register()
     for needed, ours in _REGISTERED_BY_IMPORT.items():
-        after_import(needed, _import(ours))
+        for module in ours:
+            after_import(needed, _import(module))
     _registered = True
-    logger.info("lenvm_rl registered with verl %s: trainer mode %s", SUPPORTED_VERL, TRAINER_MODE)
+    logger.info(
+        "lenvm_rl registered with verl %s: trainer modes %s, %s",
+        SUPPORTED_VERL,
+        TRAINER_MODE,
+        POLICY_TRAINER_MODE,
+    )
 
 
 def check_registered() -> None:
-    """Raise unless verl can see this package's trainer mode.
+    """Raise unless verl can see this package's trainer modes.
 
     Raises:
         ImportError: verl is missing.
@@ -69,7 +79,7 @@ def check_registered() -> None:
     names = [point.value for point in entry_points(group="verl.plugins")]
     if not any(value.startswith("lenvm_rl.verl.plugin") for value in names):
         raise RuntimeError(
-            "verl will not find the trainer mode 'lenvm_pretrain': the entry point lenvm_rl of "
+            "verl will not find the trainer modes of lenvm_rl: the entry point lenvm_rl of "
             f"group verl.plugins is not installed (found: {names or 'none'}). Install the package "
             f"({INSTALL}, or `pip install -e .` in a clone); PYTHONPATH alone is not enough."
         )
@@ -77,7 +87,8 @@ def check_registered() -> None:
     if policy != "auto" and "lenvm_rl" not in {name.strip() for name in policy.split(",")}:
         raise RuntimeError(
             f"VERL_USE_EXTERNAL_PLUGINS={policy!r} keeps verl from loading lenvm_rl, so the "
-            "trainer mode 'lenvm_pretrain' would be unknown. Unset it, or add lenvm_rl to the list."
+            "trainer modes lenvm and lenvm_pretrain would be unknown. Unset it, or add lenvm_rl to "
+            "the list."
         )
 
 

@@ -2,17 +2,23 @@
 
 verl 0.9 samples through asynchronous servers of vLLM, SGLang or TensorRT-LLM. On a CPU this one
 stands in for them, under the same configuration keys (temperature, top_p, top_k, n,
-response_length, max_model_len, max_num_seqs, dtype, seed). It is a standalone replica: it loads the
-policy's own weights and never receives others, which is what a frozen policy needs.
+response_length, max_model_len, max_num_seqs, dtype, seed).
+
+Standalone it serves a frozen policy's own weights. Beside a policy that is being trained it takes
+new weights after every step (`weights`), and draws each completion from (seed, step, prompt,
+number of the sample): a run that is resumed samples what an uninterrupted one would have.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+from collections import Counter
 from typing import Any
 
 import ray
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 from verl.workers.config import HFModelConfig
 from verl.workers.rollout.replica import (
@@ -24,6 +30,7 @@ from verl.workers.rollout.replica import (
 
 from lenvm_rl.model.generate import Completion, ContinuousSampler, Request
 from lenvm_rl.verl.plugin import ROLLOUT_NAME
+from lenvm_rl.verl.weights import load_policy_weights, server_name
 
 _KNOWN_SETTINGS = {"temperature", "top_p", "top_k", "min_p", "max_tokens", "logprobs"}
 
@@ -47,6 +54,9 @@ class TransformersServer:
         self.sampler = ContinuousSampler(model, max_batch=max_batch, seed=seed)
         self.response_length = response_length
         self.max_model_len = max_model_len
+        self._seed = seed
+        self._step: int | None = None  # of the weights; None while they are the directory's own
+        self._drawn: Counter[tuple[int, ...]] = Counter()  # samples per prompt at this step
         self._waiting: list[tuple[str, Request]] = []
         self._futures: dict[str, asyncio.Future[Completion]] = {}
         self._loop: asyncio.Task | None = None
@@ -68,8 +78,30 @@ class TransformersServer:
             log_probs=completion.logprobs if sampling_params.get("logprobs") else None,
             stop_reason="completed",
             num_preempted=0,
-            extra_fields={"global_steps": 0, "finish_reason": completion.finish_reason},
+            extra_fields={
+                "global_steps": self._step or 0,
+                "finish_reason": completion.finish_reason,
+            },
         )
+
+    async def load_weights(self, weights: dict[str, Tensor], step: int | None) -> None:
+        """Sample from these weights from now on.
+
+        Args:
+            weights: the policy's parameters under their Hugging Face names.
+            step: the training step they come from.
+        Raises:
+            ValueError: completions are still being sampled, or the weights are another model's.
+        """
+        if self._futures:
+            raise ValueError(
+                f"weights arrived while {len(self._futures)} completions were being sampled: the "
+                "transformers rollout engine serves synchronous training. Use trainer mode sync "
+                "or lenvm, or roll out with vLLM."
+            )
+        load_policy_weights(self.sampler.model, weights)
+        self._step = step or 0
+        self._drawn.clear()
 
     def _request(self, prompt_ids: list[int], params: dict[str, Any]) -> Request:
         unknown = {
@@ -91,7 +123,15 @@ class TransformersServer:
             top_p=params.get("top_p", 1.0),
             top_k=params.get("top_k", 0) or 0,
             min_p=params.get("min_p", 0.0),
+            seed=None if self._step is None else self._next_seed(tuple(prompt_ids)),
         )
+
+    def _next_seed(self, prompt: tuple[int, ...]) -> int:
+        """The random stream of the next sample of `prompt` at this step."""
+        identity = (self._seed, self._step, prompt, self._drawn[prompt])
+        self._drawn[prompt] += 1
+        digest = hashlib.blake2b(repr(identity).encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") >> 1  # below 2**63
 
     async def _run(self) -> None:
         """Decode while there is work; the sampler is touched by one thread at a time."""
@@ -113,7 +153,15 @@ class TransformersServer:
 
     async def sleep(self, *args: Any, **kwargs: Any) -> None: ...
 
+    async def abort_all_requests(self, *args: Any, **kwargs: Any) -> None: ...
+
+    async def resume_generation(self, *args: Any, **kwargs: Any) -> None: ...
+
     async def clear_kv_cache(self) -> None: ...
+
+    async def release_kv_cache(self) -> None: ...
+
+    async def resume_kv_cache(self) -> None: ...
 
     async def start_profile(self, **kwargs: Any) -> None: ...
 
@@ -121,23 +169,12 @@ class TransformersServer:
 
 
 class TransformersReplica(RolloutReplica):
-    """One `TransformersServer` as verl's rollout replica, standalone only."""
+    """One `TransformersServer` as verl's rollout replica, standalone or beside the trainer."""
 
     async def init_standalone(self) -> None:
         """Start the server; without the weight-receiving workers that verl starts beside it."""
         self.rollout_mode = RolloutMode.STANDALONE
         await self.launch_servers()
-
-    async def init_hybrid(self, worker_group: Any) -> None:
-        """Refused: this replica serves the weights of the policy's directory and no others.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError(
-            f"rollout.name={ROLLOUT_NAME!r} serves a frozen policy only: it cannot take the "
-            "weights of one that is being trained. Train policies with rollout.name=vllm."
-        )
 
     async def launch_servers(self) -> None:
         """Start the Ray actor and publish its handle."""
@@ -145,7 +182,11 @@ class TransformersReplica(RolloutReplica):
         limit = config.max_model_len or config.prompt_length + config.response_length
         server = (
             ray.remote(TransformersServer)
-            .options(num_cpus=0, max_concurrency=self.max_concurrency)
+            .options(
+                name=server_name(self.replica_rank) if self._takes_weights else None,
+                num_cpus=0,
+                max_concurrency=self.max_concurrency,
+            )
             .remote(
                 model.local_path,
                 dtype=config.dtype,
@@ -158,6 +199,10 @@ class TransformersReplica(RolloutReplica):
         self.servers = [server]
         self._server_handle = server
         self._server_address = f"{ROLLOUT_NAME}://{self.replica_rank}{self.name_suffix}"
+
+    @property
+    def _takes_weights(self) -> bool:
+        return self.rollout_mode == RolloutMode.HYBRID
 
     def _model_config(self) -> HFModelConfig:
         from verl.utils.config import omega_conf_to_dataclass

@@ -53,13 +53,13 @@ class LengthValueSettings:
     """Completions that are in memory and shuffled together, see rollouts.RolloutStream."""
 
     def __post_init__(self) -> None:
-        _check_choice("lenvm.mode", self.mode, MODES)
-        _check_choice("lenvm.cut", self.cut, CUTS)
+        check_choice("lenvm.mode", self.mode, MODES)
+        check_choice("lenvm.cut", self.cut, CUTS)
         if self.target is not None:
-            _check_choice("lenvm.target", self.target, TARGETS)
+            check_choice("lenvm.target", self.target, TARGETS)
         if self.gamma != AUTO:
-            object.__setattr__(self, "gamma", check_gamma(_number("lenvm.gamma", self.gamma)))
-        if self.length_scale != AUTO and not _number("lenvm.length_scale", self.length_scale) > 0:
+            object.__setattr__(self, "gamma", check_gamma(number("lenvm.gamma", self.gamma)))
+        if self.length_scale != AUTO and not number("lenvm.length_scale", self.length_scale) > 0:
             raise ValueError(
                 f"lenvm.length_scale must be a positive number of tokens or auto, got "
                 f"{self.length_scale}."
@@ -211,13 +211,18 @@ def _refusals(config: DictConfig, critic: DictConfig) -> list[tuple[bool, str]]:
 
 
 def critic_config(config: DictConfig) -> CriticConfig:
+    """`worker_config` of the block `critic`."""
+    return worker_config(config.critic)
+
+
+def worker_config(block: DictConfig) -> CriticConfig:
     """verl's critic configuration with the keys that verl ignores for critics put into effect.
 
     verl 0.9 takes a critic's token budgets from one inference setting and its batching from an
     engine default; here `use_dynamic_bsz`, `ppo_max_token_len_per_gpu`,
     `ppo_micro_batch_size_per_gpu`, their `forward_*` twins and `grad_clip` do what they say.
     """
-    critic: CriticConfig = omega_conf_to_dataclass(config.critic)
+    critic: CriticConfig = omega_conf_to_dataclass(block)
     engine = critic.engine
     engine.use_dynamic_bsz = critic.use_dynamic_bsz
     engine.max_token_len_per_gpu = critic.ppo_max_token_len_per_gpu
@@ -231,12 +236,14 @@ def critic_config(config: DictConfig) -> CriticConfig:
     return critic
 
 
-def _check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
+def check_choice(key: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise ValueError unless `value` of the setting `key` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"{key} must be one of {', '.join(choices)}; got {value!r}.")
 
 
-def _number(key: str, value: Any) -> float:
+def number(key: str, value: Any) -> float:
+    """The value of the setting `key` as a float; ValueError where it is none."""
     try:
         return float(value)
     except (TypeError, ValueError):

@@ -10,9 +10,9 @@ from verl.utils.metric import Metric
 from lenvm_rl.rollouts import Rollout
 
 
-def worker_metrics(output: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics of `train_batch` under critic/, micro-batches and workers combined."""
-    return {f"critic/{name}": _number(value) for name, value in output.items()}
+def worker_metrics(output: Mapping[str, Any], *, prefix: str = "critic") -> dict[str, float]:
+    """Metrics of `train_batch` under `prefix`/, micro-batches and workers combined."""
+    return {f"{prefix}/{name}": _number(value) for name, value in output.items()}
 
 
 def data_metrics(rows: Sequence[Rollout]) -> dict[str, float]:

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Pretrain a length value model with verl's critic workers.
 #   recipes/pretrain/run.sh demo lenvm.train_rollouts=... lenvm.val_rollouts=... critic.model.path=...
-# The first argument is a YAML of this folder; all others are Hydra overrides.
+# The first argument is a YAML of this folder (or of $RECIPES); all others are Hydra overrides.
 set -euo pipefail
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+here=${RECIPES:-$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)}
 recipe=${1:?"name a recipe of $here: $(cd "$here" && ls ./*.yaml | tr '\n' ' ')"}
 shift
 

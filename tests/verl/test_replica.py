@@ -3,10 +3,13 @@
 import asyncio
 
 import pytest
+import torch
+from verl.workers.rollout.base import get_rollout_class
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 
 from lenvm_rl.verl.plugin import ROLLOUT_NAME
 from lenvm_rl.verl.replica import TransformersReplica, TransformersServer
+from lenvm_rl.verl.weights import TransformersWeights
 from tests.tiny import make_policy
 
 SETTINGS = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0}
@@ -74,8 +77,60 @@ def test_an_error_in_the_batch_reaches_every_caller(server, monkeypatch):
     assert all(isinstance(a, RuntimeError) and "out of memory" in str(a) for a in answers)
 
 
-def test_it_is_standalone_only():
-    replica = RolloutReplicaRegistry.get(ROLLOUT_NAME)
-    assert replica is TransformersReplica
-    with pytest.raises(ValueError, match="serves a frozen policy only.*rollout.name=vllm"):
-        asyncio.run(replica.init_hybrid(None, worker_group=None))
+def load(server, weights, step):
+    asyncio.run(server.load_weights(weights, step))
+
+
+def test_it_is_known_to_verl():
+    assert RolloutReplicaRegistry.get(ROLLOUT_NAME) is TransformersReplica
+    assert get_rollout_class(ROLLOUT_NAME) is TransformersWeights
+
+
+def test_new_weights_are_sampled_from(server):
+    other = make_policy("qwen2")
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    before = generate(server, [2, 3], temperature=0.0)[0]
+    load(server, other.state_dict(), step=4)
+    after = generate(server, [2, 3], temperature=0.0)[0]
+    assert (before.extra_fields["global_steps"], after.extra_fields["global_steps"]) == (0, 4)
+    with torch.no_grad():
+        expected = other(torch.tensor([[2, 3]])).logits[0, -1].argmax().item()
+    assert after.token_ids[0] == expected
+
+
+def test_samples_depend_on_step_and_prompt_and_not_on_what_came_before(server):
+    weights = make_policy("qwen2").state_dict()
+
+    def samples(step, *prompts):
+        load(server, weights, step)
+        return sorted(tuple(answer.token_ids) for answer in generate(server, *prompts))
+
+    whole = samples(3, *[[2, 3]] * 4, [4])
+    assert len(set(whole)) > 2, "samples of one prompt differ"
+    assert samples(4, *[[2, 3]] * 4, [4]) != whole
+    # As after a restart: the same step again, the prompts in another order.
+    assert samples(3, [4], *[[2, 3]] * 4) == whole
+
+
+def test_weights_of_another_model_are_refused(server):
+    weights = make_policy("qwen2").state_dict()
+    weights["model.extra.weight"] = torch.zeros(1)
+    with pytest.raises(ValueError, match="unknown .'model.extra.weight'"):
+        load(server, weights, 1)
+    short = {name: w for name, w in weights.items() if "layers.1" not in name}
+    with pytest.raises(ValueError, match="do not fit the served model"):
+        load(server, short, 1)
+
+
+def test_tied_weights_may_be_left_out(server):
+    weights = make_policy("qwen2").state_dict()
+    weights.pop("lm_head.weight", None)
+    load(server, weights, 1)
+
+
+def test_weights_do_not_change_under_a_completion(server):
+    server._futures["busy"] = None
+    with pytest.raises(ValueError, match="1 completions were being sampled"):
+        load(server, make_policy("qwen2").state_dict(), 1)

@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import re
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,12 +13,14 @@ import pytest
 from lenvm_rl.model import LengthValueModel, load_tokenizer, tokenizer_sha
 from lenvm_rl.rollouts import RolloutReader, RolloutWriter
 from tests.tiny import make_policy, make_tokenizer
+from tests.verl import runs
 from tests.verl.engines import fixed_lengths, make_lenvm
+from tests.verl.runs import kill, steps
 
 pytestmark = pytest.mark.slow
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "pretrain"
-BATCH, EPOCHS, TIMEOUT = 16, 6, 500
+BATCH, EPOCHS = 16, 6
 
 
 @pytest.fixture(scope="module")
@@ -59,50 +58,11 @@ def command(work, name, *overrides, recipe="demo"):
 
 
 def start(work, name, *overrides, **options):
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONWARNINGS": "ignore",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_register_timeout_seconds": "300",  # a busy machine imports slowly
-        "WANDB_MODE": "offline",
-        "WANDB_DIR": str(work),
-        "TENSORBOARD_DIR": str(work / "tensorboard"),
-    }
-    for rank in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
-        environment.pop(rank, None)
-    return subprocess.Popen(
-        command(work, name, *overrides, **options),
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-
-
-def kill(process):
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    return runs.start(command(work, name, *overrides, **options), work)
 
 
 def run(work, name, *overrides, fails=False, **options):
-    """The whole output of a run that ends by itself."""
-    process = start(work, name, *overrides, **options)
-    try:
-        output, _ = process.communicate(timeout=TIMEOUT)
-    except subprocess.TimeoutExpired:
-        kill(process)
-        raise
-    assert (process.returncode != 0) == fails, output[-5000:]
-    return output
-
-
-def steps(output, metric):
-    """{step: value} of a metric that verl's console logger printed."""
-    found = re.findall(rf"step:(\d+) - .*?\b{re.escape(metric)}:(\S+)", output)
-    return {int(step): float(value) for step, value in found}
+    return runs.run(command(work, name, *overrides, **options), work, fails=fails)
 
 
 @pytest.fixture(scope="module")

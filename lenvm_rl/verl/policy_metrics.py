@@ -1,0 +1,127 @@
+"""What is logged about lengths while a policy trains?
+
+length/mean, p50, p95, max        response tokens, EOS included
+length/share_cut                  responses without EOS (verl's clip ratio counts other things)
+length/tokens_per_correct         all tokens spent, by correct answers; absent without any
+length/accuracy                   mean task score
+length/alarm                      -1 collapse, +1 explosion, 0; against the first step's mean
+lenvm/scale                       of the length term in this step
+lenvm/advantage_rms, task_advantage_rms, advantage_share
+                                  scaled length term, task term, first / (first + second)
+lenvm/value_rmse, value_bias      of u = 1 - gamma**l on these fresh, finished responses:
+                                  how stale the critic is; bias > 0: predicted too long
+lenvm/rank_1_of_k, rank_chance    does the critic tell a prompt's shortest sample half way,
+                                  and what would a guess score (as VinePPO judges critics)
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from lenvm_rl.core import discounted_returns, masked_mean, shortest_of_group
+from lenvm_rl.verl.length_terms import LengthValues
+from lenvm_rl.verl.rollout_batch import RolloutBatch
+
+logger = logging.getLogger(__name__)
+
+
+def length_metrics(rollouts: RolloutBatch) -> dict[str, float]:
+    """Lengths, cuts and accuracy of a batch."""
+    lengths = rollouts.lengths.double()
+    right = rollouts.correct.double().clamp(0.0, 1.0)
+    result = {
+        "length/mean": lengths.mean().item(),
+        "length/p50": lengths.quantile(0.5).item(),
+        "length/p95": lengths.quantile(0.95).item(),
+        "length/max": lengths.max().item(),
+        "length/share_cut": 1.0 - rollouts.finished.double().mean().item(),
+        "length/accuracy": right.mean().item(),
+    }
+    if right.sum() > 0:
+        result["length/tokens_per_correct"] = (lengths.sum() / right.sum()).item()
+    return result
+
+
+def critic_metrics(
+    rollouts: RolloutBatch, estimate: LengthValues, *, gamma: float
+) -> dict[str, float]:
+    """Error of the values on fresh responses, and whether they rank samples of a prompt."""
+    result: dict[str, float] = {}
+    mask = (rollouts.mask != 0) & rollouts.finished[:, None]
+    tokens = mask.sum()
+    if tokens:
+        true = discounted_returns(mask, gamma=gamma).double()
+        error = true - estimate.values.double()  # u = -V
+        result["lenvm/value_rmse"] = masked_mean(error**2, mask, denom=tokens).sqrt().item()
+        result["lenvm/value_bias"] = masked_mean(error, mask, denom=tokens).item()
+    ranking = shortest_of_group(
+        estimate.left, rollouts.mask, rollouts.finished, rollouts.groups, position=0.5
+    )
+    if ranking.groups:
+        result["lenvm/rank_1_of_k"] = ranking.accuracy
+        result["lenvm/rank_chance"] = ranking.chance
+    return result
+
+
+def advantage_metrics(task: Tensor, scaled: Tensor, mask: Tensor) -> dict[str, float]:
+    """Sizes of the two terms of the advantage, over the tokens of `mask`."""
+    tokens = (mask != 0).sum()
+    if not tokens:
+        return {}
+    sizes = [
+        masked_mean(term.double() ** 2, mask, denom=tokens).sqrt().item() for term in (task, scaled)
+    ]
+    total = sum(sizes)
+    return {
+        "lenvm/task_advantage_rms": sizes[0],
+        "lenvm/advantage_rms": sizes[1],
+        "lenvm/advantage_share": sizes[1] / total if total else 0.0,
+    }
+
+
+class LengthAlarm:
+    """Says once per change when the mean length has collapsed or exploded.
+
+    Args:
+        low, high: multiples of the first mean length.
+    """
+
+    def __init__(self, low: float, high: float):
+        self._low, self._high = low, high
+        self.reference: float | None = None
+        self._last = 0
+
+    def check(self, mean: float, step: int) -> float:
+        """-1.0 below, +1.0 above, 0.0 between; a warning where that is new."""
+        if self.reference is None:
+            self.reference = mean
+        state = (mean > self._high * self.reference) - (mean < self._low * self.reference)
+        if state and state != self._last:
+            logger.warning(
+                "step %d: the mean length is %.1f tokens, %s %.3g times the %.1f of the first "
+                "step. Look at completions, lenvm/scale and lenvm/advantage_share.",
+                step,
+                mean,
+                "above" if state > 0 else "below",
+                self._high if state > 0 else self._low,
+                self.reference,
+            )
+        self._last = state
+        return float(state)
+
+
+def dump_fields(rollouts: RolloutBatch) -> dict[str, object]:
+    """What a debugging dump holds of the completions: plain lists and tensors."""
+    return {
+        "keys": rollouts.keys,
+        "prompts": [torch.as_tensor(row.prompt_ids) for row in rollouts.rows],
+        "responses": [torch.as_tensor(row.response_ids) for row in rollouts.rows],
+        "mask": rollouts.mask,
+        "finished": rollouts.finished,
+        "groups": rollouts.groups,
+        "scores": rollouts.scores,
+        "correct": rollouts.correct,
+    }

@@ -1,0 +1,271 @@
+"""The trainer mode `lenvm`: verl's synchronous PPO, GRPO, ... with a length critic beside it.
+
+    python -m verl.trainer.main_ppo --config-path ... trainer.v1.trainer_mode=lenvm
+
+verl's loop, actor, task critic, rollouts and estimators; what is added happens where advantages
+are made: values of the length critic for the fresh completions, a length term (see
+`policy_settings`), metrics, the controller of its scale, and optionally a refresh of the critic.
+Nothing is whitened together with the task advantage.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, open_dict
+from torch import Tensor
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.debug import marked_timer
+from verl.workers.config import HFModelConfig
+
+from lenvm_rl.core import combine
+from lenvm_rl.rollouts.atomic import replacing
+from lenvm_rl.verl import checkpoint as checkpoints
+from lenvm_rl.verl.group_reward import GroupReward
+from lenvm_rl.verl.length_critic import LengthCritic
+from lenvm_rl.verl.length_terms import LengthValues, advantage_term, budgets_of, shaping_term
+from lenvm_rl.verl.plugin import POLICY_TRAINER_MODE, check_registered
+from lenvm_rl.verl.policy_metrics import (
+    LengthAlarm,
+    advantage_metrics,
+    critic_metrics,
+    dump_fields,
+    length_metrics,
+)
+from lenvm_rl.verl.policy_settings import (
+    check_against_verl,
+    read_policy_settings,
+    shaping_discount,
+)
+from lenvm_rl.verl.queue import eos_ids
+from lenvm_rl.verl.rollout_batch import RolloutBatch, read_rollouts
+
+
+@register_trainer(POLICY_TRAINER_MODE)
+class LengthAwareTrainer(PPOTrainerSync):
+    """Trains a policy with a length term; see the module.
+
+    Raises:
+        ValueError: a setting, checkpoint or data file that cannot be trained with (before any
+            worker starts).
+    """
+
+    def __init__(self, config: DictConfig):
+        check_registered()
+        self.settings = read_policy_settings(config)
+        check_against_verl(config, self.settings)
+        self.controller = self.settings.make_controller()
+        self.alarm = LengthAlarm(self.settings.alarm_low, self.settings.alarm_high)
+        self.reward = GroupReward.of(self.settings.length_reward)
+        with open_dict(config):
+            # verl compares the mode with "sync" in several places; this loop is a synchronous one.
+            config.trainer.v1.trainer_mode = "sync"
+        super().__init__(config)
+
+    # --- setting up ------------------------------------------------------------------------
+
+    def _setup(self) -> None:
+        policy: HFModelConfig = omega_conf_to_dataclass(self.config.actor_rollout_ref.model)
+        self._eos = eos_ids(policy)
+        self.length_critic: LengthCritic | None = None
+        if self.settings.checkpoint is not None:
+            self.length_critic = LengthCritic(self.config, self.settings, policy)
+        super()._setup()
+        if self.length_critic is not None:
+            pools = self.resource_pool_manager.resource_pool_dict
+            self.length_critic.start(pools["global_pool"], total_steps=self.total_training_steps)
+        if self.global_steps:
+            self._load_length_state(self._resumed_from())
+
+    def _init_dataloader(self) -> None:
+        super()._init_dataloader()
+        column = self.settings.budget_column
+        if column is None:
+            return
+        for dataset in (self.train_dataset, self.val_dataset):
+            budgets_of(_data_column(dataset.dataframe, column), column)
+
+    # --- a step ----------------------------------------------------------------------------
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        """verl's advantages plus the length term; what the step measured."""
+        rollouts = self._read(batch)
+        metrics.update(length_metrics(rollouts))
+        metrics["length/alarm"] = self.alarm.check(metrics["length/mean"], self.global_steps)
+        rewards = rollouts.get("rm_scores")
+        if self.reward is not None:
+            rewards = self.reward.apply(rollouts)
+            rollouts.put(rm_scores=rewards)
+            metrics.update(self.reward.update(rollouts))
+        estimate, logits = self._values(rollouts)
+        scale = self.controller.scale if self.settings.use != "none" else 0.0
+        if estimate is not None:
+            metrics.update(critic_metrics(rollouts, estimate, gamma=self.length_critic.gamma))
+            metrics["lenvm/scale"] = scale
+
+        if self.settings.use == "shaping":
+            batch, terms = self._with_shaping(batch, metrics, rollouts, estimate, rewards, scale)
+        else:
+            batch = super()._compute_advantage(batch, metrics)
+            terms = self._add_length_advantage(metrics, rollouts, estimate, scale)
+        if self.settings.dump_dir is not None:
+            self._dump(rollouts, {"rewards": rewards, **terms}, logits=logits, scale=scale)
+        if self.settings.refresh:
+            self._refresh(rollouts, metrics)
+        self.controller.update(
+            {"mean_length": metrics["length/mean"], "accuracy": metrics["length/accuracy"]}
+        )
+        return batch
+
+    def _read(self, batch: KVBatchMeta) -> RolloutBatch:
+        columns = list(self.reward.columns) if self.reward is not None else []
+        if self.settings.budget_column is not None:
+            columns.append(self.settings.budget_column)
+        return read_rollouts(batch, eos=self._eos, columns=tuple(columns))
+
+    def _values(self, rollouts: RolloutBatch) -> tuple[LengthValues | None, Tensor | None]:
+        """The length critic's estimate for these completions; its values go to verl's queue."""
+        critic = self.length_critic
+        if critic is None:
+            return None, None
+        with marked_timer("len_values", self.timing_raw, color="cyan"):
+            logits = critic.logits(rollouts.rows)
+        lengths = torch.tensor([row.length for row in rollouts.rows])
+        estimate = LengthValues.of_logits(logits, lengths, critic.model)
+        rollouts.put(len_values=estimate.values)
+        return estimate, logits
+
+    def _with_shaping(
+        self,
+        batch: KVBatchMeta,
+        metrics: dict,
+        rollouts: RolloutBatch,
+        estimate: LengthValues,
+        rewards: Tensor,
+        scale: float,
+    ) -> tuple[KVBatchMeta, dict[str, Tensor]]:
+        """verl's advantages on shaped token rewards; the logged score stays the task's."""
+        term = shaping_term(
+            estimate,
+            rollouts.mask,
+            rollouts.finished,
+            gamma=shaping_discount(self.settings, self.config.algorithm),
+            scale=scale,
+        )
+        rollouts.put(rm_scores=rewards + term)
+        batch = super()._compute_advantage(batch, metrics)
+        rollouts.put(rm_scores=rewards)
+        metrics["lenvm/shaping_sum"] = term.sum(1).mean().item()
+        return batch, {"shaping": term, "total": rollouts.get("advantages")}
+
+    def _add_length_advantage(
+        self,
+        metrics: dict,
+        rollouts: RolloutBatch,
+        estimate: LengthValues | None,
+        scale: float,
+    ) -> dict[str, Tensor]:
+        task = rollouts.get("advantages")
+        if self.settings.use == "none" or estimate is None:
+            return {"task": task, "total": task}
+        column = self.settings.budget_column
+        term = advantage_term(
+            self.settings,
+            estimate,
+            rollouts.mask,
+            rollouts.finished,
+            gamma=self.length_critic.gamma,
+            budget=None if column is None else budgets_of(rollouts.columns[column], column),
+        )
+        trained = rollouts.get("response_mask")  # verl's rejection sampling may have masked rows
+        total = combine(task, term, trained, scale=scale).to(task.dtype)
+        rollouts.put(advantages=total)
+        metrics.update(advantage_metrics(task, scale * term, trained))
+        return {"task": task, "length": term, "total": total}
+
+    def _refresh(self, rollouts: RolloutBatch, metrics: dict) -> None:
+        if not bool((rollouts.lengths == torch.tensor([r.length for r in rollouts.rows])).all()):
+            raise ValueError(
+                "lenvm.refresh=true trains on responses of one turn, but these hold tokens that "
+                "the policy did not write (a tool's answer). Set refresh=false."
+            )
+        with marked_timer("refresh_length_critic", self.timing_raw, color="pink"):
+            metrics.update(self.length_critic.refresh(rollouts.rows))
+
+    def _dump(
+        self,
+        rollouts: RolloutBatch,
+        terms: dict[str, Tensor],
+        *,
+        logits: Tensor | None,
+        scale: float,
+    ) -> None:
+        path = Path(self.settings.dump_dir).absolute() / f"step_{self.global_steps}.pt"
+        content = {**dump_fields(rollouts), **terms, "logits": logits, "scale": scale}
+        with replacing(path) as temporary:
+            torch.save(content, temporary)
+
+    # --- checkpoints -----------------------------------------------------------------------
+
+    def _save_checkpoint(self) -> None:
+        """The length critic and its state first: verl's own part ends by naming the step."""
+        root = Path(self.config.trainer.default_local_dir).absolute()
+        directory = checkpoints.step_directory(root, self.global_steps)
+        directory.mkdir(parents=True, exist_ok=True)
+        if self.length_critic is not None:
+            self.length_critic.save(directory, self.global_steps)
+        with replacing(directory / checkpoints.STATE) as temporary:
+            temporary.write_text(json.dumps(self._length_state(), indent=2) + "\n")
+        super()._save_checkpoint()
+
+    def _length_state(self) -> dict[str, Any]:
+        return {
+            "use": self.settings.use,
+            "controller": self.controller.state_dict(),
+            "first_mean_length": self.alarm.reference,
+            "length_reward": None if self.reward is None else self.reward.state_dict(),
+        }
+
+    def _resumed_from(self) -> Path:
+        trainer = self.config.trainer
+        if trainer.resume_mode == "resume_path":
+            return Path(trainer.resume_from_path).absolute()
+        root = Path(trainer.default_local_dir).absolute()
+        return checkpoints.step_directory(root, self.global_steps)
+
+    def _load_length_state(self, directory: Path) -> None:
+        if not (directory / checkpoints.STATE).is_file():
+            raise ValueError(
+                f"{directory} was not written by trainer mode {POLICY_TRAINER_MODE!r} (no "
+                f"{checkpoints.STATE}): the state of its length term is unknown. Start from its "
+                "weights instead: actor_rollout_ref.model.path, trainer.resume_mode=disable."
+            )
+        state = checkpoints.read_state(directory)
+        if state["use"] != self.settings.use:
+            raise ValueError(
+                f"{directory} was trained with lenvm.use={state['use']}, this run has "
+                f"{self.settings.use}. Use the same, or start from its weights: "
+                "actor_rollout_ref.model.path, trainer.resume_mode=disable."
+            )
+        self.controller.load_state_dict(state["controller"])
+        self.alarm.reference = state["first_mean_length"]
+        if self.reward is not None and state["length_reward"] is not None:
+            self.reward.load_state_dict(state["length_reward"])
+        if self.length_critic is not None:
+            self.length_critic.load(directory)
+        print(f"resumed the length term from {directory}: scale {self.controller.scale:g}")
+
+
+def _data_column(dataframe: Any, column: str) -> list[Any]:
+    """A column of verl's data set, or of its extra_info; a missing one is a column of None."""
+    if column in dataframe.column_names:
+        return list(dataframe[column])
+    if "extra_info" in dataframe.column_names:
+        return [(info or {}).get(column) for info in dataframe["extra_info"]]
+    return [None] * len(dataframe)

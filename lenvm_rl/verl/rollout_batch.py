@@ -1,0 +1,163 @@
+"""What did the policy just sample? verl's batch as the tensors that length terms are made of.
+
+B completions (rows that verl added to make the batch divide are left out), T the longest response.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import transfer_queue as tq
+from tensordict import TensorDict
+from torch import Tensor
+from transfer_queue import KVBatchMeta
+
+from lenvm_rl.rollouts import Rollout
+from lenvm_rl.verl.queue import cells, finish_reason, prompt_id
+
+_FIELDS = ["prompts", "responses", "response_mask", "rm_scores", "extra_fields", "extra_info"]
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """The completions of one step."""
+
+    partition: str
+    """Partition of the queue that they lie in."""
+    keys: list[str]
+    """Their keys there: prompt, sample and turn, joined by underscores."""
+    rows: list[Rollout]
+    """Prompt and response tokens, and how the response ended."""
+    mask: Tensor
+    """[B, T] 1 at tokens that the policy wrote."""
+    finished: Tensor
+    """[B] bool, True where the policy ended the completion itself."""
+    groups: Tensor
+    """[B] integers, equal for samples of one prompt."""
+    scores: Tensor
+    """[B] reward of the reward function."""
+    correct: Tensor
+    """[B] task score: `acc` of the reward function where it says so, else its reward."""
+    columns: dict[str, list[Any]]
+    """Further columns of the data, by name; from the data itself, or from its extra_info."""
+
+    @property
+    def lengths(self) -> Tensor:
+        """[B] tokens that the policy wrote, EOS included."""
+        return self.mask.sum(1)
+
+    def put(self, **padded: Tensor) -> None:
+        """Write [B, T] tensors to the queue, one entry per response token."""
+        widths = [row.length for row in self.rows]
+        fields = {
+            name: torch.nested.as_nested_tensor(
+                [row[:width] for row, width in zip(tensor, widths, strict=True)],
+                layout=torch.jagged,
+            )
+            for name, tensor in padded.items()
+        }
+        data = TensorDict(fields, batch_size=len(self.keys))
+        tq.kv_batch_put(keys=self.keys, partition_id=self.partition, fields=data)
+
+    def get(self, name: str) -> Tensor:
+        """A column of the queue with one entry per response token, padded to [B, T]."""
+        data = tq.kv_batch_get(
+            keys=self.keys, partition_id=self.partition, select_fields=[name, "response_mask"]
+        )
+        return _padded(list(data[name].unbind()), self.mask.shape[1])
+
+
+def read_rollouts(
+    batch: KVBatchMeta, *, eos: set[int], columns: tuple[str, ...] = ()
+) -> RolloutBatch:
+    """Read a step's completions off verl's queue.
+
+    Args:
+        batch: verl's batch.
+        eos: tokens that end a completion.
+        columns: further columns of the data that are wanted; absent ones are left out.
+    Raises:
+        ValueError: a completion without any token.
+    """
+    keys = [
+        key
+        for key, tag in zip(batch.keys, batch.tags, strict=True)
+        if not tag.get("is_padding", False)
+    ]
+    data = tq.kv_batch_get(
+        keys=keys, partition_id=batch.partition_id, select_fields=[*_FIELDS, *columns]
+    )
+    prompts, responses = cells(data, "prompts"), cells(data, "responses")
+    extra = cells(data, "extra_fields") or [None] * len(keys)
+    rows = [
+        _row(key, prompt.numpy(), response.numpy(), fields, eos)
+        for key, prompt, response, fields in zip(keys, prompts, responses, extra, strict=True)
+    ]
+    mask = _padded(cells(data, "response_mask"), max(row.length for row in rows))
+    scores = torch.stack([s.float().sum() for s in cells(data, "rm_scores")])
+    return RolloutBatch(
+        partition=batch.partition_id,
+        keys=keys,
+        rows=rows,
+        mask=mask,
+        finished=torch.tensor([not row.cut for row in rows]),
+        groups=_numbered([key.rsplit("_", 2)[0] for key in keys]),
+        scores=scores,
+        correct=_task_scores(extra, scores),
+        columns=_columns(data, columns),
+    )
+
+
+def _row(
+    key: str,
+    prompt: np.ndarray,
+    response: np.ndarray,
+    extra_fields: dict[str, Any] | None,
+    eos: set[int],
+) -> Rollout:
+    if response.size == 0:
+        raise ValueError(
+            f"completion {key} has no tokens: even an empty answer has its EOS. Let the rollout "
+            "engine return it (vLLM: include_stop_str_in_output=True, no token may be stripped)."
+        )
+    return Rollout(
+        prompt_id=prompt_id(prompt),
+        sample_id=int(key.rsplit("_", 2)[1]),
+        prompt_ids=prompt,
+        response_ids=response,
+        finish_reason=finish_reason(response, extra_fields, eos),
+    )
+
+
+def _columns(data: TensorDict, names: tuple[str, ...]) -> dict[str, list[Any]]:
+    info = cells(data, "extra_info")
+    found: dict[str, list[Any]] = {}
+    for name in names:
+        column = cells(data, name)
+        if column is None and info is not None and any(name in (i or {}) for i in info):
+            column = [(i or {}).get(name) for i in info]
+        if column is not None:
+            found[name] = [e.item() if torch.is_tensor(e) else e for e in column]
+    return found
+
+
+def _task_scores(extra: list[dict[str, Any] | None], scores: Tensor) -> Tensor:
+    said = [((fields or {}).get("reward_extra_info") or {}).get("acc") for fields in extra]
+    return torch.tensor(
+        [float(score if acc is None else acc) for acc, score in zip(said, scores, strict=True)]
+    )
+
+
+def _numbered(names: list[str]) -> Tensor:
+    number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return torch.tensor([number[name] for name in names])
+
+
+def _padded(rows: list[Tensor], width: int) -> Tensor:
+    out = rows[0].new_zeros(len(rows), width)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = row
+    return out

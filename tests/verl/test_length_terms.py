@@ -1,0 +1,188 @@
+"""From the critic's raw output to the terms of each token: columns, ends, budgets, metrics."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lenvm_rl.core import discounted_returns, length_advantage, length_to_logit, remaining_length
+from lenvm_rl.rollouts import Rollout
+from lenvm_rl.verl.length_terms import LengthValues, advantage_term, budgets_of, shaping_term
+from lenvm_rl.verl.policy_metrics import (
+    LengthAlarm,
+    advantage_metrics,
+    critic_metrics,
+    length_metrics,
+)
+from lenvm_rl.verl.policy_settings import PolicyLengthSettings
+from lenvm_rl.verl.rollout_batch import RolloutBatch
+
+GAMMA = 0.9
+LENGTHS = [3, 1, 5, 4]
+
+
+def model(target="return", length_scale=None):
+    """What is read of a LenVM's configuration."""
+    return SimpleNamespace(gamma=GAMMA, target=target, length_scale=length_scale)
+
+
+def batch(lengths=LENGTHS, finished=(True, True, True, False), correct=(1.0, 0.0, 1.0, 1.0)):
+    rows = [
+        Rollout(
+            prompt_id=f"p{i // 2}",
+            sample_id=i % 2,
+            prompt_ids=[5, 6],
+            response_ids=[7] * n,
+            finish_reason="stop" if done else "length",
+        )
+        for i, (n, done) in enumerate(zip(lengths, finished, strict=True))
+    ]
+    mask = (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
+    return RolloutBatch(
+        partition="train",
+        keys=[f"u{i // 2}_{i % 2}_0" for i in range(len(rows))],
+        rows=rows,
+        mask=mask,
+        finished=torch.tensor(finished),
+        groups=torch.arange(len(rows)) // 2,
+        scores=torch.tensor(correct),
+        correct=torch.tensor(correct),
+        columns={},
+    )
+
+
+def oracle(rollouts, extra=0.0):
+    """Logits of the true remaining lengths (plus `extra`), at s_0 .. s_L."""
+    left = remaining_length(rollouts.mask) + extra
+    left = torch.cat([left, torch.full((len(left), 1), extra)], dim=1)
+    return length_to_logit(left.clamp(min=1e-6), gamma=GAMMA)
+
+
+def test_the_end_of_a_row_is_the_state_after_its_last_token():
+    logits = torch.tensor([[0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0, 7.0]])
+    got = LengthValues.of_logits(logits, torch.tensor([3, 1]), model())
+    assert_close(got.values, -torch.sigmoid(logits[:, :3]))
+    assert_close(got.end_value, -torch.sigmoid(torch.tensor([3.0, 5.0])))
+    assert_close(got.end_left, torch.log1p(torch.tensor([3.0, 5.0]).exp()) / -math.log(GAMMA))
+
+
+@pytest.mark.parametrize("target", ["return", "length", "normalized_length", "log_length"])
+def test_every_kind_of_checkpoint_gives_values_and_lengths(target):
+    z = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
+    got = LengthValues.of_logits(z, torch.tensor([3, 2]), model(target=target, length_scale=20.0))
+    assert_close(got.values, torch.expm1(got.left * math.log(GAMMA)), atol=1e-5, rtol=1e-4)
+
+
+def test_an_oracle_leaves_no_advantage_and_no_error():
+    rollouts = batch(finished=(True,) * 4)
+    estimate = LengthValues.of_logits(oracle(rollouts), torch.tensor(LENGTHS), model())
+    settings = PolicyLengthSettings(checkpoint="x", scale=1.0)
+    term = advantage_term(settings, estimate, rollouts.mask, rollouts.finished, gamma=GAMMA)
+    assert_close(term, torch.zeros(4, 5), atol=1e-5, rtol=0)
+    logged = critic_metrics(rollouts, estimate, gamma=GAMMA)
+    assert logged["lenvm/value_rmse"] == pytest.approx(0.0, abs=1e-5)
+    assert logged["lenvm/rank_1_of_k"] == 1.0 and logged["lenvm/rank_chance"] == 0.5
+
+
+def test_a_critic_that_expects_too_much_shows_a_bias():
+    rollouts = batch()
+    estimate = LengthValues.of_logits(oracle(rollouts, extra=3.0), torch.tensor(LENGTHS), model())
+    logged = critic_metrics(rollouts, estimate, gamma=GAMMA)
+    # Over finished rows: mean of gamma**l (1 - gamma**3), l the true remaining lengths.
+    left = [3, 2, 1, 1, 5, 4, 3, 2, 1]
+    wanted = sum(GAMMA**n for n in left) / len(left) * (1 - GAMMA**3)
+    assert logged["lenvm/value_bias"] == pytest.approx(wanted, rel=1e-4)
+    assert logged["lenvm/value_rmse"] >= logged["lenvm/value_bias"]
+
+
+def test_a_cut_row_ends_in_the_critics_own_value():
+    rollouts = batch()
+    logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+    estimate = LengthValues.of_logits(logits, torch.tensor(LENGTHS), model())
+    settings = PolicyLengthSettings(checkpoint="x", scale=1.0, lam=0.0)
+    got = advantage_term(settings, estimate, rollouts.mask, rollouts.finished, gamma=GAMMA)
+    v = -torch.sigmoid(logits)
+    assert got[3, 3].item() == pytest.approx(
+        (-(1 - GAMMA) + GAMMA * v[3, 4] - v[3, 3]).item(), abs=1e-6
+    )
+    assert got[0, 2].item() == pytest.approx((-(1 - GAMMA) - v[0, 2]).item(), abs=1e-6)
+
+
+def test_batch_std_gives_the_term_a_unit_of_its_own():
+    rollouts = batch()
+    logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+    estimate = LengthValues.of_logits(logits, torch.tensor(LENGTHS), model())
+    settings = PolicyLengthSettings(checkpoint="x", scale=1.0, normalise="batch_std")
+    got = advantage_term(settings, estimate, rollouts.mask, rollouts.finished, gamma=GAMMA)
+    assert got[rollouts.mask != 0].std(correction=0).item() == pytest.approx(1.0, rel=1e-5)
+
+
+def test_the_budget_term_reads_every_rows_own_budget():
+    rollouts = batch(finished=(True,) * 4)
+    estimate = LengthValues.of_logits(oracle(rollouts), torch.tensor(LENGTHS), model())
+    settings = PolicyLengthSettings(
+        checkpoint="x", scale=1.0, use="budget", budget_column="budget", lam=1.0
+    )
+    budget = torch.tensor([3.0, 2.0, 5.0, 8.0])
+    got = advantage_term(
+        settings, estimate, rollouts.mask, rollouts.finished, gamma=GAMMA, budget=budget
+    )
+    assert_close(got, torch.zeros(4, 5), atol=1e-4, rtol=0)  # what comes was expected
+
+
+def test_shaping_of_finished_rows_telescopes():
+    rollouts = batch(finished=(True,) * 4)
+    logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(2))
+    estimate = LengthValues.of_logits(logits, torch.tensor(LENGTHS), model())
+    term = shaping_term(estimate, rollouts.mask, rollouts.finished, gamma=1.0, scale=2.0)
+    assert_close(term.sum(1), -2.0 * estimate.values[:, 0])
+
+
+@pytest.mark.parametrize("missing", [None, 0, -3, float("nan"), "many", True])
+def test_prompts_without_a_budget_are_counted_and_named(missing):
+    with pytest.raises(ValueError, match=r"2 of 4 prompts have no budget \(row 1: "):
+        budgets_of([12, missing, 7.5, missing], "budget")
+    assert_close(budgets_of([12, 7.5], "budget"), torch.tensor([12.0, 7.5]))
+
+
+def test_length_metrics_by_hand():
+    got = length_metrics(batch())
+    assert got["length/mean"] == 3.25 and got["length/p50"] == 3.5 and got["length/max"] == 5.0
+    assert got["length/share_cut"] == 0.25 and got["length/accuracy"] == 0.75
+    assert got["length/tokens_per_correct"] == pytest.approx(13 / 3)
+    nothing_right = length_metrics(batch(correct=(0.0,) * 4))
+    assert "length/tokens_per_correct" not in nothing_right
+
+
+def test_groups_of_equal_samples_are_not_ranked():
+    rollouts = batch(lengths=[3, 3, 4, 4], finished=(True,) * 4)
+    estimate = LengthValues.of_logits(oracle(rollouts), torch.tensor([3, 3, 4, 4]), model())
+    logged = critic_metrics(rollouts, estimate, gamma=GAMMA)
+    assert "lenvm/rank_1_of_k" not in logged
+    got = length_advantage(
+        discounted_returns(rollouts.mask, gamma=GAMMA),
+        rollouts.mask,
+        rollouts.finished,
+        gamma=GAMMA,
+        lam=0.95,
+    )
+    assert_close(got, torch.zeros(4, 4), atol=1e-6, rtol=0)
+
+
+def test_sizes_of_the_two_terms():
+    mask = torch.tensor([[1, 1, 0]])
+    got = advantage_metrics(torch.tensor([[3.0, -3.0, 9.0]]), torch.tensor([[1.0, 1.0, 9.0]]), mask)
+    assert got["lenvm/task_advantage_rms"] == pytest.approx(3.0)
+    assert got["lenvm/advantage_share"] == pytest.approx(0.25)
+    zero = advantage_metrics(torch.zeros(1, 3), torch.zeros(1, 3), mask)
+    assert zero["lenvm/advantage_share"] == 0.0
+
+
+def test_the_alarm_warns_once_per_change(caplog):
+    alarm = LengthAlarm(0.5, 2.0)
+    states = [alarm.check(mean, step) for step, mean in enumerate([100, 90, 40, 30, 100, 250])]
+    assert states == [0.0, 0.0, -1.0, -1.0, 0.0, 1.0]
+    assert len(caplog.records) == 2
+    assert "below 0.5 times the 100.0 of the first" in caplog.text

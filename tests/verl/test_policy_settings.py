@@ -1,0 +1,127 @@
+"""Does every setting of the length term do what it says, and is what makes no sense refused?"""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf, open_dict
+
+from lenvm_rl.core import DualAscent
+from lenvm_rl.verl.policy_settings import (
+    PolicyLengthSettings,
+    check_against_verl,
+    read_policy_settings,
+    shaping_discount,
+)
+
+ROOT = Path(__file__).parents[2]
+GIVEN = {"checkpoint": "lenvm", "scale": 0.1}
+
+
+@pytest.fixture(scope="module")
+def composed():
+    folder = str(ROOT / "recipes" / "grpo_length")
+    with initialize_config_dir(config_dir=folder, version_base=None):
+        return compose(config_name="demo", overrides=["lenvm.checkpoint=lenvm"])
+
+
+@pytest.fixture
+def config(composed):
+    return composed.copy()
+
+
+def set_keys(config, keys):
+    with open_dict(config):
+        for key, value in keys.items():
+            OmegaConf.update(config, key, value)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"use": "penalty"}, "lenvm.use must be one of none, objective, shaping, budget"),
+        ({"scale": float("nan")}, "lenvm.scale must be a finite number, got nan"),
+        ({"scale": "large"}, "lenvm.scale must be a finite number, got 'large'"),
+        ({"scale": None}, "give exactly one of them"),
+        ({"controller": {"kind": "constant", "value": 1}}, "give exactly one of them"),
+        ({"scale": None, "controller": {"target": 9}}, "has no kind: constant, linear"),
+        ({"scale": None, "controller": {"kind": "pid"}}, "unknown controller 'pid'"),
+        ({"gamma": 1.0}, r"gamma must be in \(0, 1\), got 1"),
+        ({"gamma": "checkpoint"}, "lenvm.gamma must be a number or auto"),
+        ({"gamma_shape": 1.5}, r"gamma must be in \(0, 1\), got 1.5"),
+        ({"lam": 1.1}, r"lenvm.lam must be in \[0, 1\], got 1.1"),
+        ({"normalise": "whiten"}, "lenvm.normalise must be one of none, batch_std"),
+        ({"checkpoint": None}, "lenvm.checkpoint is not set.*lenvm.use=none"),
+        ({"checkpoint": None, "use": "none", "scale": None, "refresh": True}, "is not set"),
+        ({"use": "shaping", "refresh": True}, "a potential that moves is no longer one"),
+        ({"use": "none"}, "have no effect with lenvm.use=none"),
+        ({"use": "budget"}, "lenvm.budget_column=None: use=budget reads"),
+        ({"budget_column": "budget"}, "Set both or neither"),
+        ({"budget_kind": "about"}, "lenvm.budget_kind must be one of equal, at_most"),
+        ({"cut": "keep"}, "lenvm.cut must be one of drop, bootstrap, censored"),
+        ({"alarm_low": 1.5}, "one below and one above 1"),
+        ({"length_reward": {"weight": 1}}, "has no name"),
+    ],
+)
+def test_refused_values_name_key_value_and_remedy(given, message):
+    with pytest.raises(ValueError, match=message):
+        PolicyLengthSettings(**{**GIVEN, **given})
+
+
+def test_an_unknown_key_is_refused_with_the_known_ones(config):
+    set_keys(config, {"lenvm.scal": 0.9})
+    with pytest.raises(ValueError, match=r"unknown key.*: scal\. Known: checkpoint, use, scale"):
+        read_policy_settings(config)
+
+
+def test_a_configuration_without_the_block_is_refused():
+    with pytest.raises(ValueError, match="compose it from lenvm_ppo"):
+        read_policy_settings(OmegaConf.create({}))
+
+
+def test_the_shipped_defaults_are_those_of_the_dataclass():
+    file = ROOT / "lenvm_rl" / "verl" / "config" / "lenvm_ppo.yaml"
+    block = OmegaConf.to_container(OmegaConf.load(file).lenvm)
+    assert PolicyLengthSettings(**{**block, **GIVEN}) == PolicyLengthSettings(**GIVEN)
+
+
+def test_a_controller_from_the_command_line(config):
+    set_keys(config, {"lenvm.scale": None})
+    block = {"kind": "dual", "target": 60, "step_size": 0.05, "accuracy_floor": 0.8}
+    set_keys(config, {"lenvm.controller": block})
+    controller = read_policy_settings(config).make_controller()
+    assert isinstance(controller, DualAscent)
+    assert (controller.target, controller.accuracy_floor) == (60.0, 0.8)
+
+
+def test_without_a_critic_lengths_are_only_logged():
+    settings = PolicyLengthSettings(use="none")
+    assert settings.make_controller().scale == 0.0
+    PolicyLengthSettings(use="none", checkpoint="lenvm")  # values are logged
+
+
+def shaping(**given):
+    return PolicyLengthSettings(**{**GIVEN, "use": "shaping", **given})
+
+
+def test_shaping_under_grpo_below_gamma_1_is_refused_with_the_trap(config):
+    with pytest.raises(ValueError, match=r"even a perfect value pays for length.*\+6\.0"):
+        check_against_verl(config, shaping(gamma_shape=0.997))
+    check_against_verl(config, shaping(gamma_shape=1.0))
+    assert shaping_discount(shaping(), config.algorithm) == 1.0
+
+
+@pytest.mark.parametrize("estimator", ["gae", "reinforce_plus_plus"])
+def test_shaping_takes_the_discount_of_estimators_that_have_one(config, estimator):
+    set_keys(config, {"algorithm.adv_estimator": estimator, "algorithm.gamma": 0.99})
+    assert shaping_discount(shaping(), config.algorithm) == 0.99
+    assert shaping_discount(shaping(gamma_shape=0.99), config.algorithm) == 0.99
+    with pytest.raises(ValueError, match="discounted with the same gamma"):
+        check_against_verl(config, shaping(gamma_shape=0.997))
+
+
+def test_checkpoints_in_the_background_are_refused(config):
+    set_keys(config, {"actor_rollout_ref.actor.checkpoint.async_save": True})
+    with pytest.raises(ValueError, match="async_save=true.*Set it to false"):
+        check_against_verl(config, read_policy_settings(config))
