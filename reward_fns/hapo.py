@@ -72,7 +72,7 @@ class Hapo:
         Returns:
             `prompts_with_history`, the number of prompts ever answered right.
         """
-        kept, scores, counts = clean_group(correct, tokens)
+        kept, scores, counts = clean_group(correct, tokens, prompt_ids)
         for position, score, count in zip(kept, scores, counts, strict=True):
             if is_right(score):
                 name = str(prompt_ids[position])

@@ -88,7 +88,7 @@ def sample_reward(fn: Callable[..., float]) -> Callable[..., float]:
 
 
 def clean_group(
-    correct: Sequence[Any], tokens: Sequence[Any]
+    correct: Sequence[Any], tokens: Sequence[Any], prompt_ids: Sequence[str] | None = None
 ) -> tuple[list[int], list[float], list[float]]:
     """The positions with a usable count, and their scores and counts.
 
@@ -101,6 +101,10 @@ def clean_group(
         raise ValueError(
             f"{len(correct)} task scores but {len(tokens)} token counts: pass one of each per "
             "sample of the prompt"
+        )
+    if prompt_ids is not None and len(prompt_ids) != len(tokens):
+        raise ValueError(
+            f"{len(prompt_ids)} prompt ids but {len(tokens)} token counts: name every sample's prompt"
         )
     counts = [clean_count(count) for count in tokens]
     kept = [position for position, count in enumerate(counts) if count is not None]

@@ -8,7 +8,7 @@
 
 c task score, n response tokens; coverage(L, d) share of the monitored responses of difficulty d
 with at most L tokens; k(d) right answers that a group of K samples of that difficulty has at
-least: floor(2K/3), floor(K/3) and 1. So a target is never so short that no right answer of a group
+least: floor(2K/3), floor(K/3) and 1, but never 0. So a target is never so short that no right answer of a group
 is expected within it.
 
 Source: Liu et al., arXiv 2505.15612; official code hkust-nlp/Laser,
@@ -85,8 +85,8 @@ class LaserD:
         self._grid = [shortest + step * number for number in range(size)]
         self._longest = longest
         self._least_right = {
-            "easy": int(samples * 2 / 3),
-            "medium": int(samples / 3),
+            "easy": max(2 * samples // 3, 1),
+            "medium": max(samples // 3, 1),
             "hard": 1,
         }
         self.targets = dict.fromkeys(DIFFICULTIES, float(longest))
@@ -115,7 +115,7 @@ class LaserD:
         Returns:
             `target_easy`, `target_medium` and `target_hard`, in tokens.
         """
-        kept, scores, counts = clean_group(correct, tokens)
+        kept, scores, counts = clean_group(correct, tokens, prompt_ids)
         groups: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for position, score, count in zip(kept, scores, counts, strict=True):
             groups[str(prompt_ids[position])].append((score, count))

@@ -1,6 +1,8 @@
 """The registry: names, kinds, and one way to call them all."""
 
 import inspect
+import subprocess
+import sys
 
 import pytest
 
@@ -68,3 +70,12 @@ def test_unknown_names_list_the_known_ones():
 def test_one_count_per_score():
     with pytest.raises(ValueError, match="2 task scores but 1 token counts"):
         get_length_reward("kimi").bind().group_rewards([1, 0], [10])
+
+
+def test_importing_the_package_is_light():
+    code = (
+        "import sys, reward_fns, reward_fns.demo, reward_fns.code_tests, reward_fns.math_answer\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'verl', 'sympy', 'math_verify'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

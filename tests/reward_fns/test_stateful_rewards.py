@@ -112,6 +112,12 @@ def test_laser_d_changes_targets_every_few_batches_only():
     assert [reward.update(*batch)["target_easy"] for _ in range(3)] == [50, 50, 10]
 
 
+@pytest.mark.parametrize("build", [Hapo, laser_d])
+def test_a_batch_names_every_samples_prompt(build):
+    with pytest.raises(ValueError, match="1 prompt ids but 2 token counts"):
+        build().update([1, 0], [10, 20], ["a"])
+
+
 STATEFUL = [
     (lambda: Hapo(), "hapo"),
     (lambda: ADlp(), "a_dlp"),
