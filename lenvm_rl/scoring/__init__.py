@@ -2,7 +2,9 @@
 
 interface    what a scorer is: slots, histories, logits of candidates
 settings     what one request asks for
-rows         what is known of a request in one step
+rows, batch  what is known of a request in one step, and of all of them as tensors
+trunk        a LenVM's trunk with keys and values of its rows in slots
+histories    how the slots catch up with their rows
 exact        candidates run through the LenVM, one pass per step
 q_head       all candidates from one hidden state, of the LenVM or of the policy
 guide        from logits to guided logits

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from lenvm_rl.model import LengthValueModel
 from lenvm_rl.scoring.attention import Pass, Segment, to_device
-from lenvm_rl.scoring.exact import ExactScorer, HistoryRow
+from lenvm_rl.scoring.exact import ExactScorer
+from lenvm_rl.scoring.histories import HistoryRow, HistoryTrunk
 from lenvm_rl.scoring.interface import History
 
 
@@ -63,7 +64,7 @@ class CandidateTable:
         return self._head.combine(states[:, None], self._tokens[ids]).masked_fill_(~mask, 0.0)
 
 
-class QHeadScorer(ExactScorer):
+class QHeadScorer(HistoryTrunk):
     """Candidate values from the LenVM's own trunk, one token per row and step.
 
     Shares slots, prompt passes and prefix reuse with the exact scorer; a step runs the newest
@@ -83,9 +84,13 @@ class QHeadScorer(ExactScorer):
     ):
         self._candidates = CandidateTable(model)
         super().__init__(
-            model, slots=slots, max_length=max_length, max_candidates=1, chunk_tokens=chunk_tokens
+            model,
+            slots=slots,
+            max_length=max_length,
+            max_candidates=model.config.vocab_size,  # none of them takes room in the store
+            spare=0,
+            chunk_tokens=chunk_tokens,
         )
-        self.max_candidates = model.config.vocab_size  # none of them takes room in the store
         # W1 h of each slot's last token; valid while the slot holds its whole history.
         self._states = torch.zeros(slots, self._candidates.inner_size, device=self.device)
 
