@@ -1,0 +1,196 @@
+"""Which checkpoints may judge a policy, on what workers, and what is read of its completions?"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from tensordict import TensorDict
+from transfer_queue import KVBatchMeta
+from verl.utils.config import omega_conf_to_dataclass
+
+from lenvm_rl.verl import rollout_batch
+from lenvm_rl.verl.length_critic import LengthCritic, worker_block
+from lenvm_rl.verl.policy_settings import PolicyLengthSettings
+from lenvm_rl.verl.queue import finish_reason
+from lenvm_rl.verl.rollout_batch import read_rollouts
+from tests.tiny import make_policy, make_tokenizer
+from tests.verl.engines import make_lenvm
+
+FOLDER = Path(__file__).parents[2] / "recipes" / "grpo_length"
+GAMMA = 0.95
+
+
+@pytest.fixture(scope="module")
+def composed():
+    with initialize_config_dir(config_dir=str(FOLDER), version_base=None):
+        return compose(
+            config_name="demo",
+            overrides=[
+                "lenvm.checkpoint=lenvm",
+                *("data.max_prompt_length=40", "data.max_response_length=80"),
+            ],
+        )
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory, composed):
+    path = tmp_path_factory.mktemp("policy")
+    return saved_policy(path, composed, make_tokenizer())
+
+
+def saved_policy(path, config, tokenizer):
+    make_policy("llama").save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    model = config.actor_rollout_ref.model.copy()
+    model.path = str(path)
+    return omega_conf_to_dataclass(model)
+
+
+def critic_of(composed, policy, path, **settings):
+    given = {"checkpoint": str(path), "scale": 0.1, **settings}
+    return LengthCritic(composed.copy(), PolicyLengthSettings(**given), policy)
+
+
+def test_a_lenvm_of_the_policy_is_taken_with_its_gamma(composed, policy, tmp_path):
+    critic = critic_of(composed, policy, make_lenvm(tmp_path / "lenvm", gamma=GAMMA))
+    assert critic.gamma == critic.loss.gamma == GAMMA
+    assert critic_of(composed, policy, tmp_path / "lenvm", gamma=GAMMA).gamma == GAMMA
+
+
+def test_gamma_set_twice_is_refused(composed, policy, tmp_path):
+    path = make_lenvm(tmp_path / "lenvm", gamma=GAMMA)
+    with pytest.raises(ValueError, match="gamma is set twice: lenvm.gamma=0.9, .* with 0.95"):
+        critic_of(composed, policy, path, gamma=0.9)
+
+
+def test_a_lenvm_that_was_never_trained_is_refused(composed, policy, lenvm):
+    with pytest.raises(ValueError, match="has no gamma: it was never trained"):
+        critic_of(composed, policy, lenvm)
+
+
+def test_a_lenvm_of_another_tokenizer_is_refused(composed, tmp_path):
+    path = make_lenvm(tmp_path / "lenvm", gamma=GAMMA)
+    other = saved_policy(tmp_path / "other", composed, make_tokenizer(prefix="x"))
+    with pytest.raises(ValueError, match="another tokenizer .* every length would be wrong"):
+        critic_of(composed, other, path)
+
+
+def test_a_plain_critic_is_refused(composed, policy):
+    with pytest.raises(ValueError, match=r"lenvm.checkpoint=.* holds a 'llama' model .* not a"):
+        critic_of(composed, policy, policy.path)
+
+
+def test_responses_beyond_the_context_are_refused(composed, policy, tmp_path):
+    path = make_lenvm(tmp_path / "lenvm", gamma=GAMMA, max_positions=64)
+    with pytest.raises(ValueError, match="has 120 tokens, more than the trunk has positions"):
+        critic_of(composed, policy, path)
+
+
+def test_its_workers_take_verls_critic_settings_but_for_what_differs(composed):
+    settings = PolicyLengthSettings(
+        checkpoint="lenvm", scale=0.1, worker={"optim": {"lr": 0.5}, "use_dynamic_bsz": False}
+    )
+    block = worker_block(composed, settings)
+    assert block.model.path == "lenvm" and block.fsdp.forward_only is True
+    assert block.optim.lr == 0.5 and block.use_dynamic_bsz is False
+    assert block.model.use_remove_padding is True
+    assert block.fsdp.mixed_precision.param_dtype == "fp32"
+    assert block.ppo_max_token_len_per_gpu == composed.critic.ppo_max_token_len_per_gpu
+    refreshed = PolicyLengthSettings(checkpoint="lenvm", scale=0.1, refresh=True)
+    assert worker_block(composed, refreshed).fsdp.forward_only is False
+    assert composed.critic.model.path != "lenvm", "verl's own block stays as it is"
+
+
+def test_a_worker_key_that_verl_has_not_is_refused(composed):
+    settings = PolicyLengthSettings(checkpoint="lenvm", scale=0.1, worker={"learning_rate": 0.5})
+    with pytest.raises(ValueError, match="lenvm.worker=.*does not fit verl's critic block"):
+        worker_block(composed, settings)
+
+
+# --- completions off the queue ---------------------------------------------------------------
+
+
+def objects(cells):
+    array = np.empty(len(cells), dtype=object)
+    array[:] = cells
+    return array
+
+
+@pytest.fixture
+def queue(monkeypatch):
+    """A queue that holds four rows: two samples of a prompt, one of another, one that fills up."""
+    columns = {
+        "prompts": [[5, 6], [5, 6], [7], [1]],
+        "responses": [[8, 9, 1], [8, 9], [9, 9, 9, 1], [1]],
+        "response_mask": [[1, 1, 1], [1, 1], [1, 0, 1, 1], [0]],
+        "rm_scores": [[0.0, 0.0, 1.0], [0.0, 0.5], [0.0, 0.0, 0.0, 0.25], [0.0]],
+    }
+    extra = [{"reward_extra_info": {"acc": 0.0}}, {}, {"finish_reason": "length"}, {}]
+    info = [{"target": 3}, {"target": 3}, {"target": 9}, {}]
+
+    kinds = {"rm_scores": torch.float32, "responses": torch.int64, "response_mask": torch.int64}
+
+    def get(keys, partition_id, select_fields):
+        rows = [["a_0_0", "a_1_0", "b_0_0", "pad_0_0"].index(key) for key in keys]
+        data = {
+            name: torch.nested.as_nested_tensor(
+                [torch.tensor(cells[i], dtype=kinds.get(name)) for i in rows], layout=torch.jagged
+            )
+            for name, cells in columns.items()
+        }
+        out = TensorDict(data, batch_size=len(rows))
+        out["extra_fields"] = objects([extra[i] for i in rows]).tolist()
+        out["extra_info"] = objects([info[i] for i in rows]).tolist()
+        return out
+
+    monkeypatch.setattr(rollout_batch.tq, "kv_batch_get", get)
+    return columns
+
+
+META = KVBatchMeta(
+    partition_id="train",
+    keys=["a_0_0", "a_1_0", "b_0_0", "pad_0_0"],
+    tags=[{}, {}, {}, {"is_padding": True}],
+)
+
+
+def test_completions_are_read_without_the_rows_that_fill_up(queue):
+    got = read_rollouts(META, eos={1}, columns=("target",))
+    assert got.keys == ["a_0_0", "a_1_0", "b_0_0"]
+    assert got.finished.tolist() == [True, False, False]  # the engine's word beats the last token
+    assert got.mask.tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 1, 1]]
+    assert got.lengths.tolist() == [3, 2, 3] and [r.length for r in got.rows] == [3, 2, 4]
+    assert got.groups.tolist() == [0, 0, 1]
+    assert got.scores.tolist() == [1.0, 0.5, 0.25]
+    assert got.correct.tolist() == [0.0, 0.5, 0.25]  # acc where the reward function says it
+    assert got.columns == {"target": [3, 3, 9]}
+    assert got.rows[0].prompt_id == got.rows[1].prompt_id != got.rows[2].prompt_id
+
+
+def test_an_empty_response_is_refused(queue):
+    for name in ("responses", "response_mask", "rm_scores"):
+        queue[name][1] = []
+    with pytest.raises(ValueError, match="completion a_1_0 has no tokens: even an empty answer"):
+        read_rollouts(META, eos={1})
+
+
+def test_how_a_completion_ended():
+    assert finish_reason([4, 1], None, {1}) == "stop"
+    assert finish_reason([4, 5], {}, {1}) == "length"
+    assert finish_reason([4, 5], {"finish_reason": "stop"}, {1}) == "stop"  # a stop string
+
+
+def test_budgets_that_some_prompts_lack_end_the_run_before_it_starts():
+    datasets = pytest.importorskip("datasets")
+    from lenvm_rl.verl.length_terms import budgets_of
+    from lenvm_rl.verl.policy_trainer import _data_column
+
+    table = datasets.Dataset.from_list([{"budget": 8}, {"budget": None}, {"budget": 16}])
+    with pytest.raises(ValueError, match=r"1 of 3 prompts have no budget \(row 1: None\)"):
+        budgets_of(_data_column(table, "budget"), "budget")
+    nested = datasets.Dataset.from_list([{"extra_info": {"budget": 8}}])
+    assert _data_column(nested, "budget") == [8]
+    with pytest.raises(ValueError, match="1 of 1 prompts"):
+        budgets_of(_data_column(nested, "budgets"), "budgets")
