@@ -59,9 +59,11 @@ class ControlSettings:
     """Candidates per step, at most ..."""
     min_p: float = MIN_P
     """... and none below this share of the most probable one's probability."""
-    short_weight: float = 2.5
+    short_weight: float = 5.0
     """equal: what a token too few costs, in tokens too many. The Length Score falls 2.5 times as
-    fast below the target as above it (5 |d| against 2 d); 1 aims at the smallest deviation."""
+    fast below the target as above it (5 |d| against 2 d); and a continuation is valued as the
+    policy would write it unguided, so guidance can still end it earlier, but not make it longer. On
+    the shipped policy 1, 2.5, 5 and 10 score 82, 89, 92 and 93; 1 is the paper's distance."""
 
     def __post_init__(self) -> None:
         if not all(0 < q < 1 for q in self.quantiles):
