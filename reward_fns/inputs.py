@@ -104,7 +104,8 @@ def clean_group(
         )
     if prompt_ids is not None and len(prompt_ids) != len(tokens):
         raise ValueError(
-            f"{len(prompt_ids)} prompt ids but {len(tokens)} token counts: name every sample's prompt"
+            f"{len(prompt_ids)} prompt ids but {len(tokens)} token counts: name the prompt of "
+            "every sample"
         )
     counts = [clean_count(count) for count in tokens]
     kept = [position for position, count in enumerate(counts) if count is not None]

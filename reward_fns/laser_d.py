@@ -8,8 +8,8 @@
 
 c task score, n response tokens; coverage(L, d) share of the monitored responses of difficulty d
 with at most L tokens; k(d) right answers that a group of K samples of that difficulty has at
-least: floor(2K/3), floor(K/3) and 1, but never 0. So a target is never so short that no right answer of a group
-is expected within it.
+least: floor(2K/3), floor(K/3) and 1, but never 0. So a target is never so short that no right
+answer of a group is expected within it.
 
 Source: Liu et al., arXiv 2505.15612; official code hkust-nlp/Laser,
 `verl/utils/reward_score/length_penalty.py` and `count_length_distribution.py`: bonus 0.5, wrong
