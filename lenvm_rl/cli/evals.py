@@ -81,7 +81,7 @@ def eval_control(
     min_p: Annotated[float, typer.Option(help="Candidates: least relative probability.")] = 0.02,
     short_weight: Annotated[
         float, typer.Option(help="equal: cost of a token too few, in tokens too many.")
-    ] = 2.5,
+    ] = 5.0,
     batch_size: Annotated[int, typer.Option(help="Rows generated at once.", min=1)] = 64,
     limit: Annotated[int | None, typer.Option(help="Use at most so many prompts.")] = None,
     seed: SeedOption = 0,
