@@ -15,5 +15,6 @@ export HYDRA_FULL_ERROR=1 PYTHONWARNINGS=${PYTHONWARNINGS:-ignore} RAY_USAGE_STA
 export RAY_worker_register_timeout_seconds=${RAY_worker_register_timeout_seconds:-300}
 export TOKENIZERS_PARALLELISM=false WANDB_MODE=${WANDB_MODE:-offline}
 
-exec "${PYTHON:-python}" -m verl.trainer.main_ppo \
-  --config-path "$here" --config-name "$recipe" hydra.output_subdir=null hydra.run.dir=. "$@"
+# Hydra itself leaves nothing behind: the checkpoint directory is the run's directory.
+exec "${PYTHON:-python}" -m verl.trainer.main_ppo --config-path "$here" --config-name "$recipe" \
+  hydra.output_subdir=null hydra.run.dir=. hydra/job_logging=stdout "$@"
