@@ -8,9 +8,9 @@ batch of graded completions into advantages per token. Published rewards go thro
 and so does the bare answer, which all LenVM forms start from:
 
     objective   A + s A_len          A_len: GAE over -(1 - gamma), LenVM as baseline
-    shaping     A + s A_F            A_F: GAE over F_t = Phi_{t+1} - Phi_t, Phi = V, gamma_shape 1.
-                                     Summed over a response as GRPO sums, F changes nothing; it is
-                                     here as credit per token, with the same lambda
+    shaping     r + sum_t F_t        F_t = s (Phi_{t+1} - Phi_t), Phi = V: GRPO sums token rewards,
+                                     and at gamma_shape 1 the sum is the same for all samples of a
+                                     prompt (but cut ones), so nothing should change
     budget      A + s A_n            A_n: GAE towards -max(0, L - n) / n; n as a strength
 """
 
@@ -26,7 +26,6 @@ from torch import Tensor
 from lenvm_rl.core import (
     budget_advantage,
     combine,
-    gae,
     length_advantage,
     normalise_advantage,
     shaping_rewards,
@@ -147,9 +146,14 @@ def rewards_of(batch: Graded, bound: BoundReward | None) -> list[float]:
 
 def advantages(method: Method, batch: Graded, bound: BoundReward | None, *, lam: float) -> Tensor:
     """[B, T] advantages of the batch under a method."""
-    per_row = task_advantage(rewards_of(batch, bound), batch.prompt_ids)
+    rewards = rewards_of(batch, bound)
+    if method.name == "shaping":
+        scale = float(method.strength or 0)
+        term = shaping_rewards(batch.values, batch.mask, batch.finished, gamma=1.0, scale=scale)
+        rewards = [r + f for r, f in zip(rewards, term.sum(1).tolist(), strict=True)]
+    per_row = task_advantage(rewards, batch.prompt_ids)
     task = per_row[:, None] * batch.mask
-    if method.family != "lenvm":
+    if method.family != "lenvm" or method.name == "shaping":
         return task
     if method.name == "budget":
         tokens = torch.full((len(batch.lengths),), float(method.strength or 0))
@@ -157,13 +161,6 @@ def advantages(method: Method, batch: Graded, bound: BoundReward | None, *, lam:
             batch.lengths_left, batch.mask, batch.finished, tokens, kind="at_most", lam=lam
         )
         return combine(task, dense, batch.mask, scale=BUDGET_SCALE)
-    if method.name == "shaping":
-        rewards = shaping_rewards(batch.values, batch.mask, batch.finished, gamma=1.0, scale=1.0)
-        # The sum over lambda**k is a Monte Carlo return with that discount.
-        dense = gae(rewards, torch.zeros_like(rewards), batch.mask, gamma=lam, lam=1.0)
-    else:
-        dense = length_advantage(
-            batch.values, batch.mask, batch.finished, gamma=batch.gamma, lam=lam
-        )
+    dense = length_advantage(batch.values, batch.mask, batch.finished, gamma=batch.gamma, lam=lam)
     dense = normalise_advantage(dense, batch.mask, how="batch_std")
     return combine(task, dense, batch.mask, scale=float(method.strength or 0))

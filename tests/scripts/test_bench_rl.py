@@ -156,6 +156,12 @@ def test_of_two_right_answers_the_shorter_gets_more(name):
     assert a[0, 0] > a[1, 0]
 
 
+def test_shaping_changes_nothing_under_grpo():
+    plain = advantages(Method("none"), graded(), None, lam=0.95)
+    shaped = advantages(Method("shaping", 2), graded(), None, lam=0.95)
+    torch.testing.assert_close(shaped, plain, atol=1e-5, rtol=0)
+
+
 def test_published_rewards_go_through_their_groups():
     method = Method("kimi", 2)
     bound = LENGTH_REWARDS["kimi"].bind(weight=1.0)
