@@ -1,7 +1,8 @@
-"""verl edge: pretraining of length value models on verl's critic workers, on GPUs or on a CPU.
+"""verl edge: length value models are pretrained, and judge policies in training; GPUs or a CPU.
 
-The one way in is `python -m verl.trainer.main_ppo ... trainer.v1.trainer_mode=lenvm_pretrain`
-(see recipes/pretrain). `plugin` registers everything with verl; nothing here edits verl's files.
+The ways in are `python -m verl.trainer.main_ppo ... trainer.v1.trainer_mode=lenvm_pretrain` (see
+recipes/pretrain) and `=lenvm` (see recipes/grpo_length, ppo_length, budget). `plugin` registers
+everything with verl; nothing here edits verl's files.
 
     plugin, lazy      what is registered and when, and a check that says so aloud
     cpu               the CPU platform: FSDP2 over gloo, one Ray "GPU" slot per CPU worker
@@ -9,7 +10,8 @@ The one way in is `python -m verl.trainer.main_ppo ... trainer.v1.trainer_mode=l
     facts, objective  what a rollout file holds, what is trained on it, and whether it fits
     offline           rollout file -> batches, resumable in the middle of an epoch
     on_policy         verl's rollout engine -> rollout file -> batches
-    replica           a transformers rollout engine for machines without vLLM
+    replica, weights  a transformers rollout engine for machines without vLLM
+    queue             completions as they lie in verl's TransferQueue
     batch, loss       rollouts -> verl's no-padding batch -> lenvm_rl.core
     engine, worker    FSDP engine of a length value model (raw logits, LoRA, merged export)
     packed_attention  sequences in one row, without flash-attn and without a mask
@@ -17,6 +19,17 @@ The one way in is `python -m verl.trainer.main_ppo ... trainer.v1.trainer_mode=l
     step_metrics      what is logged about a step
     checkpoint        what is written when, so that a kill at any moment leaves a way back
     trainer           the trainer mode that ties these together
+
+A policy in training:
+
+    policy_settings   its `lenvm:` block, and what makes no sense is refused
+    length_critic     a LenVM on workers of its own beside verl's actor and critic
+    rollout_batch     a step's completions as tensors
+    length_terms      values -> advantage, potential or budget term of every token
+    group_reward      published length rewards over the samples of a prompt
+    reward_manager    true token counts for reward functions
+    policy_metrics    lengths, staleness, sizes of terms, alarms
+    policy_trainer    the trainer mode that ties these together
 
 Importing this package imports nothing; its modules need `pip install "lenvm-rl[verl]"`.
 """
