@@ -17,9 +17,9 @@ LONGEST = 1e12  # tokens; a larger count is garbage
 RIGHT = 0.5  # a task score from here on counts as a right answer where a formula asks yes or no
 
 REMEDY = (
-    "length rewards count token ids, never characters: let "
-    "lenvm_rl.verl.reward_manager.LengthRewardManager fill extra_info['response_tokens'], or pass "
-    "the number of response tokens yourself"
+    "length rewards count token ids, never characters: set reward.reward_manager.name=lenvm_length "
+    "(lenvm_rl.verl.reward_manager.LengthRewardManager fills extra_info['response_tokens']), or "
+    "pass the number of response tokens yourself"
 )
 
 
