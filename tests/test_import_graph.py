@@ -97,6 +97,7 @@ def test_reward_functions_import_no_engine():
     for file in found:
         for module in imported_names(file):
             top = module.split(".")[0]
-            assert top not in {"verl", "vllm", "ray", "transformers", "torch"}, f"{file}: {module}"
-            if top == "lenvm_rl":
-                assert module.startswith(REWARD_FNS_MAY_IMPORT), f"{file} may not import {module}"
+            allowed = top in {"reward_fns", *sys.stdlib_module_names}
+            allowed |= module.startswith(REWARD_FNS_MAY_IMPORT)
+            allowed |= top == "math_verify" and file.name == "math_worker.py"
+            assert allowed, f"{file} may not import {module}"
