@@ -25,6 +25,7 @@ A policy in training:
     policy_settings   its `lenvm:` block, and what makes no sense is refused
     length_critic     a LenVM on workers of its own beside verl's actor and critic
     rollout_batch     a step's completions as tensors
+    length_state      what a checkpoint keeps of the length term
     length_terms      values -> advantage, potential or budget term of every token
     group_reward      published length rewards over the samples of a prompt
     reward_manager    true token counts for reward functions

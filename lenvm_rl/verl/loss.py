@@ -20,6 +20,7 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.metric import AggregationType, Metric
 
 from lenvm_rl.core import (
+    boundary_weights,
     censored_squared_error,
     label,
     length_targets,
@@ -34,8 +35,9 @@ from lenvm_rl.core import (
 class LengthValueLoss:
     """Squared error of the length value, token-mean over the global batch (LenVM eq. 9).
 
-        loss = sum_t w_t (p(z_t) - y_t)**2 / sum over the global batch of w
+        loss = sum_t b_t w_t (p(z_t) - y_t)**2 / sum over the global batch of w
 
+    w is 0 or 1; b is `boundary_weight` at s_0 and 1 elsewhere. Metrics leave b out.
     Every token has the same weight whatever the micro-batching, the number of data-parallel
     workers and the packing. An instance is picklable and is verl's `loss_fn`.
     """
@@ -50,6 +52,8 @@ class LengthValueLoss:
     """Lambda of the returns; 1 is the closed form."""
     cut: str = "drop"
     """Completions cut by the token limit: drop, bootstrap or censored."""
+    boundary_weight: float = 1.0
+    """Weight of s_0, the state before the first response token, where others have 1."""
 
     def __call__(
         self, model_output: dict[str, Tensor], data: TensorDict, dp_group: Any = None
@@ -72,12 +76,14 @@ class LengthValueLoss:
         tokens = max(float(tu.get(data, "batch_num_tokens")), 1.0)
         scale = float(tu.get(data, "dp_size")) / tokens
         error = censored_squared_error(prediction, targets, censored, target=self.target)
-        loss = masked_sum(error, weights) * scale
+        states = boundary_weights(mask, boundary_weight=self.boundary_weight)
+        loss = masked_sum(error, weights * states) * scale
         with torch.no_grad():
+            squared = masked_sum(error, weights) * scale
             absolute = masked_sum((prediction - targets).abs(), weights) * scale
             mean = masked_sum(prediction, weights) * scale
         return loss, {
-            "mse": _summed(loss.detach()),
+            "mse": _summed(squared),
             "mae": _summed(absolute),
             "prediction_mean": _summed(mean),
         }

@@ -55,6 +55,7 @@ def make_loss(
         length_scale=_length_scale(settings, stored, facts),
         lam=settings.lam,
         cut=settings.cut,
+        boundary_weight=settings.boundary_weight,
     )
 
 

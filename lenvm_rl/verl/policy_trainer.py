@@ -10,7 +10,6 @@ Nothing is whitened together with the task advantage.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from lenvm_rl.rollouts.atomic import replacing
 from lenvm_rl.verl import checkpoint as checkpoints
 from lenvm_rl.verl.group_reward import GroupReward
 from lenvm_rl.verl.length_critic import LengthCritic
+from lenvm_rl.verl.length_state import LengthState
 from lenvm_rl.verl.length_terms import LengthValues, advantage_term, budgets_of, shaping_term
 from lenvm_rl.verl.plugin import POLICY_TRAINER_MODE, check_registered
 from lenvm_rl.verl.policy_metrics import (
@@ -63,6 +63,7 @@ class LengthAwareTrainer(PPOTrainerSync):
         self.controller = self.settings.make_controller()
         self.alarm = LengthAlarm(self.settings.alarm_low, self.settings.alarm_high)
         self.reward = GroupReward.of(self.settings.length_reward)
+        self.state = LengthState(self.settings.use, self.controller, self.alarm, self.reward)
         with open_dict(config):
             # verl compares the mode with "sync" in several places; this loop is a synchronous one.
             config.trainer.v1.trainer_mode = "sync"
@@ -225,17 +226,8 @@ class LengthAwareTrainer(PPOTrainerSync):
         directory.mkdir(parents=True, exist_ok=True)
         if self.length_critic is not None:
             self.length_critic.save(directory, self.global_steps)
-        with replacing(directory / checkpoints.STATE) as temporary:
-            temporary.write_text(json.dumps(self._length_state(), indent=2) + "\n")
+        self.state.save(directory)
         super()._save_checkpoint()
-
-    def _length_state(self) -> dict[str, Any]:
-        return {
-            "use": self.settings.use,
-            "controller": self.controller.state_dict(),
-            "first_mean_length": self.alarm.reference,
-            "length_reward": None if self.reward is None else self.reward.state_dict(),
-        }
 
     def _resumed_from(self) -> Path:
         trainer = self.config.trainer
@@ -245,23 +237,7 @@ class LengthAwareTrainer(PPOTrainerSync):
         return checkpoints.step_directory(root, self.global_steps)
 
     def _load_length_state(self, directory: Path) -> None:
-        if not (directory / checkpoints.STATE).is_file():
-            raise ValueError(
-                f"{directory} was not written by trainer mode {POLICY_TRAINER_MODE!r} (no "
-                f"{checkpoints.STATE}): the state of its length term is unknown. Start from its "
-                "weights instead: actor_rollout_ref.model.path, trainer.resume_mode=disable."
-            )
-        state = checkpoints.read_state(directory)
-        if state["use"] != self.settings.use:
-            raise ValueError(
-                f"{directory} was trained with lenvm.use={state['use']}, this run has "
-                f"{self.settings.use}. Use the same, or start from its weights: "
-                "actor_rollout_ref.model.path, trainer.resume_mode=disable."
-            )
-        self.controller.load_state_dict(state["controller"])
-        self.alarm.reference = state["first_mean_length"]
-        if self.reward is not None and state["length_reward"] is not None:
-            self.reward.load_state_dict(state["length_reward"])
+        self.state.load(directory)
         if self.length_critic is not None:
             self.length_critic.load(directory)
         print(f"resumed the length term from {directory}: scale {self.controller.scale:g}")

@@ -45,6 +45,9 @@ class LengthValueSettings:
     """Lambda of the returns in [0, 1]; 1 is best in the paper and has the closed form."""
     cut: str = "drop"
     """Completions cut by the token limit: drop, bootstrap or censored."""
+    boundary_weight: float = 1.0
+    """Weight of the state before the first response token, where all others have 1. Lengths
+    predicted from the prompt alone are learnt faster, values inside responses a little slower."""
     grouped: bool = False
     """Shuffle prompts and keep each one's completions together (an ablation; it hurts)."""
     seed: int = 0
@@ -66,6 +69,11 @@ class LengthValueSettings:
             )
         if not 0 <= self.lam <= 1:
             raise ValueError(f"lenvm.lam must be in [0, 1], got {self.lam}; 1 is the closed form.")
+        if not 0 < self.boundary_weight < float("inf"):
+            raise ValueError(
+                f"lenvm.boundary_weight must be a positive number, got {self.boundary_weight}; 1 "
+                "weighs all states alike."
+            )
         if self.window_rows < 1:
             raise ValueError(f"lenvm.window_rows must be at least 1, got {self.window_rows}.")
         if self.target not in (None, "return") and (self.lam != 1 or self.cut == "bootstrap"):

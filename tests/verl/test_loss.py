@@ -58,6 +58,16 @@ def test_by_hand():
     assert metrics["mae"].aggregate() == pytest.approx((0.4 + 0.56 + 0.4) / 3, rel=1e-6)
 
 
+def test_the_boundary_weight_multiplies_s0_in_the_loss_and_not_in_the_metrics():
+    logits = nested([[9.0, 0.0, 9.0], [math.log(3), 0.0, 9.0]])
+    loss, metrics = LengthValueLoss(gamma=GAMMA, boundary_weight=5.0)(
+        {"values": logits}, hand_batch()
+    )
+    first, second, later = (0.5 - 0.1) ** 2, (0.75 - 0.19) ** 2, (0.5 - 0.1) ** 2
+    assert loss.item() == pytest.approx((5 * first + 5 * second + later) / 3, rel=1e-6)
+    assert metrics["mse"].aggregate() == pytest.approx((first + second + later) / 3, rel=1e-6)
+
+
 def test_a_perfect_model_has_no_loss_at_any_length():
     rows = make_rows(5, longest=60)
     batch = with_globals(make_batch(rows, loss=LengthValueLoss(gamma=GAMMA), workers=1), 1)

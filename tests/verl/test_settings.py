@@ -46,6 +46,7 @@ def set_keys(config, keys):
         ({"lam": 1.5}, r"lenvm.lam must be in \[0, 1\], got 1.5"),
         ({"length_scale": -3}, "lenvm.length_scale must be a positive number"),
         ({"window_rows": 0}, "lenvm.window_rows must be at least 1"),
+        ({"boundary_weight": 0.0}, "lenvm.boundary_weight must be a positive number, got 0.0"),
         ({"target": "length", "lam": 0.9}, "no lambda-returns"),
         ({"target": "length", "cut": "bootstrap"}, "no lambda-returns"),
         ({"train_rollouts": None}, "lenvm.train_rollouts is not set"),
