@@ -23,7 +23,7 @@ from lenvm_rl.core.controllers import (
     Schedule,
     make_controller,
 )
-from lenvm_rl.core.cuts import CUTS, length_targets, value_targets
+from lenvm_rl.core.cuts import CUTS, boundary_weights, length_targets, value_targets
 from lenvm_rl.core.guidance import MODES, Guided, RowNumbers, forbids_eos, guide, tokens_left
 from lenvm_rl.core.horizon import (
     check_gamma,
@@ -109,6 +109,7 @@ __all__ = [
     "Schedule",
     "at_positions",
     "binary_cross_entropy",
+    "boundary_weights",
     "budget_advantage",
     "budget_potential",
     "calibration",

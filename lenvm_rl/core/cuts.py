@@ -117,6 +117,33 @@ def value_targets(
     return torch.where(use_closed, closed.to(returns.dtype), returns), weights, censored
 
 
+def boundary_weights(response_mask: Tensor, *, boundary_weight: float) -> Tensor:
+    """Weight of every state when s_0, the state at the prompt's end, counts for more than one.
+
+    Only one state of a completion is at the prompt's end, so of a loss that weighs tokens equally
+    it has the share 1/L, and the length predicted before the first token is learnt last. A weight
+    that depends on t alone, and not on what is still to come, moves no target: the minimiser is
+    E[G | s] whatever it is (weights such as 1/L do move it, LenVM appendix E).
+
+    Args:
+        response_mask: [B, T], non-zero at generated tokens.
+        boundary_weight: of s_0, > 0; 1 weighs all states alike.
+    Returns:
+        [B, T] float32: boundary_weight at the first token of the mask, 1 at the others, else 0.
+    Raises:
+        ValueError: a weight that is not a positive number.
+    """
+    check_rank(response_mask, name="response_mask", axes="BT")
+    if not 0.0 < boundary_weight < float("inf"):
+        raise ValueError(
+            f"boundary_weight must be a positive number, got {boundary_weight}; 1 weighs all "
+            "states alike"
+        )
+    counted = response_mask != 0
+    first = counted & (counted.long().cumsum(1) == 1)
+    return counted.float() + first.float() * (boundary_weight - 1.0)
+
+
 def _constants(values: Tensor | None, mask: Tensor, *, lam: float, cut: str) -> Tensor:
     """The model's own values where they enter the targets, without gradient."""
     if values is None:

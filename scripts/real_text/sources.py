@@ -32,6 +32,9 @@ from lenvm_rl.rollouts import (
 )
 
 GSM8K, MATH, STORIES = "gsm8k", "math", "stories"
+ANSWER = "<|answer|>"
+"""Ends every prompt, as a chat template's turn marks do: s_0 is then a state of its own kind, and
+not one more full stop."""
 _BYTE_EOS = 256
 _BYTES = TextCodec(
     encode=lambda text: text.encode(),
@@ -169,13 +172,13 @@ def story_prompts(tokenizer: Any, stories: Path, *, count: int, seed: int) -> li
 
 
 def train_bpe(texts: Iterable[str], vocab: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of `vocab` entries with one special token, its EOS."""
+    """A byte-level BPE tokenizer of `vocab` entries, two of them special: its EOS and `ANSWER`."""
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab,
-        special_tokens=["<|end|>"],
+        special_tokens=["<|end|>", ANSWER],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -184,8 +187,9 @@ def train_bpe(texts: Iterable[str], vocab: int) -> PreTrainedTokenizerFast:
 
 
 def encode_bytes(paths: Iterable[Path], out: Path, tokenizer: Any) -> None:
-    """Rewrite rollout files of bytes as one file of a tokenizer's ids."""
+    """Rewrite rollout files of bytes as one file of ids; every prompt ends in `ANSWER`."""
     codec = TextCodec.from_tokenizer(tokenizer, tokenizer_sha=tokenizer_sha(tokenizer))
+    answer_id = tokenizer.convert_tokens_to_ids(ANSWER)
     with ExitStack() as stack:
         writer = stack.enter_context(
             RolloutWriter(
@@ -199,7 +203,7 @@ def encode_bytes(paths: Iterable[Path], out: Path, tokenizer: Any) -> None:
             writer.append(
                 replace(
                     row,
-                    prompt_ids=codec.prompt(bytes(row.prompt_ids).decode()),
+                    prompt_ids=[*codec.prompt(bytes(row.prompt_ids).decode()), answer_id],
                     response_ids=codec.completion(
                         _response_text(row.response_ids), finished=not row.cut
                     ),

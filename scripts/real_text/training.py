@@ -16,7 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lenvm_rl.core import censored_squared_error, masked_mean, predict, value_targets
+from lenvm_rl.core import (
+    boundary_weights,
+    censored_squared_error,
+    masked_sum,
+    predict,
+    value_targets,
+)
 from lenvm_rl.model import LengthValueModel
 from lenvm_rl.rollouts import Rollout, RolloutStream
 from lenvm_rl.rollouts.progress import progress_bar
@@ -32,7 +38,7 @@ class Recipe:
     """Wall time after which training ends, decayed to zero like the last epoch's end."""
     learning_rate: float
     """Peak, after a warm-up of 2 % of the steps."""
-    batch_rows: int = 32
+    batch_rows: int = 16
     """Completions per optimiser step."""
     micro_tokens: int = 8192
     """Padded tokens per forward pass."""
@@ -40,6 +46,8 @@ class Recipe:
     """Of matrices; vectors have none."""
     cut: str = "drop"
     """What to do with completions that the token limit cut: see `lenvm_rl.core.cuts`."""
+    boundary_weight: float = 20.0
+    """Weight of s_0, where all other states have 1: one state in hundreds is at a prompt's end."""
     seed: int = 0
 
 
@@ -151,7 +159,9 @@ def _step(
         # Padding is on the right and attention is causal: no state sees it.
         values = predict(model.length_logits(batch.ids))
         error = censored_squared_error(values, batch.targets, batch.censored)
-        loss = masked_mean(error, batch.weights, denom=denom)  # adds up to the batch's token mean
+        states = boundary_weights(batch.weights, boundary_weight=recipe.boundary_weight)
+        # Adds up to the batch's token mean, but for the weight of s_0.
+        loss = masked_sum(error, batch.weights * states) / denom
         loss.backward()
         total += loss.item()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 from lenvm_rl.core import (
     CUTS,
+    boundary_weights,
     censored_squared_error,
     discounted_returns,
     gae,
@@ -185,3 +186,27 @@ def test_bad_finished():
             call(FINISHED[:2])
     with pytest.raises(ValueError, match="unknown cut 'bootstrap': use one of drop, censored"):
         length_targets(MASK, FINISHED, cut="bootstrap")
+
+
+def test_boundary_weights_by_hand():
+    weights = boundary_weights(MASK, boundary_weight=7.0)
+    assert weights.tolist() == [[7, 1, 1, 0], [0, 7, 1, 1], [7, 0, 0, 0]]
+    assert torch.equal(boundary_weights(MASK, boundary_weight=1.0), MASK.float())
+
+
+def test_a_boundary_weight_moves_no_minimum():
+    """The mean of the returns minimises the loss of a state shared by rows, whatever its weight."""
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    targets = discounted_returns(mask, gamma=GAMMA)
+    best = targets[:, 0].mean()
+    for weight in (0.5, 1.0, 20.0):
+        value = best.clone().requires_grad_()
+        error = (value - targets[:, 0]) ** 2 * boundary_weights(mask, boundary_weight=weight)[:, 0]
+        error.sum().backward()
+        assert value.grad.item() == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])
+def test_a_boundary_weight_is_a_positive_number(weight):
+    with pytest.raises(ValueError, match="boundary_weight must be a positive number"):
+        boundary_weights(MASK, boundary_weight=weight)
