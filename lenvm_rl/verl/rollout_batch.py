@@ -64,10 +64,8 @@ class RolloutBatch:
 
     def get(self, name: str) -> Tensor:
         """A column of the queue with one entry per response token, padded to [B, T]."""
-        data = tq.kv_batch_get(
-            keys=self.keys, partition_id=self.partition, select_fields=[name, "response_mask"]
-        )
-        return _padded(list(data[name].unbind()), self.mask.shape[1])
+        data = tq.kv_batch_get(keys=self.keys, partition_id=self.partition, select_fields=[name])
+        return _padded(cells(data, name), self.mask.shape[1])
 
 
 def read_rollouts(
