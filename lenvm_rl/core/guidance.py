@@ -108,7 +108,9 @@ def guide(
     check_same_shape(log_probs=log_probs, lengths=lengths, mask=mask, is_eos=is_eos)
     rows = RowNumbers.of(numbers, like=log_probs, present=present)
     step = _Step(log_probs, lengths, mask, is_eos, _log_gamma(gamma, like=log_probs))
-    left = tokens_left(rows.target, rows.generated, count_eos=rows.count_eos)
+    left = torch.zeros(())
+    if any("target" in _READS.get(mode, ()) for mode in present):
+        left = tokens_left(rows.target, rows.generated, count_eos=rows.count_eos)
     codes = mode[:, None]
 
     result = step.log_probs
