@@ -1,0 +1,273 @@
+"""What becomes of verl's advantages? The trainer's step on a queue in memory, on verl's estimators."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transfer_queue as tq
+from hydra import compose, initialize_config_dir
+from omegaconf import open_dict
+from torch.testing import assert_close
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo import core_algos
+from verl.utils import tensordict_utils as tu
+
+from lenvm_rl.core import length_advantage
+from lenvm_rl.verl.group_reward import GroupReward
+from lenvm_rl.verl.length_state import LengthState
+from lenvm_rl.verl.policy_metrics import LengthAlarm
+from lenvm_rl.verl.policy_settings import PolicyLengthSettings
+from lenvm_rl.verl.policy_trainer import LengthAwareTrainer
+
+FOLDER = Path(__file__).parents[2] / "recipes" / "grpo_length"
+GAMMA = 0.9
+LENGTHS = [3, 1, 5, 4]
+FINISHED = [True, True, True, False]
+SCORES = [1.0, 0.0, 1.0, 0.0]
+KEYS = ["a_0_0", "a_1_0", "b_0_0", "b_1_0", "pad_0_0"]
+META = KVBatchMeta(partition_id="train", keys=KEYS, tags=[{}, {}, {}, {}, {"is_padding": True}])
+MASK = torch.arange(5)[None] < torch.tensor(LENGTHS)[:, None]
+LOGITS = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+VALUES = -torch.sigmoid(LOGITS)
+
+
+class Queue:
+    """verl's queue in memory: {column: {key: cell}}."""
+
+    def __init__(self, scores=SCORES):
+        rows = [*LENGTHS, 1]
+        ends = [*(1 if done else 9 for done in FINISHED), 1]
+        self.columns = {
+            "uid": dict(zip(KEYS, ["a", "a", "b", "b", "pad"], strict=True)),
+            "prompts": {key: torch.tensor([5, 6]) for key in KEYS},
+            "responses": {
+                key: torch.tensor([7] * (n - 1) + [end])
+                for key, n, end in zip(KEYS, rows, ends, strict=True)
+            },
+            "response_mask": {
+                key: torch.ones(n, dtype=torch.long) for key, n in zip(KEYS, rows, strict=True)
+            },
+            "rm_scores": {
+                key: torch.tensor([0.0] * (n - 1) + [score])
+                for key, n, score in zip(KEYS, rows, [*scores, 0.0], strict=True)
+            },
+            "values": {
+                key: 0.1 * torch.arange(float(n)) for key, n in zip(KEYS, rows, strict=True)
+            },
+            "old_log_probs": {key: torch.zeros(n) for key, n in zip(KEYS, rows, strict=True)},
+        }
+        self.columns["response_mask"]["pad_0_0"][:] = 0
+
+    def get(self, keys, partition_id, select_fields):
+        out = {}
+        for name in select_fields:
+            if name not in self.columns:
+                continue
+            cells = [self.columns[name][key] for key in keys]
+            if torch.is_tensor(cells[0]):
+                cells = torch.nested.as_nested_tensor(cells, layout=torch.jagged)
+            out[name] = cells
+        return tu.get_tensordict(out)
+
+    def put(self, keys, partition_id, fields=None, tags=None):
+        for name, column in fields.items():
+            cells = dict(zip(keys, column.unbind(), strict=True))
+            self.columns[name] = {**self.columns.get(name, {}), **cells}
+        return META
+
+    def padded(self, name):
+        """The column at the four completions, [4, 5]."""
+        out = torch.zeros(4, 5)
+        for i, key in enumerate(KEYS[:4]):
+            cell = self.columns[name][key]
+            out[i, : len(cell)] = cell
+        return out
+
+
+@pytest.fixture(scope="module")
+def composed():
+    with initialize_config_dir(config_dir=str(FOLDER), version_base=None):
+        return compose(config_name="demo", overrides=["lenvm.checkpoint=lenvm"])
+
+
+@pytest.fixture
+def step(composed, monkeypatch):
+    """step(queue, algorithm settings, **lenvm block) -> (queue, metrics, trainer)."""
+
+    def run(algorithm=None, queue=None, **block):
+        queue = queue or Queue()
+        monkeypatch.setattr(tq, "kv_batch_get", queue.get)
+        monkeypatch.setattr(tq, "kv_batch_put", queue.put)
+        trainer = object.__new__(LengthAwareTrainer)
+        trainer.config = composed.copy()
+        with open_dict(trainer.config):
+            trainer.config.algorithm.update(algorithm or {})
+        given = {"checkpoint": "lenvm", "scale": 0.5, "lam": 0.7, **block}
+        trainer.settings = PolicyLengthSettings(**given)
+        trainer.controller = trainer.settings.make_controller()
+        trainer.alarm = LengthAlarm(0.3, 3.0)
+        trainer.reward = GroupReward.of(trainer.settings.length_reward)
+        trainer.state = LengthState(
+            trainer.settings.use, trainer.controller, trainer.alarm, trainer.reward
+        )
+        trainer.timing_raw, trainer.global_steps, trainer._eos = {}, 1, {1}
+        trainer.length_critic = SimpleNamespace(
+            gamma=GAMMA,
+            model=SimpleNamespace(target="return", gamma=GAMMA, length_scale=None),
+            logits=lambda rows: LOGITS,
+            refresh=lambda rows: {"lenvm/refresh/mse": float(len(rows))},
+        )
+        if trainer.settings.checkpoint is None:
+            trainer.length_critic = None
+        metrics: dict = {}
+        trainer._compute_advantage(META, metrics)
+        return queue, metrics, trainer
+
+    return run
+
+
+def a_len(lam=0.7):
+    end = VALUES.gather(1, torch.tensor(LENGTHS)[:, None])[:, 0]
+    return length_advantage(
+        VALUES[:, :5], MASK, torch.tensor(FINISHED), gamma=GAMMA, lam=lam, end_value=end
+    )
+
+
+def verls(step, **algorithm):
+    """verl's own advantages, without a length term."""
+    queue, *_ = step(algorithm, checkpoint=None, use="none", scale=None)
+    return queue.padded("advantages")
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "gae", "rloo", "reinforce_plus_plus"])
+def test_the_length_advantage_is_added_to_any_estimators(step, estimator):
+    algorithm = {"adv_estimator": estimator}
+    task = verls(step, **algorithm)
+    queue, metrics, _ = step(algorithm)
+    assert_close(queue.padded("advantages"), task + 0.5 * a_len() * MASK, atol=1e-6, rtol=0)
+    assert_close(queue.padded("len_values"), VALUES[:, :5] * MASK)
+    assert metrics["lenvm/scale"] == 0.5
+    rms = (0.25 * a_len()[MASK] ** 2).mean().sqrt().item()
+    assert metrics["lenvm/advantage_rms"] == pytest.approx(rms, rel=1e-5)
+
+
+def test_the_task_critic_learns_the_tasks_returns_alone(step):
+    plain, *_ = step({"adv_estimator": "gae"}, checkpoint=None, use="none", scale=None)
+    queue, *_ = step({"adv_estimator": "gae"})
+    assert_close(queue.padded("returns"), plain.padded("returns"))
+
+
+def test_rows_that_fill_up_take_no_part(step):
+    queue, metrics, _ = step({"adv_estimator": "grpo"})
+    assert not queue.columns["advantages"]["pad_0_0"].any()
+    assert "pad_0_0" not in queue.columns["len_values"]
+    assert metrics["length/mean"] == 3.25 and metrics["length/share_cut"] == 0.25
+
+
+def test_a_group_of_equal_rewards_still_learns_its_length(step):
+    queue, metrics, _ = step({"adv_estimator": "grpo"}, queue=Queue(scores=[1.0] * 4))
+    assert_close(queue.padded("advantages"), 0.5 * a_len() * MASK, atol=1e-6, rtol=0)
+    assert metrics["lenvm/advantage_share"] == pytest.approx(1.0, abs=1e-5)
+
+
+def test_shaping_under_grpo_leaves_finished_groups_as_they_are(step):
+    queue, metrics, _ = step({"adv_estimator": "grpo"}, use="shaping", scale=0.3)
+    # Prompt a: both samples ended (in prompt b one was cut and keeps its potential). The sum is
+    # -Phi(s_0); samples of one prompt share s_0 and so do not differ by it, these random values do.
+    shift = 0.3 * -VALUES[:2, 0]
+    scores = torch.tensor(SCORES[:2]) + shift
+    wanted = (scores - scores.mean()) / (scores.std() + 1e-6)
+    got = queue.padded("advantages")
+    assert_close(got[:2, 0], wanted, atol=1e-5, rtol=0)
+    assert metrics["lenvm/shaping_sum"] > 0
+    assert_close(queue.padded("rm_scores").sum(1), torch.tensor(SCORES))  # the task's, as logged
+
+
+def test_shaping_under_gae_is_gae_on_shaped_rewards(step):
+    algorithm = {"adv_estimator": "gae", "gamma": 0.8, "lam": 0.6}
+    queue, *_ = step(algorithm, use="shaping", scale=0.3)
+    rewards = queue.padded("rm_scores")
+    end = VALUES.gather(1, torch.tensor(LENGTHS)[:, None])
+    phi = torch.cat([VALUES[:, :5], end], 1)
+    for b, (n, done) in enumerate(zip(LENGTHS, FINISHED, strict=True)):
+        after = torch.cat([phi[b, 1:n], torch.zeros(1) if done else end[b]])
+        rewards[b, :n] += 0.3 * (0.8 * after - phi[b, :n])
+    pad = torch.zeros(1, 5)
+    _, returns = core_algos.compute_gae_advantage_return(
+        token_level_rewards=torch.cat([rewards, pad]),
+        values=torch.cat([queue.padded("values"), pad]),
+        response_mask=torch.cat([MASK.float(), pad]),
+        gamma=0.8,
+        lam=0.6,
+    )
+    assert_close(queue.padded("returns") * MASK, returns[:4] * MASK, atol=1e-5, rtol=0)
+
+
+def test_without_a_critic_verls_advantages_stay_and_lengths_are_logged(step):
+    queue, metrics, _ = step({"adv_estimator": "grpo"}, checkpoint=None, use="none", scale=None)
+    assert "len_values" not in queue.columns and "lenvm/scale" not in metrics
+    assert metrics["length/p50"] == 3.5
+    watched, logged, _ = step({"adv_estimator": "grpo"}, use="none", scale=None)
+    assert_close(watched.padded("advantages"), queue.padded("advantages"))
+    assert logged["lenvm/value_rmse"] > 0
+
+
+def test_a_published_length_reward_replaces_the_score(step):
+    queue, *_ = step(
+        {"adv_estimator": "grpo"},
+        checkpoint=None,
+        use="none",
+        scale=None,
+        length_reward={"name": "kimi", "weight": 1.0},
+    )
+    # Prompt a: right with 3 tokens 0.5, wrong with 1 token 0; prompt b: 5 tokens 0.5, wrong 0.
+    rewards = torch.tensor([0.5, 0.0, 0.5, 0.0])
+    assert_close(queue.padded("rm_scores").sum(1), rewards)
+    assert (queue.padded("advantages")[:, 0].sign() == (rewards - 0.25).sign()).all()
+
+
+def test_the_budget_term_reads_the_data(step):
+    queue = Queue()
+    queue.columns["budget"] = dict(zip(KEYS, [3, 3, 8, 8, 3], strict=True))
+    got, metrics, _ = step(
+        {"adv_estimator": "grpo"}, queue=queue, use="budget", budget_column="budget", lam=1.0
+    )
+    task = verls(step, adv_estimator="grpo")
+    left = torch.log1p(LOGITS.exp()) / -torch.tensor(GAMMA).log()
+    # Row 0 ended as asked: its reward 0 against what was expected at the prompt.
+    expected = -(left[0, 0] - 3).abs() / 3
+    term = (got.padded("advantages") - task)[0, 0] / 0.5
+    assert term.item() == pytest.approx(-expected.item(), abs=1e-4)
+    assert metrics["lenvm/advantage_rms"] > 0
+
+
+def test_the_controller_moves_after_the_step(step):
+    _, metrics, trainer = step(
+        {"adv_estimator": "grpo"},
+        scale=None,
+        controller={"kind": "dual", "target": 2.0, "step_size": 0.1, "initial": 0.2},
+    )
+    assert metrics["lenvm/scale"] == 0.2
+    assert trainer.controller.scale == pytest.approx(0.2 + 0.1 * (3.25 / 2 - 1))
+
+
+def test_refresh_sees_the_completions_after_their_values_were_used(step):
+    _, metrics, _ = step({"adv_estimator": "grpo"}, refresh=True)
+    assert metrics["lenvm/refresh/mse"] == 4.0
+
+
+def test_refresh_refuses_tokens_that_the_policy_did_not_write(step):
+    queue = Queue()
+    queue.columns["response_mask"]["b_0_0"][2] = 0
+    with pytest.raises(ValueError, match="a tool's answer.*refresh=false"):
+        step({"adv_estimator": "grpo"}, queue=queue, refresh=True)
+
+
+def test_a_dump_holds_what_was_used(step, tmp_path):
+    step({"adv_estimator": "grpo"}, dump_dir=str(tmp_path))
+    held = torch.load(tmp_path / "step_1.pt", weights_only=False)
+    assert held["keys"] == KEYS[:4] and held["scale"] == 0.5
+    assert_close(held["length"], a_len() * MASK)
+    assert_close(held["total"], held["task"] + 0.5 * held["length"])
+    assert [len(r) for r in held["responses"]] == LENGTHS
