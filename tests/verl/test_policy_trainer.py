@@ -1,4 +1,4 @@
-"""What becomes of verl's advantages? The trainer's step on a queue in memory, on verl's estimators."""
+"""What becomes of verl's advantages? The trainer's step, on verl's own estimators, without Ray."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -37,6 +37,7 @@ class Queue:
 
     def __init__(self, scores=SCORES):
         rows = [*LENGTHS, 1]
+        sizes = list(zip(KEYS, rows, strict=True))
         ends = [*(1 if done else 9 for done in FINISHED), 1]
         self.columns = {
             "uid": dict(zip(KEYS, ["a", "a", "b", "b", "pad"], strict=True)),
@@ -55,7 +56,7 @@ class Queue:
             "values": {
                 key: 0.1 * torch.arange(float(n)) for key, n in zip(KEYS, rows, strict=True)
             },
-            "old_log_probs": {key: torch.zeros(n) for key, n in zip(KEYS, rows, strict=True)},
+            "old_log_probs": {key: torch.zeros(n) for key, n in sizes},
         }
         self.columns["response_mask"]["pad_0_0"][:] = 0
 
