@@ -151,9 +151,11 @@ def test_kill_9_loses_and_repeats_nothing(vllm, lenvm, tmp_path, monkeypatch):
     out = tmp_path / "out"
     words = ["lenvm", "generate", "--model", "demo", "--lenvm", str(lenvm), "--out", str(out)]
     words += ["--max-tokens", "60", "--prompts", "demo:12", "--at-most", "20", "-n", "2"]
+    # As a user runs it, but without compiling the policy.
     program = (
-        "import sys, lenvm_rl.vllm.generate as g, lenvm_rl.cli as cli\n"
-        f"g._AT_ONCE = 4\nsys.argv = {words!r}\ncli.main()"
+        "import functools, sys, lenvm_rl.vllm.generate as generate, lenvm_rl.cli as cli\n"
+        "generate._engine = functools.partial(generate._engine, enforce_eager=True)\n"
+        f"generate._AT_ONCE = 4\nsys.argv = {words!r}\ncli.main()"
     )
     child = subprocess.Popen([sys.executable, "-c", program])
     deadline = time.monotonic() + 300
@@ -164,7 +166,7 @@ def test_kill_9_loses_and_repeats_nothing(vllm, lenvm, tmp_path, monkeypatch):
     before = rows_of(out)
     assert 4 <= len(before) < 24
 
-    again = [sys.executable, "-m", "lenvm_rl.cli", *words[1:]]
+    again = [sys.executable, "-c", program]
     result = subprocess.run(again, capture_output=True, text=True, timeout=600, check=False)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout.strip().splitlines()[-1])

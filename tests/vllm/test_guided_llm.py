@@ -85,26 +85,63 @@ def test_lengths_obey(vllm, guided, prompts):
     assert all(spoken(c) <= 25 for c in run(vllm, guided, prompts, equal))
 
 
-def test_the_logprob_of_a_sampled_token_is_that_of_the_guided_distribution(
-    vllm, guided, prompts, lenvm
-):
-    temperature = 0.8
-    answers = run(
-        vllm, guided, prompts[:3], TILT, temperature=temperature, logprobs=0, max_tokens=24
-    )
+@pytest.fixture(scope="module")
+def tilted(lenvm):
+    """(history, temperature) -> candidates [12] and log p' [12] of TILT, computed without vLLM."""
     policy = AutoModelForCausalLM.from_pretrained(policy_path(), dtype=torch.float32).eval()
     model = LengthValueModel.from_pretrained(lenvm).eval()
+
+    @torch.inference_mode()
+    def compute(history, temperature):
+        history = torch.tensor(history)
+        top = (policy(history[None]).logits[0, -1] / temperature).topk(12)
+        whole = torch.cat([history.expand(12, -1), top.indices[:, None]], dim=1)
+        u = torch.sigmoid(model.length_logits(whole)[:, -1])
+        u = u.masked_fill(top.indices == EOS, 0.0)
+        return top.indices, torch.log_softmax(top.values + TILT["lenvm_beta"] * u, -1)
+
+    return compute
+
+
+def test_the_logprob_of_a_sampled_token_is_that_of_the_guided_distribution(
+    vllm, guided, prompts, tilted
+):
+    sampling = {"temperature": 0.8, "logprobs": 0, "max_tokens": 24}
+    answers = run(vllm, guided, prompts[:3], TILT, **sampling)
     for prompt, answer in zip(prompts, answers, strict=False):
         for step, token in enumerate(answer.token_ids):
-            history = torch.tensor([*prompt, *answer.token_ids[:step]])
-            with torch.inference_mode():
-                top = (policy(history[None]).logits[0, -1] / temperature).topk(12)
-                whole = torch.cat([history.expand(12, -1), top.indices[:, None]], dim=1)
-                z = model.length_logits(whole)[:, -1]
-            u = torch.sigmoid(z).masked_fill(top.indices == EOS, 0.0)
-            guided_log_probs = torch.log_softmax(top.values + TILT["lenvm_beta"] * u, -1)
-            expected = guided_log_probs[top.indices == token].item()
+            ids, log_probs = tilted([*prompt, *answer.token_ids[:step]], 0.8)
+            expected = log_probs[ids == token].item()
             assert answer.logprobs[step][token].logprob == pytest.approx(expected, abs=2e-4)
+
+
+def test_penalties_act_on_the_guided_distribution_among_its_candidates(
+    vllm, guided, prompts, tilted
+):
+    temperature, penalties = 0.8, {"repetition_penalty": 1.5, "presence_penalty": 0.7}
+    sampling = {"temperature": temperature, "logprobs": 0, "max_tokens": 24}
+    answers = run(vllm, guided, prompts[:3], TILT, **sampling, **penalties)
+    assert tokens(answers) != tokens(run(vllm, guided, prompts[:3], TILT, **sampling))
+    for prompt, answer in zip(prompts, answers, strict=False):
+        for step, token in enumerate(answer.token_ids):
+            output = list(answer.token_ids[:step])
+            ids, log_probs = tilted([*prompt, *output], temperature)
+            written = temperature * log_probs  # at most 0, so that repetition multiplies
+            seen = torch.isin(ids, torch.tensor([*prompt, *output]))
+            written = torch.where(seen, written * penalties["repetition_penalty"], written)
+            said = torch.isin(ids, torch.tensor(output, dtype=torch.long))
+            written = written - penalties["presence_penalty"] * said
+            expected = torch.log_softmax(written / temperature, -1)[ids == token]
+            assert len(expected) == 1, "no token but a candidate"
+            assert answer.logprobs[step][token].logprob == pytest.approx(expected.item(), abs=5e-4)
+
+
+def test_penalties_move_no_bound(vllm, guided, prompts):
+    penalties = {"repetition_penalty": 1.8, "frequency_penalty": 1.0}
+    most = {"lenvm_mode": "at_most", "lenvm_target": 15}
+    assert all(spoken(c) <= 15 for c in run(vllm, guided, prompts, most, **penalties))
+    least = {"lenvm_mode": "at_least", "lenvm_target": 30}
+    assert all(spoken(c) >= 30 for c in run(vllm, guided, prompts, least, **penalties))
 
 
 def test_greedy_requests_are_guided(vllm, guided, prompts):
