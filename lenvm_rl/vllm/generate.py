@@ -130,6 +130,7 @@ def _engine(run: GenerateRun, *, resumed: int, **settings: Any) -> Any:
     """vLLM's `LLM`. After `resumed` completions it draws from a stream of its own, so that what
     is left does not get the random numbers of what is done."""
     from vllm import LLM
+    from vllm.platforms import current_platform
 
     seed = completion_seed(run.seed, "resumed", resumed) % 2**31 if resumed else run.seed
     return LLM(
@@ -139,6 +140,7 @@ def _engine(run: GenerateRun, *, resumed: int, **settings: Any) -> Any:
             "additional_config": run.options.for_vllm(),
             "logprobs_mode": "processed_logprobs",
             "max_num_seqs": 64,
+            "enforce_eager": current_platform.is_cpu(),  # compiling there takes minutes
             "seed": seed,
             **settings,
         },
