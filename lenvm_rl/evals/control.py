@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from lenvm_rl.core import CONTROLS, lifebench_deviation, lifebench_score
-from lenvm_rl.evals.outcomes import Grader, Outcome, lengths_of, mean_of, measure
+from lenvm_rl.evals.outcomes import Grader, Outcome, lengths_of, mean_of, measure, share_right
 from lenvm_rl.evals.results import finite, save_results
 from lenvm_rl.evals.sampling import encode_prompt
 from lenvm_rl.model.generate import Completion, Request
@@ -118,7 +118,7 @@ def evaluate_control(
         generate: guided sampling of the policy, in process or by an engine.
         policy: the same policy as a transformers causal LM, for log-probabilities.
         prompts: what to answer; `ground_truth` is what the grader gets.
-        grader: None leaves accuracy at 0.
+        grader: None leaves accuracy undefined (NaN).
         notify: told what is sampled next.
     """
     settings = settings or ControlSettings()
@@ -269,7 +269,7 @@ def _rows(
                     "target": target,
                     "length": min(outcome.length, target) if cut else outcome.length,
                     "ended": outcome.ended and not cut,
-                    "right": outcome.right and not cut,
+                    "right": None if outcome.right is None else outcome.right and not cut,
                     "logprob": outcome.logprob,
                 }
             )
@@ -292,7 +292,7 @@ def _report(
     figures: dict[str, Any] = {
         "prompts": len({point["prompt"] for point in points}),
         "samples": settings.samples,
-        "unguided_accuracy": mean_of(unguided, "right"),
+        "unguided_accuracy": share_right([outcome.right for outcome in unguided]),
         "unguided_length": lengths_of(unguided).mean().item(),
         "unguided_logprob": mean_of(unguided, "logprob"),
     }
@@ -319,7 +319,7 @@ def _scores(control: str, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
         "length": length.mean().item(),
         "score": lifebench_score(length, target, control=control, failed=failed).mean().item(),
         "deviation": 100 * deviation.abs().mean().item(),
-        "accuracy": sum(row["right"] for row in rows) / len(rows),
+        "accuracy": share_right([row["right"] for row in rows]),
         "ended": sum(row["ended"] for row in rows) / len(rows),
         "logprob": sum(row["logprob"] for row in rows) / len(rows),
     }

@@ -6,6 +6,7 @@ like with like. Lengths here are response tokens without EOS, the count that tar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,10 +32,16 @@ class Outcome:
     """Response tokens without EOS."""
     ended: bool
     """Whether EOS came before the token limit."""
-    right: bool
-    """Whether the grader accepts it; an unfinished answer is wrong."""
+    right: bool | None
+    """Whether the grader accepts it; an unfinished answer is wrong. None without a grader."""
     logprob: float
     """Mean log-probability (nats) of its tokens under the unguided policy, EOS included."""
+
+
+def share_right(judged: Sequence[bool | None]) -> float:
+    """Accuracy; NaN where nothing was judged."""
+    known = [right for right in judged if right is not None]
+    return sum(known) / len(known) if known else math.nan
 
 
 def measure(
@@ -49,7 +56,7 @@ def measure(
 
     Args:
         policy: the unguided transformers causal LM.
-        grader: None counts nothing as right.
+        grader: None judges nothing.
     """
     logprobs = policy_logprobs(policy, [(prompt_ids[i], c.token_ids) for i, c in completions])
     outcomes = []
@@ -57,13 +64,13 @@ def measure(
         ended = completion.finish_reason == "stop"
         truth = ground_truths[index]
         text = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-        graded = ended and grader is not None and truth is not None
+        answered = ended and truth is not None
         outcomes.append(
             Outcome(
                 prompt=index,
                 length=len(completion.token_ids) - ended,
                 ended=ended,
-                right=bool(graded and grader(text, truth)),
+                right=None if grader is None else bool(answered and grader(text, truth)),
                 logprob=logprob,
             )
         )

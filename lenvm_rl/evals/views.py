@@ -49,7 +49,8 @@ def control_view(report: ControlReport) -> Table:
     figures = report.figures
     table = Table(
         title=f"Length control on {figures['prompts']} prompts; unguided: "
-        f"{figures['unguided_length']:.0f} tokens, accuracy {figures['unguided_accuracy']:.1%}, "
+        f"{figures['unguided_length']:.0f} tokens, "
+        f"accuracy {_share(figures['unguided_accuracy'])}, "
         f"log-probability {figures['unguided_logprob']:.2f} a token"
     )
     table.add_column("control")
@@ -62,11 +63,15 @@ def control_view(report: ControlReport) -> Table:
             row["method"],
             f"{row['score']:.1f}",
             f"{row['deviation']:.1f} %",
-            f"{row['accuracy']:.1%}",
+            _share(row["accuracy"]),
             f"{row['ended']:.1%}",
             f"{row['logprob']:.2f}",
         )
     return table
+
+
+def _share(x: float) -> str:
+    return "-" if math.isnan(x) else f"{x:.1%}"
 
 
 def tradeoff_view(report: TradeoffReport) -> Group:

@@ -40,4 +40,4 @@ def test_length_leaves_eos_out_and_an_unfinished_answer_is_wrong(policy):
     assert (second.length, second.ended, second.right) == (3, False, False)
     assert third.prompt == 1 and not third.right  # nothing to grade against
     assert seen == [(tokenizer.decode([5, 6], skip_special_tokens=True), "x")]
-    assert measure(policy, tokenizer, [[3]], ["x"], [(0, done)], None)[0].right is False
+    assert measure(policy, tokenizer, [[3]], ["x"], [(0, done)], None)[0].right is None
