@@ -186,18 +186,17 @@ def worker_block(config: DictConfig, settings: PolicyLengthSettings) -> DictConf
     block = OmegaConf.create(
         OmegaConf.to_container(copy.deepcopy(config).critic, resolve=True), flags={"struct": True}
     )
+    worker = settings.worker or {}
     try:
-        block = OmegaConf.merge(block, settings.worker)
+        block = OmegaConf.merge(block, worker)
     except OmegaConfBaseException as error:
         raise ValueError(
-            f"lenvm.worker={settings.worker} does not fit verl's critic block: {error}"
+            f"lenvm.worker={worker} does not fit verl's critic block: {error}"
         ) from error
     with open_dict(block):
         block.model.path = settings.checkpoint
         block.model.tokenizer_path = None
-        block.model.use_remove_padding = settings.worker.get("model", {}).get(
-            "use_remove_padding", True
-        )
-        block.use_dynamic_bsz = settings.worker.get("use_dynamic_bsz", True)
+        block.model.use_remove_padding = worker.get("model", {}).get("use_remove_padding", True)
+        block.use_dynamic_bsz = worker.get("use_dynamic_bsz", True)
         block.fsdp.forward_only = not settings.refresh
     return block

@@ -7,7 +7,7 @@ what verl's own keys make of it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -67,8 +67,9 @@ class PolicyLengthSettings:
     """Alarm when it rises above this multiple."""
     dump_dir: str | None = None
     """Directory that every step's tokens, values and advantages are written to (step_N.pt)."""
-    worker: dict[str, Any] = field(default_factory=dict)
-    """Keys of verl's critic block in which the length critic's workers differ from it."""
+    worker: dict[str, Any] | None = None
+    """Keys of verl's critic block in which the length critic's workers differ from it, e.g.
+    {optim: {lr: 1e-5}} for refresh."""
 
     def __post_init__(self) -> None:
         check_choice("lenvm.use", self.use, USES)
