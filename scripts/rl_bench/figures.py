@@ -15,6 +15,7 @@ from lenvm_rl.rollouts.atomic import replacing  # noqa: E402
 
 _LENVM = {
     "objective": "#1b6ca8",
+    "objective_right": "#e0a100",
     "objective_refresh": "#16a085",
     "shaping": "#8e44ad",
     "budget": "#d1603d",

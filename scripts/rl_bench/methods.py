@@ -7,7 +7,8 @@ batch of graded completions into advantages per token. Published rewards go thro
 
 and so does the bare answer, which all LenVM forms start from:
 
-    objective   A + s A_len          A_len: GAE over -(1 - gamma), LenVM as baseline
+    objective   A + s A_len          A_len: GAE over -(1 - gamma), LenVM as baseline; `_right` in
+                                     right answers alone, `_refresh` with a LenVM that learns on
     shaping     r + sum_t F_t        F_t = s (Phi_{t+1} - Phi_t), Phi = V: GRPO sums token rewards,
                                      and at gamma_shape 1 the sum is the same for all samples of a
                                      prompt (but cut ones), so nothing should change
@@ -34,8 +35,9 @@ from reward_fns import LENGTH_REWARDS, BoundReward
 
 NONE = "none"
 LENVM = {
-    "objective": ("scale", (0.1, 0.3, 1.0)),
-    "objective_refresh": ("scale", (0.1, 0.3, 1.0)),
+    "objective": ("scale", (0.03, 0.1, 0.3)),
+    "objective_right": ("scale", (0.1, 0.3, 1.0)),
+    "objective_refresh": ("scale", (0.03, 0.1, 0.3)),
     "shaping": ("scale", (0.1, 0.3, 1.0)),
     "budget": ("tokens", (56.0, 40.0, 28.0)),
 }
@@ -163,4 +165,7 @@ def advantages(method: Method, batch: Graded, bound: BoundReward | None, *, lam:
         return combine(task, dense, batch.mask, scale=BUDGET_SCALE)
     dense = length_advantage(batch.values, batch.mask, batch.finished, gamma=batch.gamma, lam=lam)
     dense = normalise_advantage(dense, batch.mask, how="batch_std")
-    return combine(task, dense, batch.mask, scale=float(method.strength or 0))
+    scale = torch.full((len(batch.lengths), 1), float(method.strength or 0))
+    if method.name == "objective_right":
+        scale = scale * torch.tensor(batch.correct)[:, None]
+    return combine(task, dense, batch.mask, scale=scale)

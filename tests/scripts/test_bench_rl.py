@@ -156,6 +156,16 @@ def test_of_two_right_answers_the_shorter_gets_more(name):
     assert a[0, 0] > a[1, 0]
 
 
+def test_length_pressure_on_right_answers_alone():
+    batch = graded()
+    plain = advantages(Method("none"), batch, None, lam=0.95)
+    everywhere = advantages(Method("objective", 2), batch, None, lam=0.95) - plain
+    right = advantages(Method("objective_right", 1), batch, None, lam=0.95) - plain
+    rows = torch.tensor(batch.correct) == 1  # both strengths are .3
+    torch.testing.assert_close(right[rows], everywhere[rows], atol=1e-6, rtol=0)
+    assert (right[~rows] == 0).all() and (everywhere[~rows][batch.mask[~rows]] != 0).all()
+
+
 def test_shaping_changes_nothing_under_grpo():
     plain = advantages(Method("none"), graded(), None, lam=0.95)
     shaped = advantages(Method("shaping", 2), graded(), None, lam=0.95)
