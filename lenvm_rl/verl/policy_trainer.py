@@ -68,6 +68,7 @@ class LengthAwareTrainer(PPOTrainerSync):
             # verl compares the mode with "sync" in several places; this loop is a synchronous one.
             config.trainer.v1.trainer_mode = "sync"
         super().__init__(config)
+        self.replay_buffer.poll_interval = 0.1  # verl looks every 2 s whether sampling is done
 
     # --- setting up ------------------------------------------------------------------------
 
