@@ -34,7 +34,7 @@ from lenvm_rl.evals.sampling import sample_to_file
 from lenvm_rl.model import LengthValueModel, describe_policy, load_tokenizer, save_checkpoint
 from lenvm_rl.rollouts import LengthReport, length_report, report_table, split_by_prompt
 
-TRAIN_PROMPTS, TRAIN_SAMPLES = 2200, 4
+TRAIN_PROMPTS, TRAIN_SAMPLES = 1900, 4
 VALIDATION_PROMPTS = 48  # of the training prompts: what verl's validation looks at
 HELDOUT_PROMPTS, HELDOUT_SAMPLES = 48, 64
 STATES, CONTINUATIONS = 192, 32
