@@ -171,12 +171,16 @@ class RowNumbers(NamedTuple):
             raise ValueError(f"unknown numbers {unknown}: use some of {', '.join(cls._fields)}")
         like = like.to(working_dtype(like.device))
         read = {name for mode in present for name in _READS.get(mode, ())}
-        rows: dict[str, Tensor | float] = dict.fromkeys(cls._fields, 0.0)
-        rows |= {"scale": 1.0, "short_weight": 1.0, "max_beta": 50.0}
+        rows = dict(_DEFAULTS)  # of what no mode reads, only the shape matters: one number
         for name in read:
-            row = per_row(numbers.get(name, rows[name]), like=like, name=name)
+            row = per_row(numbers.get(name, _DEFAULTS[name]), like=like, name=name)
             rows[name] = row.to(like.dtype)[:, None]
         return cls(**rows)
+
+
+_DEFAULTS = {name: torch.tensor(0.0) for name in RowNumbers._fields}
+_DEFAULTS |= {name: torch.tensor(1.0) for name in ("scale", "short_weight")}
+_DEFAULTS |= {"max_beta": torch.tensor(50.0)}
 
 
 class _Step:
