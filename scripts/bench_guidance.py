@@ -41,6 +41,7 @@ from guidance_cost.sections import where_time_goes
 from guidance_cost.shapes import SHAPES, Pair, make_pair
 from rich.console import Console
 
+from lenvm_rl.evals.results import finite
 from lenvm_rl.rollouts.atomic import replacing
 
 CONSOLE = Console(stderr=True)
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for case in shapes[name] if args.profile else ():
             title = f"{name}, {case['requests']} requests, K = {case['candidates']}"
             show_sections(title, case["sections"], CONSOLE)
-    line = json.dumps(report(shapes, args))
+    line = json.dumps(finite(report(shapes, args)), allow_nan=False)
     if args.json:
         with replacing(args.json) as file:
             file.write_text(line + "\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import Any
 
@@ -58,9 +59,12 @@ def within_bars(cases: list[dict[str, Any]]) -> dict[str, list[int]]:
 
 
 def _ratio(ours: list[float], theirs: list[float], rounds: int) -> float:
+    """Median over the rounds; over the whole run where a clock did not move within a round."""
     steps = len(ours) // rounds
     turns = [slice(i * steps, (i + 1) * steps) for i in range(rounds)]
-    return round(statistics.median(sum(ours[t]) / sum(theirs[t]) for t in turns), 3)
+    if all(sum(theirs[t]) > 0 for t in turns):
+        return round(statistics.median(sum(ours[t]) / sum(theirs[t]) for t in turns), 3)
+    return round(sum(ours) / sum(theirs), 3) if sum(theirs) > 0 else math.nan
 
 
 def show(shape: str, cases: list[dict[str, Any]], console: Console) -> None:
