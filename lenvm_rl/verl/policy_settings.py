@@ -6,11 +6,10 @@ what verl's own keys make of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lenvm_rl.core import (
     BUDGETS,
@@ -21,7 +20,7 @@ from lenvm_rl.core import (
     check_scale,
     make_controller,
 )
-from lenvm_rl.verl.settings import AUTO, check_choice, number
+from lenvm_rl.verl.settings import AUTO, check_choice, number, read_block
 
 USES = ("none", "objective", "shaping", "budget")
 
@@ -152,24 +151,12 @@ class PolicyLengthSettings:
 
 
 def read_policy_settings(config: DictConfig) -> PolicyLengthSettings:
-    """The `lenvm:` block of a composed configuration.
+    """The `lenvm:` block of a policy's configuration.
 
     Raises:
         ValueError: the block is missing, has an unknown key, or a value out of range.
     """
-    block = OmegaConf.select(config, "lenvm")
-    if block is None:
-        raise ValueError(
-            "the configuration has no `lenvm:` block: compose it from lenvm_ppo "
-            "(defaults: [lenvm_ppo, _self_]; see recipes/grpo_length)."
-        )
-    given: Mapping[str, Any] = OmegaConf.to_container(block, resolve=True)
-    known = [f.name for f in fields(PolicyLengthSettings)]
-    unknown = sorted(set(given) - set(known))
-    if unknown:
-        raise ValueError(
-            f"unknown key(s) in the lenvm block: {', '.join(unknown)}. Known: {', '.join(known)}."
-        )
+    given = read_block(config, PolicyLengthSettings, base="lenvm_ppo", recipe="grpo_length")
     return PolicyLengthSettings(**given)
 
 

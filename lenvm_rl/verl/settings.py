@@ -6,7 +6,6 @@ that verl 0.9 silently ignores for critics either take effect here or are refuse
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -98,25 +97,32 @@ class LengthValueSettings:
 
 
 def read_settings(config: DictConfig) -> LengthValueSettings:
-    """The `lenvm:` block of a composed configuration.
+    """The `lenvm:` block of a pretraining configuration; raises as `read_block` does."""
+    given = read_block(config, LengthValueSettings, base="lenvm_pretrain", recipe="pretrain")
+    return LengthValueSettings(**given)
+
+
+def read_block(config: DictConfig, settings: type, *, base: str, recipe: str) -> dict[str, Any]:
+    """The `lenvm:` block of a composed configuration, as arguments of the dataclass `settings`.
 
     Raises:
-        ValueError: the block is missing, has an unknown key, or a value out of range.
+        ValueError: the block is missing (the remedy names `base` and `recipe`), or has a key that
+            is no field of `settings`.
     """
     block = OmegaConf.select(config, "lenvm")
     if block is None:
         raise ValueError(
-            "the configuration has no `lenvm:` block: compose it from lenvm_pretrain "
-            "(defaults: [lenvm_pretrain, _self_]; see recipes/pretrain)."
+            f"the configuration has no `lenvm:` block: compose it from {base} "
+            f"(defaults: [{base}, _self_]; see recipes/{recipe})."
         )
-    given: Mapping[str, Any] = OmegaConf.to_container(block, resolve=True)
-    known = [field.name for field in fields(LengthValueSettings)]
+    given: dict[str, Any] = OmegaConf.to_container(block, resolve=True)
+    known = [field.name for field in fields(settings)]
     unknown = sorted(set(given) - set(known))
     if unknown:
         raise ValueError(
             f"unknown key(s) in the lenvm block: {', '.join(unknown)}. Known: {', '.join(known)}."
         )
-    return LengthValueSettings(**given)
+    return given
 
 
 def check_verl_settings(config: DictConfig) -> None:

@@ -56,8 +56,10 @@ def test_the_recipe_composes_and_passes_every_check(folder, name):
 @pytest.mark.parametrize(("folder", "name"), NAMED)
 def test_verl_takes_the_actors_settings(folder, name):
     config = composed(folder, name)
-    omega_conf_to_dataclass(config.actor_rollout_ref.actor)
-    omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
+    actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
+    rollout = omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
+    assert actor.ppo_mini_batch_size == config.actor_rollout_ref.actor.ppo_mini_batch_size
+    assert rollout.n == config.actor_rollout_ref.rollout.n
 
 
 def readme_overrides():

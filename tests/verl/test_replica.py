@@ -126,8 +126,12 @@ def test_weights_of_another_model_are_refused(server):
 
 def test_tied_weights_may_be_left_out(server):
     weights = make_policy("qwen2").state_dict()
+    whole = dict(weights)
     weights.pop("lm_head.weight", None)
     load(server, weights, 1)
+    without = generate(server, [2, 3])
+    load(server, whole, 1)
+    assert [a.token_ids for a in without] == [a.token_ids for a in generate(server, [2, 3])]
 
 
 def test_weights_do_not_change_under_a_completion(server):
