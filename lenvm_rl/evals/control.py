@@ -75,6 +75,7 @@ class ControlSettings:
                 f"unguided_samples is {self.unguided_samples}: the range of lengths that a prompt "
                 "can reach is read off them, take at least 4."
             )
+        GuidanceSettings(top_k=self.top_k, min_p=self.min_p, short_weight=self.short_weight)
         if self.prompt_template is not None and "{target}" not in self.prompt_template:
             raise ValueError(
                 f"prompt_template {self.prompt_template!r} does not say the target: put "

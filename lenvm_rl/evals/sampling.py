@@ -18,7 +18,7 @@ from lenvm_rl.model.generate import Completion, ContinuousSampler, Request
 from lenvm_rl.rollouts import Rollout, RolloutWriter
 from lenvm_rl.rollouts.progress import progress_bar
 from lenvm_rl.rollouts.prompts import Prompt
-from lenvm_rl.rollouts.resume import Completed, completed, completion_seed
+from lenvm_rl.rollouts.resume import Completed, check_distinct, completed, completion_seed
 
 # A kill loses the completions of prompts that are not whole yet, and at most so many others ...
 _FLUSH_ROWS = 512
@@ -260,13 +260,8 @@ def _check_tasks(sampler: ContinuousSampler, tasks: Sequence[Task]) -> None:
     """Every prompt fits, before any work is done."""
     if not tasks:
         raise ValueError("no prompts to sample: give at least one.")
-    seen: set[str] = set()
+    check_distinct(task.prompt_id for task in tasks)
     for task in tasks:
-        if task.prompt_id in seen:
-            raise ValueError(
-                f"prompt_id {task.prompt_id!r} occurs twice: completions are told apart by it."
-            )
-        seen.add(task.prompt_id)
         try:
             sampler.check(Request(task.prompt_ids, task.max_tokens))
         except ValueError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,3 +88,14 @@ def _check(out: Any, key: tuple[str, int], row: dict[str, Any], wanted: dict | N
         f"not make (found {found}): it was sampled with other prompts, settings or seed. "
         "Resume with the same arguments, or write to another directory."
     )
+
+
+def check_distinct(prompt_ids: Iterable[str]) -> None:
+    """Raise ValueError for a prompt_id that occurs twice."""
+    seen: set[str] = set()
+    for prompt_id in prompt_ids:
+        if prompt_id in seen:
+            raise ValueError(
+                f"prompt_id {prompt_id!r} occurs twice: completions are told apart by it."
+            )
+        seen.add(prompt_id)

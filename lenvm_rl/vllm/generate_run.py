@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lenvm_rl.rollouts import Rollout, RolloutReader
-from lenvm_rl.rollouts.resume import Completed, completed, completion_seed
+from lenvm_rl.rollouts.resume import Completed, check_distinct, completed, completion_seed
 from lenvm_rl.scoring import GuidanceSettings
 from lenvm_rl.vllm.options import GuidanceOptions
 
@@ -110,10 +110,4 @@ def check_prompts(prompts: Sequence[Rollout]) -> None:
     """Raise ValueError for no prompts, or one that is there twice."""
     if not prompts:
         raise ValueError("no prompts to complete: give at least one.")
-    seen: set[str] = set()
-    for prompt in prompts:
-        if prompt.prompt_id in seen:
-            raise ValueError(
-                f"prompt_id {prompt.prompt_id!r} occurs twice: completions are told apart by it."
-            )
-        seen.add(prompt.prompt_id)
+    check_distinct(prompt.prompt_id for prompt in prompts)

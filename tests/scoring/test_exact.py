@@ -141,10 +141,9 @@ class Engine:
             (act if self.running else self.admit)()
 
 
-def check(engine):
-    spread = torch.tensor(engine.values).std().item()
-    assert spread > 0.1 and len(engine.values) > 200
-    assert engine.worst < 1e-5
+def worth_comparing(engine):
+    """Whether the run valued enough candidates, and different ones."""
+    return len(engine.values) > 200 and torch.tensor(engine.values).std().item() > 0.1
 
 
 @pytest.mark.parametrize("trunk", TRUNKS)
@@ -152,7 +151,7 @@ def test_values_equal_a_full_recompute(trunk):
     model = make_lenvm(trunk)
     engine = Engine(model, make_scorer(model), seed=trunk)
     engine.run(60)
-    check(engine)
+    assert worth_comparing(engine) and engine.worst < 1e-5
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -161,7 +160,7 @@ def test_values_stay_exact_whatever_happens(lenvm, seed):
     scorer._drops_masked = seed < 4  # both paths, whatever the device
     engine = Engine(lenvm, scorer, seed)
     engine.run(120)
-    check(engine)
+    assert worth_comparing(engine) and engine.worst < 1e-5
     stats = scorer.stats
     assert min(stats.committed, stats.caught_up, stats.prefilled, stats.reused, stats.copied) > 0
 
