@@ -1,9 +1,10 @@
 """The mathematics of length value models: tensors in, tensors out, on torch alone.
 
 `horizon` converts lengths, values and logits; `targets` holds the parameterisations; `returns` and
-`cuts` the targets of each token; `losses` and `masked` the training loss; `metrics`, `boundary` and
-`lifebench` the evaluation; `candidates`, `tilt` and `guidance` the steering of generation;
-`advantages`, `shaping`, `controllers` and `ranking` reinforcement learning with a length critic.
+`cuts` the targets of each token; `losses` and `masked` the training loss; `metrics`, `boundary`,
+`length_tokens` and `lifebench` the evaluation; `candidates`, `tilt` and `guidance` the steering of
+generation; `advantages`, `shaping`, `controllers` and `ranking` reinforcement learning with a
+length critic.
 """
 
 from lenvm_rl.core.advantages import (
@@ -41,6 +42,7 @@ from lenvm_rl.core.horizon import (
     value_to_length,
     value_to_logit,
 )
+from lenvm_rl.core.length_tokens import td_scores
 from lenvm_rl.core.lifebench import CONTROLS, lifebench_deviation, lifebench_score
 from lenvm_rl.core.losses import (
     binary_cross_entropy,
@@ -166,6 +168,7 @@ __all__ = [
     "shaping_rewards",
     "shortest_of_group",
     "squared_error",
+    "td_scores",
     "tilt",
     "tilt_to_mean",
     "tokens_left",
