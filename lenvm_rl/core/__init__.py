@@ -43,7 +43,12 @@ from lenvm_rl.core.horizon import (
     value_to_logit,
 )
 from lenvm_rl.core.length_tokens import td_scores
-from lenvm_rl.core.lifebench import CONTROLS, lifebench_deviation, lifebench_score
+from lenvm_rl.core.lifebench import (
+    CONTROLS,
+    lifebench_deviation,
+    lifebench_official_score,
+    lifebench_score,
+)
 from lenvm_rl.core.losses import (
     binary_cross_entropy,
     censor,
@@ -141,6 +146,7 @@ __all__ = [
     "length_to_logit",
     "length_to_value",
     "lifebench_deviation",
+    "lifebench_official_score",
     "lifebench_score",
     "logit_error_floor",
     "logit_to_horizon",

@@ -9,6 +9,11 @@
 
 A failed generation scores 0 and deviates by 100 %, it is never dropped. Shapes are free and the
 functions elementwise: the benchmark's figures are the mean of the score and of `|d|` in percent.
+
+Two scorers carry the name. The paper of LIFEBench (arXiv 2505.16234) writes the formula above, and
+LenVM's tables use it: `lifebench_score`. LIFEBench's own program puts the deviation *in percent*
+into the exponent, so that 1 % too long costs what 100 % should: `lifebench_official_score`. Its
+figures are those of the public leaderboard; the two must not be mixed.
 """
 
 import torch
@@ -59,3 +64,32 @@ def lifebench_score(
     elif control == "at_least":
         score = torch.where(d >= 0, 100.0, score)
     return score if failed is None else torch.where(failed.bool(), 0.0, score)
+
+
+def lifebench_official_score(
+    length: Tensor, requested: Tensor, *, control: str = "equal"
+) -> Tensor:
+    """Score in [0, 100] as LIFEBench's own program computes it, elementwise, in float64.
+
+        p = (length - requested) / requested * 100
+        100 exp(5 p) for p < 0, 100 exp(-2 p) for p >= 0; at_most 100 for p < 0, at_least for p > 0
+
+    The percent in the exponent is the program's, not its paper's. The program leaves failed and
+    empty generations out of its means; that is the caller's to do, see
+    `evals.lifebench_official`.
+
+    Args:
+        length: words or tokens generated, any shape.
+        requested: as many asked for, > 0, same shape.
+        control: one of `CONTROLS`.
+    Source: LIFEBench, evaluate/evaluate_all_results.py at 143e1d6.
+    """
+    check_choice(control, name="control", known=CONTROLS)
+    check_same_shape(length=length, requested=requested)
+    percent = (length.double() - requested.double()) / requested.double() * 100
+    score = 100.0 * torch.exp(torch.where(percent < 0, 5.0 * percent, -2.0 * percent))
+    if control == "at_most":
+        return torch.where(percent < 0, 100.0, score)
+    if control == "at_least":
+        return torch.where(percent > 0, 100.0, score)
+    return score
