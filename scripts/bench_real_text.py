@@ -34,11 +34,11 @@ import torch
 from real_text.comparison import compare
 from real_text.figure import plot_positions
 from real_text.sources import GSM8K, MATH, STORIES, Source, completions_source, stories_source
-from real_text.training import Recipe, train
 from rich.console import Console
 from rich.table import Table
 
 from lenvm_rl.core import POSITIONS, gamma_from_lengths
+from lenvm_rl.evals.plain_training import Recipe, train
 from lenvm_rl.evals.results import finite, save_results
 from lenvm_rl.model import (
     LengthValueModel,
@@ -152,7 +152,7 @@ def run_completions(args: argparse.Namespace, work: Path) -> tuple[list, dict, d
         gamma=gamma_of(source),
         policy_name="44 models of ZeroEval on GSM8K, Qwen2.5-Math on MATH",
     )
-    recipe = Recipe(epochs=args.epochs, minutes=args.minutes, learning_rate=2e-3, seed=args.seed)
+    recipe = recipe_of(args, args.epochs)
     return judge(model, source, recipe, [GSM8K, MATH], args.out / "completions", "answers")
 
 
@@ -175,10 +175,19 @@ def run_stories(args: argparse.Namespace, work: Path) -> tuple[list, dict, dict]
         gamma=gamma_of(source),
         policy=describe_policy(args.stories_model.name, source.tokenizer),
     )
-    recipe = Recipe(
-        epochs=args.story_epochs, minutes=args.minutes, learning_rate=2e-3, seed=args.seed
-    )
+    recipe = recipe_of(args, args.story_epochs)
     return judge(model, source, recipe, [STORIES], args.out / "stories", "stories")
+
+
+def recipe_of(args: argparse.Namespace, epochs: float) -> Recipe:
+    """How both models are trained; one state in hundreds is at a prompt's end, hence its weight."""
+    return Recipe(
+        epochs=epochs,
+        minutes=args.minutes,
+        learning_rate=2e-3,
+        boundary_weight=20.0,
+        seed=args.seed,
+    )
 
 
 def judge(

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lenvm_rl.core import discounted_returns
+from lenvm_rl.evals.plain_training import Recipe, learning_rate, micro_batches, train
 from lenvm_rl.model import LengthValueModel, from_scratch, tokenizer_sha
 from lenvm_rl.rollouts import Rollout, RolloutReader, RolloutWriter, shared_prompts
 from tests.tiny import make_policy, make_tokenizer
@@ -20,7 +21,6 @@ import bench_real_text  # noqa: E402  (scripts are not a package)
 from real_text.comparison import Errors, compare, margin  # noqa: E402
 from real_text.figure import plot_positions  # noqa: E402
 from real_text.sources import completions_source, story_prompts  # noqa: E402
-from real_text.training import Recipe, learning_rate, micro_batches, train  # noqa: E402
 
 GAMMA = 0.95
 EOS = 1
@@ -161,7 +161,14 @@ def test_a_trained_model_beats_the_naive_predictors_and_a_fresh_one_does_not(toy
     done = train(
         model,
         train_path,
-        Recipe(epochs=60, minutes=5, learning_rate=1e-2, batch_rows=48, micro_tokens=256),
+        Recipe(
+            epochs=60,
+            minutes=5,
+            learning_rate=1e-2,
+            batch_rows=48,
+            micro_tokens=256,
+            boundary_weight=20.0,
+        ),
         label="toy",
     )
     assert not done["ended_by_clock"] and done["loss_by_tenth"][-1] < done["loss_by_tenth"][0] / 10
