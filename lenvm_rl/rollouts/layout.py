@@ -4,8 +4,8 @@ A rollout file is one `.parquet`, or a directory of shards `part-00000.parquet, 
 and so on. A shard gets its name only when it is complete (written as `*.tmp`, synced, renamed), so
 a name that matches is a whole shard and `*.tmp` is what a killed writer left: ignored, reported.
 Every shard carries, under the metadata key `lenvm`, a JSON object with `version`, `tokenizer_sha`,
-`vocab_size` and `eos_ids`; and `guidance` where the rows were sampled under length guidance, which
-is to say not by the policy alone.
+`vocab_size` and `eos_ids`; `guidance` where the rows were sampled under length guidance, which is
+to say not by the policy alone; and `retokenized` where a server gave text and no token ids.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def check_schema(schema: pa.Schema, path: Path) -> None:
 
 def read_metadata(schema: pa.Schema, path: Path) -> dict[str, Any]:
     """The `lenvm` entry of a shard's metadata: version, tokenizer_sha, vocab_size, eos_ids, and
-    guidance where there was some."""
+    guidance and retokenized where there was some."""
     raw = (schema.metadata or {}).get(METADATA_KEY)
     if raw is None:
         raise ValueError(
@@ -137,6 +137,7 @@ def encode_metadata(
     vocab_size: int | None,
     eos_ids: list[int] | None,
     guidance: dict[str, Any] | None = None,
+    retokenized: bool = False,
 ) -> dict[bytes, bytes]:
     """Schema metadata of a shard."""
     entry: dict[str, Any] = {
@@ -147,6 +148,8 @@ def encode_metadata(
     }
     if guidance is not None:
         entry["guidance"] = guidance
+    if retokenized:
+        entry["retokenized"] = True
     return {METADATA_KEY: json.dumps(entry).encode()}
 
 

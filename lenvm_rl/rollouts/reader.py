@@ -33,7 +33,7 @@ from lenvm_rl.rollouts.record import (
     batch_to_rows,
 )
 
-_MUST_AGREE = ("tokenizer_sha", "vocab_size", "eos_ids", "guidance")
+_MUST_AGREE = ("tokenizer_sha", "vocab_size", "eos_ids", "guidance", "retokenized")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class RolloutReader:
     Attributes:
         shards: paths of the whole shards.
         leftovers: `*.tmp` files of killed writers: ignored, with a warning.
-        metadata: dict with version, tokenizer_sha, vocab_size, eos_ids, and guidance if any.
+        metadata: dict with version, tokenizer_sha, vocab_size, eos_ids, and guidance and
+            retokenized if any.
         row_groups: sizes of all row groups.
     Raises:
         FileNotFoundError: nothing at `path`.

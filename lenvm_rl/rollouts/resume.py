@@ -43,6 +43,7 @@ def completed(
     *,
     tokenizer_sha: str,
     guidance: dict[str, Any] | None = None,
+    retokenized: bool = False,
 ) -> Completed:
     """What the directory `out` holds of a run; nothing when it has no whole shard yet.
 
@@ -50,7 +51,7 @@ def completed(
         expected: called as `expected(prompt_id, sample_id)`; "prompt_ids", "sampling" and "policy"
             as this run writes them, or None for a completion that it would not make.
         tokenizer_sha: of the run.
-        guidance: of the run, see `RolloutWriter`.
+        guidance, retokenized: of the run, see `RolloutWriter`.
     Raises:
         ValueError: a completion that this run would not make, one that is there twice, or another
             tokenizer or guidance.
@@ -62,6 +63,11 @@ def completed(
         raise ValueError(
             f"{out} holds completions with guidance {reader.metadata.get('guidance')}, this run's "
             f"is {guidance}. Resume with the same arguments, or write to another directory."
+        )
+    if bool(reader.metadata.get("retokenized")) != retokenized:
+        raise ValueError(
+            f"{out} and this run differ in whether token ids come from the engine or from text. "
+            "Resume with the same arguments, or write to another directory."
         )
     keys: set[tuple[str, int]] = set()
     tokens = cut = 0

@@ -74,8 +74,8 @@ def split_by_prompt(
     count = _heldout_count(len(digests), heldout_fraction, heldout_prompts, str(path))
     last = digests[count - 1]
     rows = {True: 0, False: 0}
-    kept = ("tokenizer_sha", "vocab_size", "eos_ids", "guidance")
-    settings = {key: reader.metadata.get(key) for key in kept}
+    kept = ("tokenizer_sha", "vocab_size", "eos_ids", "guidance", "retokenized")
+    settings = {key: reader.metadata[key] for key in kept if key in reader.metadata}
     with (
         whole_rollout_file(out_train, **settings) as train,
         whole_rollout_file(out_heldout, **settings) as heldout,

@@ -51,10 +51,12 @@ class RolloutWriter:
         append: continue a directory that already has shards (same tokenizer).
         guidance: what shaped the distribution that all rows were sampled from, as JSON can say it
             (a LenVM and the `lenvm_` arguments of a request); None: the policy alone.
+        retokenized: the response ids were made from text that a server returned, so they need not
+            be the tokens that the policy emitted.
     Raises:
         ValueError: the path already has rows and `append` is False; another tokenizer, vocabulary,
-            EOS or guidance; another writer is at work in the directory; a malformed row (its name
-            and the remedy).
+            EOS, guidance or source of the ids; another writer is at work in the directory; a
+            malformed row (its name and the remedy).
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class RolloutWriter:
         rows_per_shard: int = 65_536,
         append: bool = False,
         guidance: dict[str, Any] | None = None,
+        retokenized: bool = False,
     ) -> None:
         if not tokenizer_sha or not isinstance(tokenizer_sha, str):
             raise ValueError(
@@ -80,6 +83,7 @@ class RolloutWriter:
         self.vocab_size = vocab_size
         self.eos_ids = None if eos_ids is None else [int(i) for i in eos_ids]
         self.guidance = guidance
+        self.retokenized = retokenized
         self.rows_per_shard = rows_per_shard
         self.rows_written = 0
         """Rows in completed shards of this writer."""
@@ -98,6 +102,7 @@ class RolloutWriter:
             vocab_size=self.vocab_size,
             eos_ids=self.eos_ids,
             guidance=guidance,
+            retokenized=retokenized,
         )
         self._schema = SCHEMA.with_metadata(metadata)
 
@@ -222,6 +227,11 @@ class RolloutWriter:
             raise ValueError(
                 f"{path} was sampled with guidance {metadata.get('guidance')}, these rows with "
                 f"{self.guidance}. Write to another directory."
+            )
+        if bool(metadata.get("retokenized")) != self.retokenized:
+            raise ValueError(
+                f"{path} and these rows differ in whether token ids were made from text. Write to "
+                "another directory."
             )
         for name in ("vocab_size", "eos_ids"):
             old, new = metadata.get(name), getattr(self, name)

@@ -127,12 +127,11 @@ def test_prompts_go_through_the_chat_template_where_there_is_one(tiny_policy):
 
 @pytest.mark.slow
 def test_kill_9_during_sampling_loses_and_repeats_nothing(tiny_policy, tmp_path):
-    arguments = {"n": 40, "max_tokens": 100, "seed": 3, "batch_size": 4}
+    arguments = {"n": 40, "max_tokens": 100, "seed": 3, "batch_size": 4, "flush_seconds": 0}
     out = tmp_path / "out"
     program = (
         "import lenvm_rl.evals.sampling as s\n"
         "from tests.evals.test_sampling import prompts\n"
-        "s._FLUSH_ROWS = 20\n"
         f"s.sample_to_file({str(tiny_policy)!r}, prompts(), {str(out)!r}, **{arguments!r})\n"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
