@@ -2,12 +2,14 @@
 
     python scripts/bench_rl.py --lenvm runs/demo/checkpoint/lenvm --out runs/bench_rl --jobs 2
     python scripts/bench_rl.py --lenvm ... --reduced            # one seed, the middle strength
-    python scripts/bench_rl.py --lenvm ... --methods none,kimi,objective --seeds 2
+    python scripts/bench_rl.py --lenvm ... --methods none,kimi,right_lam0:1 --seeds 2
+    python scripts/bench_rl.py --lenvm ... --methods all
 
 GRPO on the shipped policy, the same data, optimiser, updates, batch and seeds for every method
 (rl_bench/methods.py says what they are); each method at three strengths, three seeds. Each run is
 one process with one thread; a run that is finished is not run again, so a bench that was killed
-goes on, and one with more seeds or methods adds to what is there.
+goes on, and one with more seeds or methods adds to what is there. Runs go seed by seed: what is
+there when the bench is stopped is a whole table of fewer seeds.
 
 Writes rl.json, rl.jsonl, rl_methods.csv, pareto.png and staleness.png to --out, one JSON per run to
 --out/runs. The last line of stdout is one JSON object.
@@ -38,14 +40,15 @@ from lenvm_rl.rollouts.atomic import replacing
 from lenvm_rl.rollouts.progress import progress_bar
 
 CONSOLE = Console(stderr=True)
-REDUCED = {"updates": 30, "eval_prompts": 48}
+REDUCED = {"updates": 24, "eval_prompts": 64}
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     settings = Settings(lenvm=str(args.lenvm.resolve()))
     settings = replace(settings, **{k: v for k, v in args.sizes.items() if v is not None})
-    todo = [(m, s) for m in all_methods(args.methods, args.levels) for s in range(args.seeds)]
+    methods = all_methods(args.methods, args.levels)
+    todo = [(m, s) for s in range(args.seeds) for m in methods]
     folder = args.out / "runs" / _digest(settings)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "settings.json") as file:
@@ -83,20 +86,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--lenvm", type=Path, required=True, help="value model of the shipped policy (`lenvm demo`)"
     )
-    add("--methods", help="comma-separated, all by default")
+    add("--methods", help="comma-separated; `all`, or some of rl_bench/methods.py")
     add("--levels", default="0,1,2", help="strengths: 0 weak, 1 middle, 2 strong (all)")
     add("--seeds", type=int, default=3, help="runs per method and strength (3)")
-    add("--updates", type=int, help="updates per run (60)")
+    add("--updates", type=int, help="updates per run (40)")
     add("--prompts", type=int, help="prompts per update (16)")
     add("--samples", type=int, help="completions per prompt (8)")
     add("--learning-rate", type=float, help="of the policy (2e-4)")
     add("--lam", type=float, help="lambda of the dense advantages (0.95)")
     add("--max-tokens", type=int, help="longest response (256)")
     add("--pool", type=int, help="different training prompts (256)")
-    add("--eval-prompts", type=int, help="held-out problems (64)")
+    add("--eval-prompts", type=int, help="held-out problems (128)")
     add("--eval-samples", type=int, help="completions of each (8)")
     add("--jobs", type=int, default=2, help="runs at a time (2)")
-    add("--reduced", action="store_true", help="one seed, the middle strength, 30 updates")
+    add("--reduced", action="store_true", help="one seed, the middle strength, 24 updates")
     add("--out", type=Path, default=Path("runs/bench_rl"), help="results (runs/bench_rl)")
     add("--json", type=Path, help="write the last line to this file too")
     args = parser.parse_args(argv)
@@ -158,9 +161,11 @@ def _path(folder: Path, method: Method, seed: int) -> Path:
 
 
 def _digest(settings: Settings) -> str:
-    """Names the settings and the value model's weights: other ones are other runs."""
+    """Names the settings and the value model's weights, not where it lies: other ones are other
+    runs."""
     weights = sorted(Path(settings.lenvm).glob("*.safetensors"))
-    digest = hashlib.sha256(json.dumps(asdict(settings), sort_keys=True).encode())
+    sizes = {key: value for key, value in asdict(settings).items() if key != "lenvm"}
+    digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
     for file in weights:
         digest.update(file.read_bytes())
     return digest.hexdigest()[:12]

@@ -17,6 +17,8 @@ _LENVM = {
     "objective": "#1b6ca8",
     "objective_right": "#e0a100",
     "objective_refresh": "#16a085",
+    "right_lam0": "#7a5c00",
+    "right_lam1": "#f4c95d",
     "shaping": "#8e44ad",
     "budget": "#d1603d",
 }

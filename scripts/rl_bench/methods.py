@@ -8,7 +8,8 @@ batch of graded completions into advantages per token. Published rewards go thro
 and so does the bare answer, which all LenVM forms start from:
 
     objective   A + s A_len          A_len: GAE over -(1 - gamma), LenVM as baseline; `_right` in
-                                     right answers alone, `_refresh` with a LenVM that learns on
+                                     right answers alone, `_refresh` with a LenVM that learns on;
+                                     `right_lam0` and `right_lam1`: `_right` at lambda 0 and 1
     shaping     r + sum_t F_t        F_t = s (Phi_{t+1} - Phi_t), Phi = V: GRPO sums token rewards,
                                      and at gamma_shape 1 the sum is the same for all samples of a
                                      prompt (but cut ones), so nothing should change
@@ -38,11 +39,23 @@ LENVM = {
     "objective": ("scale", (0.03, 0.1, 0.3)),
     "objective_right": ("scale", (0.1, 0.3, 1.0)),
     "objective_refresh": ("scale", (0.03, 0.1, 0.3)),
+    "right_lam0": ("scale", (0.1, 0.3, 1.0)),
+    "right_lam1": ("scale", (0.1, 0.3, 1.0)),
     "shaping": ("scale", (0.1, 0.3, 1.0)),
     "budget": ("tokens", (56.0, 40.0, 28.0)),
 }
 """Forms, what their strength is, and its three values from weak to strong."""
 BUDGET_SCALE = 0.3
+LAMBDAS = {"right_lam0": 0.0, "right_lam1": 1.0}
+"""Forms with a lambda of their own; the others take the run's."""
+DEFAULT = (
+    NONE,
+    *("kimi", "l1_max", "arora_zanette", "dapo_overlong", "truncation", "laser"),
+    *("shorter_better", "alp"),
+    *("objective", "objective_right", "objective_refresh", "shaping", "budget"),
+)
+"""What is compared unless names are given; ALL stands for everything there is."""
+ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -83,17 +96,27 @@ class Method:
 
 
 def all_methods(names: Sequence[str] | None, levels: Sequence[int]) -> list[Method]:
-    """`none` once, the others at every level.
+    """`none` once, the others at every level, or at the one that `name:level` says.
 
+    Args:
+        names: methods; None is `DEFAULT`, `["all"]` everything.
+        levels: 0, 1, 2 for names without a level of their own.
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name or level.
     """
     known = [NONE, *LENGTH_REWARDS, *LENVM]
-    unknown = sorted(set(names or ()) - set(known))
-    if unknown:
-        raise ValueError(f"unknown methods {unknown}: use some of {', '.join(known)}")
-    chosen = [name for name in known if names is None or name in names]
-    return [Method(n, k) for n in chosen for k in (levels if n != NONE else levels[:1])]
+    wanted = list(DEFAULT) if names is None else known if list(names) == [ALL] else names
+    methods = []
+    for text in wanted:
+        name, colon, level = text.partition(":")
+        if name not in known or (colon and level not in ("0", "1", "2")):
+            raise ValueError(
+                f"unknown method {text!r}: use {ALL}, or some of {', '.join(known)}; name:0, "
+                "name:1 and name:2 are its weak, middle and strong form"
+            )
+        own = [int(level)] if colon else levels if name != NONE else levels[:1]
+        methods += [Method(name, k) for k in own]
+    return sorted(set(methods), key=lambda m: (known.index(m.name), m.level))
 
 
 @dataclass(frozen=True)
@@ -163,9 +186,10 @@ def advantages(method: Method, batch: Graded, bound: BoundReward | None, *, lam:
             batch.lengths_left, batch.mask, batch.finished, tokens, kind="at_most", lam=lam
         )
         return combine(task, dense, batch.mask, scale=BUDGET_SCALE)
+    lam = LAMBDAS.get(method.name, lam)
     dense = length_advantage(batch.values, batch.mask, batch.finished, gamma=batch.gamma, lam=lam)
     dense = normalise_advantage(dense, batch.mask, how="batch_std")
     scale = torch.full((len(batch.lengths), 1), float(method.strength or 0))
-    if method.name == "objective_right":
+    if "right" in method.name:
         scale = scale * torch.tensor(batch.correct)[:, None]
     return combine(task, dense, batch.mask, scale=scale)

@@ -182,8 +182,25 @@ def test_published_rewards_go_through_their_groups():
 
 def test_methods_by_name():
     assert [m.name for m in all_methods(["kimi", "none"], [0, 2])] == ["none", "kimi", "kimi"]
-    with pytest.raises(ValueError, match="unknown methods"):
-        all_methods(["kimmi"], [0])
+    assert all_methods(["right_lam0:1", "kimi:2"], [0]) == [
+        Method("kimi", 2),
+        Method("right_lam0", 1),
+    ]
+    default = all_methods(None, [0, 1, 2])
+    assert len({m.name for m in default if m.family == "published"}) >= 8
+    assert {m.name for m in all_methods(["all"], [1])} == {"none", *LENGTH_REWARDS, *LENVM}
+    for name in ("kimmi", "kimi:3"):
+        with pytest.raises(ValueError, match=f"unknown method '{name}'"):
+            all_methods([name], [0])
+
+
+def test_lambda_scan_differs_from_objective_right_by_lambda_alone():
+    batch = graded()
+    for name, lam in (("right_lam0", 0.0), ("right_lam1", 1.0)):
+        torch.testing.assert_close(
+            advantages(Method(name, 1), batch, None, lam=0.95),
+            advantages(Method("objective_right", 1), batch, None, lam=lam),
+        )
 
 
 def history(lengths):
