@@ -6,13 +6,19 @@ Accepted columns, one prompt per row:
     prompt_id     optional; the row number otherwise
     data_source   optional; the file's name otherwise
     ground_truth  optional; `reward_model.ground_truth` (verl) is read too
+    extra         optional; an object, or its JSON: what graders need besides the ground truth.
+                  verl's `extra_info` is read too (its `extra` as JSON, other keys but the index)
+    images        optional; verl's list of {"image": data URI, URL or path} or {"bytes": ...}
+
+`write_prompts` (prompt_files.py) writes such files.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +36,10 @@ class Prompt:
     messages: list[Message]
     data_source: str = ""
     ground_truth: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    """JSON-able facts of the prompt's data set, what its grader needs among them."""
+    images: list[str] = field(default_factory=list)
+    """Data URIs, URLs or paths; each stands for one `<image>` in the messages."""
 
 
 def read_prompts(path: str | Path, *, limit: int | None = None) -> list[Prompt]:
@@ -107,7 +117,46 @@ def _prompt_of(row: dict[str, Any], *, number: int, path: Path) -> Prompt:
         messages=messages,
         data_source=str(row.get("data_source") or path.stem),
         ground_truth=None if truth is None else str(truth),
+        extra=_extra_of(row, where=f"{path}, row {number}"),
+        images=[_image_of(cell, where=f"{path}, row {number}") for cell in row.get("images") or []],
     )
+
+
+def _extra_of(row: dict[str, Any], *, where: str) -> dict[str, Any]:
+    info = dict(row.get("extra_info") or {})
+    own = row.get("extra", info.pop("extra", None))
+    if isinstance(own, str):
+        try:
+            own = json.loads(own)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: 'extra' is not JSON: {error}") from error
+    if own is not None and not isinstance(own, dict):
+        raise ValueError(f"{where}: 'extra' must be an object or its JSON, got {own!r:.80}.")
+    # a Parquet struct has every row's keys: None is "not here"
+    known = {key: value for key, value in info.items() if key != "index" and value is not None}
+    return {**known, **(own or {})}
+
+
+def _image_of(cell: Any, *, where: str) -> str:
+    """An image as text: what `Prompt.images` holds."""
+    if isinstance(cell, dict):
+        data = cell.get("bytes")
+        cell = image_uri(data) if data else cell.get("image") or cell.get("path")
+    if not isinstance(cell, str) or not cell:
+        raise ValueError(
+            f"{where}: an image must be a data URI, URL, path, or an object with 'image' or 'bytes', "
+            f"got {cell!r:.80}."
+        )
+    return cell
+
+
+def image_uri(data: bytes) -> str:
+    """The bytes of a PNG, JPEG, WebP or GIF file as a data URI."""
+    magic = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"RIFF": "webp", b"GIF8": "gif"}
+    kind = next((name for start, name in magic.items() if data.startswith(start)), None)
+    if kind is None:
+        raise ValueError(f"{data[:8]!r}... is no PNG, JPEG, WebP or GIF image: convert it first.")
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _is_message(value: Any) -> bool:
