@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from lenvm_rl.core import CONTROLS, lifebench_deviation, lifebench_score
+from lenvm_rl.evals.completion_cache import Generate
 from lenvm_rl.evals.outcomes import Grader, Outcome, lengths_of, mean_of, measure, share_right
 from lenvm_rl.evals.results import finite, save_results
 from lenvm_rl.evals.sampling import encode_prompt
@@ -30,9 +31,6 @@ from lenvm_rl.model.generate import Completion, Request
 from lenvm_rl.rollouts.prompts import Prompt
 from lenvm_rl.rollouts.resume import completion_seed
 from lenvm_rl.scoring import GuidanceSettings
-
-Generate = Callable[[Sequence[Request], Sequence[GuidanceSettings | None]], list[Completion]]
-"""Samples one completion per request, guided where its settings are not None."""
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 MIN_P = GuidanceSettings.min_p

@@ -1,4 +1,4 @@
-"""Figures of length control and of the trade-off, drawn from their tables alone."""
+"""Figure of length control, drawn from its tables alone."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from lenvm_rl.rollouts.atomic import replacing
 
 Table = Sequence[Mapping[str, Any]]
 
-_STYLE = {
+STYLE = {
     "guided": ("#2b5c8a", "o", "guided"),
     "unguided": ("#9a9a9a", "s", "unguided"),
     "cut": ("#d1603d", "v", "cut at the target"),
     "prompted": ("#5d8a4a", "^", "asked in words"),
+    "countdown": ("#8a5a9e", "D", "countdown prompt"),
 }
-_CONTROL_NAMES = {"equal": "exactly n", "at_most": "at most n", "at_least": "at least n"}
+CONTROL_NAMES = {"equal": "exactly n", "at_most": "at most n", "at_least": "at least n"}
 
 
 def plot_control(tables: Mapping[str, Table], file: Path) -> Path:
@@ -36,65 +37,24 @@ def plot_control(tables: Mapping[str, Table], file: Path) -> Path:
     axes[0][0].set_ylabel("mean length obtained (tokens)")
     axes[1][0].set_ylabel("accuracy")
     axes[0][0].legend(fontsize=8)
-    return _save(figure, file)
-
-
-def plot_tradeoff(tables: Mapping[str, Table], figures: Mapping[str, Any], file: Path) -> Path:
-    """Accuracy against mean length: the sweep of beta, and the hard budget on the same prompts."""
-    figure = Figure(figsize=(6.4, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    budget, guided = tables["budget"], tables["guided"]
-    axes.plot(
-        [row["length"] for row in budget],
-        [row["accuracy"] for row in budget],
-        color=_STYLE["cut"][0],
-        label="hard budget (max_tokens)",
-        zorder=1,
-    )
-    axes.errorbar(
-        [row["length"] for row in guided],
-        [row["accuracy"] for row in guided],
-        yerr=[row["accuracy_se"] for row in guided],
-        color=_STYLE["guided"][0],
-        marker="o",
-        markersize=4,
-        label="LenVM, sweep of beta (bars: one standard error)",
-        zorder=2,
-    )
-    for row in guided:
-        axes.annotate(
-            f"{row['beta']:g}",
-            (row["length"], row["accuracy"]),
-            textcoords="offset points",
-            xytext=(0, 7),
-            fontsize=7,
-            ha="center",
-        )
-    axes.axhline(figures["unguided_accuracy"], color="#9a9a9a", linewidth=0.8, linestyle=":")
-    axes.set_xlabel("mean response length (tokens, without EOS)")
-    axes.set_ylabel("accuracy")
-    axes.set_ylim(0, 1.05)
-    axes.set_xlim(left=0)
-    axes.legend(fontsize=8, loc="lower right")
-    return _save(figure, file)
+    return save_figure(figure, file)
 
 
 def _lengths(axes: Axes, rows: Table, control: str) -> None:
     asked = sorted(row["target"] for row in rows)
     axes.plot([0, asked[-1]], [0, asked[-1]], color="black", linewidth=0.8, linestyle=":", zorder=1)
-    for method, (colour, marker, label) in _STYLE.items():
+    for method, (colour, marker, label) in STYLE.items():
         mine = sorted((r["target"], r["length"]) for r in rows if r["method"] == method)
         if mine:
             axes.plot(*zip(*mine, strict=True), color=colour, marker=marker, label=label, ms=5)
-    axes.set_title(_CONTROL_NAMES[control], fontsize=10)
+    axes.set_title(CONTROL_NAMES[control], fontsize=10)
     axes.set_xlabel("mean target n (tokens)")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
 
 
 def _accuracy(axes: Axes, rows: Table) -> None:
-    for method, (colour, marker, _) in _STYLE.items():
+    for method, (colour, marker, _) in STYLE.items():
         mine = sorted((r["target"], r["accuracy"]) for r in rows if r["method"] == method)
         if mine:
             axes.plot(*zip(*mine, strict=True), color=colour, marker=marker, ms=5)
@@ -103,7 +63,8 @@ def _accuracy(axes: Axes, rows: Table) -> None:
     axes.set_ylim(0, 1.05)
 
 
-def _save(figure: Figure, file: Path) -> Path:
+def save_figure(figure: Figure, file: Path) -> Path:
+    """Write a PNG, whole or not at all."""
     with replacing(file) as temporary:
         figure.savefig(temporary, format="png", dpi=150)
     return file

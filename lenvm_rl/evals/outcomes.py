@@ -45,7 +45,7 @@ def share_right(judged: Sequence[bool | None]) -> float:
 
 
 def measure(
-    policy: Any,
+    policy: Any | None,
     tokenizer: Any,
     prompt_ids: Sequence[Sequence[int]],
     ground_truths: Sequence[str | None],
@@ -55,26 +55,32 @@ def measure(
     """Outcomes of `completions`, given as (index of the prompt, completion), in their order.
 
     Args:
-        policy: the unguided transformers causal LM.
+        policy: the unguided transformers causal LM; None leaves log-probabilities undefined.
         grader: None judges nothing.
     """
-    logprobs = policy_logprobs(policy, [(prompt_ids[i], c.token_ids) for i, c in completions])
+    logprobs = [math.nan] * len(completions)
+    if policy is not None:
+        rows = [(prompt_ids[i], completion.token_ids) for i, completion in completions]
+        logprobs = policy_logprobs(policy, rows)
     outcomes = []
     for (index, completion), logprob in zip(completions, logprobs, strict=True):
         ended = completion.finish_reason == "stop"
         truth = ground_truths[index]
         text = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-        answered = ended and truth is not None
         outcomes.append(
             Outcome(
                 prompt=index,
                 length=len(completion.token_ids) - ended,
                 ended=ended,
-                right=None if grader is None else bool(answered and grader(text, truth)),
+                right=None if grader is None else _right(grader, text, truth, ended),
                 logprob=logprob,
             )
         )
     return outcomes
+
+
+def _right(grader: Grader, text: str, truth: str | None, ended: bool) -> bool:
+    return ended and truth is not None and bool(grader(text, truth))
 
 
 @torch.inference_mode()

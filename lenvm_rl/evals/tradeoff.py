@@ -40,7 +40,7 @@ class TradeoffReport:
 
     def save(self, out: str | Path) -> list[Path]:
         """Write tradeoff.json, .jsonl, one CSV per table, and tradeoff.png into `out`."""
-        from lenvm_rl.evals.control_plots import plot_tradeoff
+        from lenvm_rl.evals.tradeoff_plots import plot_tradeoff
 
         paths = save_results(out, "tradeoff", self.figures, self.tables)
         return [*paths, plot_tradeoff(self.tables, self.figures, Path(out) / "tradeoff.png")]
