@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ class Settings:
 
     lenvm: str
     """Directory of the frozen length value model."""
-    updates: int = 60
+    updates: int = 40
     prompts: int = 16
     """Prompts per update."""
     samples: int = 8
@@ -49,7 +49,7 @@ class Settings:
     """Of the dense advantages."""
     refresh_rate: float = 5e-4
     """Learning rate of a LenVM that is refreshed."""
-    eval_prompts: int = 64
+    eval_prompts: int = 128
     eval_samples: int = 8
 
 
@@ -61,29 +61,15 @@ def run(
     Deterministic given its arguments and the number of threads.
     """
     started = time.monotonic()
-    torch.manual_seed(seed)
-    world = World(settings, columns)
-    policy = ContinuousSampler.from_pretrained(str(policy_path())).model
-    lenvm = LengthValueModel.from_pretrained(settings.lenvm).eval()
-    optimizer = torch.optim.AdamW(
-        policy.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
+    world, bound = World(settings, columns), method.bind()
+    policy, history = train(
+        world,
+        seed,
+        lambda batch: advantages(method, batch, bound, lam=settings.lam),
+        refreshes=method.refreshes,
+        policy=ContinuousSampler.from_pretrained(str(policy_path())).model,
+        lenvm=LengthValueModel.from_pretrained(settings.lenvm).eval(),
     )
-    refresher = torch.optim.AdamW(lenvm.parameters(), lr=settings.refresh_rate, betas=(0.9, 0.95))
-    bound, history = method.bind(), []
-    for update, prompts in enumerate(world.batches(seed)):
-        completions = world.sample(policy, prompts, settings.samples, seed=_stream(seed, update))
-        grid, batch = world.grade(lenvm, prompts, completions)
-        a = advantages(method, batch, bound, lam=settings.lam)
-        history.append(_measure(batch))
-        policy_gradient(policy, grid, a)
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if method.refreshes:
-            value_loss(lenvm, grid)
-            torch.nn.utils.clip_grad_norm_(lenvm.parameters(), 1.0)
-            refresher.step()
-            refresher.zero_grad(set_to_none=True)
     return {
         "method": method.name,
         "level": method.level,
@@ -96,16 +82,69 @@ def run(
     }
 
 
-class World:
-    """Prompts, tokenizer and grading of the shipped policy's task."""
+def train(
+    world: World,
+    seed: int,
+    advantage: Callable[[Graded], torch.Tensor],
+    *,
+    policy: Any,
+    lenvm: LengthValueModel,
+    refreshes: bool,
+    measure: Callable[[Graded], dict[str, float]] | None = None,
+) -> tuple[Any, list[dict[str, float]]]:
+    """The policy, trained, and what every update saw.
 
-    def __init__(self, settings: Settings, columns: References | None = None):
+    Args:
+        world: prompts and grading.
+        seed: of the order of prompts and of every sample.
+        advantage: [B, T] of a graded batch.
+        policy: where it starts; it is changed in place.
+        lenvm: the length value model.
+        refreshes: train it on every batch too, in place.
+        measure: figures of a graded batch beside the usual ones.
+    """
+    settings = world.settings
+    torch.manual_seed(seed)
+    optimizer = torch.optim.AdamW(
+        policy.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
+    )
+    refresher = torch.optim.AdamW(lenvm.parameters(), lr=settings.refresh_rate, betas=(0.9, 0.95))
+    history = []
+    for update, prompts in enumerate(world.batches(seed)):
+        completions = world.sample(policy, prompts, settings.samples, seed=_stream(seed, update))
+        grid, batch = world.grade(lenvm, prompts, completions)
+        a = advantage(batch)
+        history.append({**_measure(batch), **(measure(batch) if measure else {})})
+        policy_gradient(policy, grid, a)
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if refreshes:
+            value_loss(lenvm, grid)
+            torch.nn.utils.clip_grad_norm_(lenvm.parameters(), 1.0)
+            refresher.step()
+            refresher.zero_grad(set_to_none=True)
+    return policy, history
+
+
+class World:
+    """Prompts, tokenizer and grading of the shipped policy's task.
+
+    Args:
+        settings: sizes.
+        columns: per training prompt, what rewards ask of the data.
+        prompts: training prompts and held-out ones; the bench's own by default.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        columns: References | None = None,
+        prompts: tuple[list[Prompt], list[Prompt]] | None = None,
+    ):
         self.settings, self.columns = settings, columns or {}
         self.tokenizer = load_tokenizer(policy_path())
-        self.pool = demo_prompts(settings.pool, seed=17)
-        seen = {str(prompt.messages) for prompt in self.pool}
-        fresh = demo_prompts(2 * settings.eval_prompts, seed=EVAL_SEED)
-        self.held = [p for p in fresh if str(p.messages) not in seen][: settings.eval_prompts]
+        self.pool, self.held = prompts or plain_prompts(settings)
         self._ids = {p.prompt_id: encode_prompt(self.tokenizer, p) for p in self.pool + self.held}
 
     def batches(self, seed: int):
@@ -168,6 +207,14 @@ class World:
         """Whether a completion ends in the prompt's answer."""
         text = self.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
         return task.grade(text, prompt.ground_truth or "")
+
+
+def plain_prompts(settings: Settings) -> tuple[list[Prompt], list[Prompt]]:
+    """Training problems, and others that no run trains on."""
+    pool = demo_prompts(settings.pool, seed=17)
+    seen = {str(prompt.messages) for prompt in pool}
+    fresh = demo_prompts(2 * settings.eval_prompts, seed=EVAL_SEED)
+    return pool, [p for p in fresh if str(p.messages) not in seen][: settings.eval_prompts]
 
 
 def start_figures(settings: Settings) -> dict[str, float]:
