@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lenvm_rl.core import check_gamma, horizon_to_length, length_to_horizon
+from lenvm_rl.rollouts import RolloutReader
 
 NAIVE = ("mean", "linear", "survival")
 
@@ -71,6 +72,16 @@ class NaivePredictors:
             bounds=(u.min().item(), u.max().item()),
             survival=_mean_residual_horizon(total, gamma),
         )
+
+    @classmethod
+    def of_rollouts(cls, reader: RolloutReader, *, gamma: float) -> NaivePredictors:
+        """`fit` on the finished completions of a rollout file, read as a stream."""
+        prompts, lengths = [], []
+        for row in reader.iter_rows(["prompt_ids", "response_ids", "finish_reason"]):
+            if row["finish_reason"] == "stop":
+                prompts.append(len(row["prompt_ids"]))
+                lengths.append(len(row["response_ids"]))
+        return cls.fit(prompts, lengths, gamma=gamma)
 
     def total_lengths(self, prompt_lengths: Tensor) -> dict[str, Tensor]:
         """Guessed response lengths at s_0: `{"mean", "linear"}`, each [M] tokens."""

@@ -1,15 +1,15 @@
 """When do requests end on a server with continuous batching, if they are served in this order?
 
-A discrete-event simulation of one replica. `slots` requests run at a time; in one step every running
-request writes one token; between steps requests that have ended leave and waiting ones enter.
+A discrete-event simulation of one replica. `slots` requests run at a time; in one step every
+running request writes one token; between steps those that have ended leave and waiting ones enter.
 
     order      of those that may run, the smallest keys run; ties: who runs already, then who came
                first
     keys       one number per request and state s_t, so that an estimate may change as tokens come:
                arrival time (first come, first served), predicted length, predicted remaining length
-    slots kept a running request that has written `keeps_slot_after` tokens is not put back any more:
-               0 never preempts, infinity always may; TRAIL (arXiv 2410.01035) uses a share of the
-               first prediction
+    slots      a running request that has written `keeps_slot_after` tokens is not put back any
+               more: with 0 none ever is, with infinity all may be; TRAIL (arXiv 2410.01035) uses a
+               share of the first prediction
 
 What is left out: the memory of the keys and values is never short (a request that is put back keeps
 its own, unless `resume_steps` says what reading it again costs), and a prompt is read in its first
@@ -45,8 +45,8 @@ class Server:
             raise ValueError(f"resume_steps must be at least 0, got {self.resume_steps}.")
         if not (self.step_seconds_per_request >= 0 and self.step_time(1) > 0):
             raise ValueError(
-                f"a step of {self.step_seconds} s and {self.step_seconds_per_request} s per request "
-                "takes no time: give positive seconds."
+                f"a step of {self.step_seconds} s and {self.step_seconds_per_request} s per "
+                "request takes no time: give positive seconds."
             )
 
     def step_time(self, running: int) -> float:

@@ -1,0 +1,183 @@
+"""Orders of service: perfect predictions are perfect, random ones are worth nothing."""
+
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from lenvm_rl.evals.naive import NaivePredictors
+from lenvm_rl.evals.outcome_errors import outcome_errors
+from lenvm_rl.evals.policy_check import open_rollouts
+from lenvm_rl.evals.queueing import Server
+from lenvm_rl.evals.results import load_tables
+from lenvm_rl.evals.scheduling import (
+    SchedulingSettings,
+    predict_remaining,
+    sibling_means,
+    simulate_orders,
+)
+from lenvm_rl.rollouts import RolloutReader
+from tests.evals.geometric import GAMMA, Oracle, rollouts, write
+
+ROWS = rollouts(range(8), 16, seed=1, prompts_per_kind=3)
+SETTINGS = SchedulingSettings(
+    loads=(0.95, 1.2), requests=200, seeds=3, server=Server(slots=4), preempt_until=0.8
+)
+
+
+@pytest.fixture(scope="module")
+def report():
+    lengths = [row.length for row in ROWS]
+    naive = NaivePredictors.fit([1] * len(lengths), lengths, gamma=GAMMA)
+    predictions = predict_remaining(Oracle(), ROWS, naive)
+    # A perfect predictor under another name, and one that has everything upside down.
+    predictions["clairvoyant"] = [np.arange(n, 0, -1, dtype=float) for n in lengths]
+    predictions["inverse"] = [1000.0 - np.arange(n, 0, -1) for n in lengths]
+    return simulate_orders(ROWS, predictions, SETTINGS)
+
+
+def line(report, order, load=1.2):
+    return next(
+        row for row in report.tables["summary"] if row["order"] == order and row["load"] == load
+    )
+
+
+def test_perfect_predictions_are_perfect_knowledge(report):
+    for kind in ("predicted", "remaining"):
+        for row in report.tables["runs"]:
+            if row["order"] == f"{kind}-clairvoyant":
+                assert row["share"] == 1.0
+        same = line(report, f"{kind}-clairvoyant"), line(report, f"{kind}-true")
+        assert same[0]["latency_mean"] == same[1]["latency_mean"]
+        assert same[0]["latency_p99"] == same[1]["latency_p99"]
+
+
+def test_random_predictions_are_worth_nothing(report):
+    random = line(report, "predicted-random")
+    assert random["share"] == pytest.approx(0.0, abs=0.3)  # 600 requests
+    assert line(report, "predicted-inverse")["share"] < -0.5
+    assert line(report, "fcfs")["share"] == 0.0
+
+
+def test_the_true_mean_is_worth_much_and_less_than_the_outcome(report):
+    """The oracle knows each prompt's distribution, and no more can be known before the start."""
+    for load in SETTINGS.loads:
+        oracle = line(report, "predicted-lenvm", load)
+        assert 0.3 < oracle["share"] < 1.0
+        # The mean of 15 other samples is nearly the same knowledge.
+        assert line(report, "predicted-siblings", load)["share"] == pytest.approx(
+            oracle["share"], abs=0.15
+        )
+    perfect, fcfs = line(report, "remaining-true"), line(report, "fcfs")
+    assert perfect["latency_mean"] < line(report, "predicted-true")["latency_mean"]
+    assert perfect["latency_mean"] < fcfs["latency_mean"]
+    assert perfect["preemptions"] > 0 == fcfs["preemptions"]
+
+
+def test_all_orders_of_a_draw_serve_the_same_tokens(report):
+    lengths = np.array([row.length for row in ROWS])
+    for row in report.tables["runs"]:
+        assert 1.0 <= row["busy"] <= 4.0
+        assert row["latency_per_token"] >= 1.0
+        assert row["latency_mean"] >= row["first_token_mean"]
+    assert report.figures["length_mean"] == pytest.approx(lengths.mean())
+    assert report.figures["load"] == 0.95
+    assert report.figures["share_predicted_lenvm"] == line(report, "predicted-lenvm", 0.95)["share"]
+
+
+def test_without_putting_back_the_remaining_order_is_the_predicted_one():
+    settings = SchedulingSettings(
+        loads=(1.1,), requests=100, seeds=1, preempt_until=0.0, server=Server(slots=2)
+    )
+    report = simulate_orders(ROWS, predict_remaining(Oracle(), ROWS), settings)
+    one, other = (line(report, f"{k}-lenvm", 1.1) for k in ("predicted", "remaining"))
+    assert one["latency_mean"] == other["latency_mean"] and other["preemptions"] == 0
+
+
+def test_an_idle_server_has_no_way_to_go():
+    settings = SchedulingSettings(
+        loads=(0.01,), requests=20, seeds=1, server=Server(slots=20), preempt_until=0.0
+    )
+    report = simulate_orders(ROWS, predict_remaining(Oracle(), ROWS), settings)
+    assert math.isnan(line(report, "predicted-lenvm", 0.01)["share"])
+    assert report.to_dict()["share_predicted_lenvm"] is None
+
+
+def test_sibling_means_by_hand():
+    rows = [ROWS[0], ROWS[1], ROWS[2], ROWS[-1]]  # three samples of one prompt, one of another
+    a, b, c, d = (row.length for row in rows)
+    assert sibling_means(rows).tolist() == [
+        (b + c) / 2,
+        (a + c) / 2,
+        (a + b) / 2,
+        (a + b + c + d) / 4,
+    ]
+
+
+def test_outcome_errors_by_hand():
+    found = outcome_errors(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 2.0, 7.0]))
+    assert found["mae"] == pytest.approx(5 / 3)
+    assert found["rmse"] == pytest.approx(math.sqrt(17 / 3))
+    # Two pairs agree, one is tied in the outcome: 2 / sqrt(3 * 2).
+    assert found["kendall_tau"] == pytest.approx(2 / math.sqrt(6))
+    assert math.isnan(outcome_errors(torch.ones(3), torch.arange(3.0))["kendall_tau"])
+    assert math.isnan(outcome_errors(torch.ones(1), torch.ones(1))["kendall_tau"])
+
+
+def test_naive_predictors_of_a_file_leave_cut_rows_out(tmp_path):
+    rows = rollouts([0, 3], 20)
+    whole = NaivePredictors.fit(
+        [len(r.prompt_ids) for r in rows[1:]], [r.length for r in rows[1:]], gamma=GAMMA
+    )
+    rows[0].finish_reason, rows[0].response_ids = "length", [2] * 500
+    found = NaivePredictors.of_rollouts(RolloutReader(write(tmp_path / "train", rows)), gamma=GAMMA)
+    assert (found.mean_horizon, found.slope) == (whole.mean_horizon, whole.slope)
+
+
+def test_another_policy_and_another_tokenizer_are_refused(tmp_path):
+    rows = rollouts([0, 1], 2)
+    for row in rows:
+        row.policy["name"] = "org/geometric"  # the folder does not matter, the name does
+    path = write(tmp_path / "same", rows)
+    assert len(open_rollouts(Oracle(), path)) == 4
+    rows[3].policy["name"] = "harmonic"
+    path = write(tmp_path / "other", rows)
+    with pytest.raises(ValueError, match="policy 'harmonic'.*lengths of 'geometric'.*--any-policy"):
+        open_rollouts(Oracle(), path)
+    assert len(open_rollouts(Oracle(), path, any_policy=True)) == 4
+    with pytest.raises(ValueError, match="another tokenizer"):
+        open_rollouts(Oracle(sha="x"), path, any_policy=True)
+
+
+def test_settings_that_simulate_nothing_are_refused():
+    for wrong, reason in (
+        ({"loads": ()}, "simulate nothing"),
+        ({"requests": 1}, "simulate nothing"),
+        ({"loads": (0.5, -1.0)}, "loads must be positive"),
+        ({"preempt_until": -0.1}, "preempt_until"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            SchedulingSettings(**wrong)
+
+
+def test_everything_is_saved_and_shown(report, tmp_path):
+    names = {path.name for path in report.save(tmp_path)}
+    assert names == {
+        "scheduling.json",
+        "scheduling.jsonl",
+        "scheduling_summary.csv",
+        "scheduling_runs.csv",
+        "scheduling_predictors.csv",
+        "scheduling.png",
+    }
+    saved = json.loads((tmp_path / "scheduling.json").read_text())
+    assert saved["share"]["1.2"]["predicted-true"] == 1.0
+    assert len(load_tables(tmp_path / "scheduling.jsonl")["runs"]) == len(report.tables["runs"])
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(report.table())
+    text = console.export_text()
+    assert "predicted-lenvm" in text and "share of the way" in text
