@@ -144,8 +144,8 @@ def _image_of(cell: Any, *, where: str) -> str:
         cell = image_uri(data) if data else cell.get("image") or cell.get("path")
     if not isinstance(cell, str) or not cell:
         raise ValueError(
-            f"{where}: an image must be a data URI, URL, path, or an object with 'image' or 'bytes', "
-            f"got {cell!r:.80}."
+            f"{where}: an image must be a data URI, URL, path, or an object with 'image' or "
+            f"'bytes', got {cell!r:.80}."
         )
     return cell
 

@@ -1,6 +1,27 @@
 """Which prompt sets are known by name?"""
 
+from lenvm_rl.rollouts.prompt_sets.coding import HUMANEVAL, MBPP
+from lenvm_rl.rollouts.prompt_sets.instructions import IFEVAL, MT_BENCH, WILDCHAT
 from lenvm_rl.rollouts.prompt_sets.lifebench import LIFEBENCH
+from lenvm_rl.rollouts.prompt_sets.mathematics import AIME, DEEPMATH, GSM8K, MATH500
+from lenvm_rl.rollouts.prompt_sets.opencode import OPENCODE
+from lenvm_rl.rollouts.prompt_sets.pictures import MATHVISTA, ONEVISION
 from lenvm_rl.rollouts.prompt_sets.prompt_set import PromptSet
 
-PROMPT_SETS: dict[str, PromptSet] = {one.name: one for one in (LIFEBENCH,)}
+# The paper's training sets first.
+_KNOWN = (
+    DEEPMATH,
+    WILDCHAT,
+    OPENCODE,
+    ONEVISION,
+    GSM8K,
+    MATH500,
+    AIME,
+    HUMANEVAL,
+    MBPP,
+    IFEVAL,
+    MT_BENCH,
+    LIFEBENCH,
+    MATHVISTA,
+)
+PROMPT_SETS: dict[str, PromptSet] = {one.name: one for one in _KNOWN}

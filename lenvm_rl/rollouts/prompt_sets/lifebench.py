@@ -10,7 +10,8 @@ The evaluation fills them for every control and length (and turns words into tok
 
 from __future__ import annotations
 
-from lenvm_rl.rollouts.prompt_sets.prompt_set import PromptSet, Row, user_prompt
+from lenvm_rl.rollouts.prompt_sets.prompt_set import PromptSet, Row
+from lenvm_rl.rollouts.prompt_sets.templates import ask
 from lenvm_rl.rollouts.prompts import Prompt
 
 PLACEHOLDERS = ("{word_count_type}", "{word_count}")
@@ -31,10 +32,10 @@ def lifebench_prompt(row: Row) -> Prompt:
         raise ValueError(
             f"{row.where}: the task lacks {' and '.join(missing)}, so no length can be asked for."
         )
-    category = row.text("category", why="by which scores are reported")
+    category = row.text("category")
     return Prompt(
-        prompt_id=f"lifebench-{row.need('id')}",
-        messages=user_prompt(task),
+        prompt_id=row.id("lifebench", "id"),
+        messages=ask("plain", task),
         data_source=f"lifebench/{category}-{language}",
         extra={"lang": language, "category": category, **row.kept("id", "type")},
     )
@@ -45,8 +46,9 @@ LIFEBENCH = PromptSet(
     about="tasks that ask for a length, English and Chinese",
     hub="LIFEBench/LIFEBench",
     split="test",
+    columns=("task", "lang", "category"),
     fields=("id", "category", "type", "lang"),
-    template="task",
+    template="plain",
     licence="MIT",
     build=lifebench_prompt,
 )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lenvm_rl.rollouts.prompts import Prompt
-
-_ABSENT = (None, "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,34 +16,36 @@ class Row:
 
     values: Mapping[str, Any]
     where: str
-    """Names the set and the row."""
+    """Names the set, its source and the row."""
     index: int
     """Number of the row in its split, from 0."""
     split: str
+    source: Path | None = None
+    """Folder or file that it comes from, if local."""
 
     def get(self, *names: str) -> Any:
         """The first of these columns that holds something, or None."""
         found = (self.values.get(name) for name in names)
-        return next((value for value in found if value not in _ABSENT), None)
+        return next((value for value in found if value is not None and value != ""), None)
 
     def need(self, *names: str, why: str = "") -> Any:
         """Like `get`, but a ValueError where there is nothing.
 
         Args:
-            why: what the column is for.
+            why: what the column is.
         """
         value = self.get(*names)
         if value is None:
-            what = "nothing in" if any(name in self.values for name in names) else "no column"
+            what = "nothing in" if any(name in self.values for name in names) else "no"
             raise ValueError(
-                f"{self.where}: {what} {' or '.join(map(repr, names))}"
-                f"{', ' + why if why else ''}. Columns: {', '.join(map(str, self.values))}."
+                f"{self.where}: {what} column {' or '.join(map(repr, names))}"
+                f"{f' ({why})' if why else ''}. There are: {', '.join(map(str, self.values))}."
             )
         return value
 
-    def text(self, *names: str, why: str = "") -> str:
+    def text(self, *names: str) -> str:
         """Like `need`, for a string that is not blank."""
-        value = self.need(*names, why=why)
+        value = self.need(*names)
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"{self.where}: {names[0]!r} must be text, got {value!r:.80}.")
         return value
@@ -52,6 +53,11 @@ class Row:
     def kept(self, *names: str) -> dict[str, Any]:
         """These columns, as far as they hold something."""
         return {name: value for name in names if (value := self.get(name)) is not None}
+
+    def id(self, name: str, *columns: str) -> str:
+        """Prompt id: the set's name and the row's own id, or else its split and number."""
+        own = self.get(*columns)
+        return f"{name}-{self.split}-{self.index}" if own is None else f"{name}-{own}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +71,8 @@ class PromptSet:
     """Data set of the hub; `config` and `split` are what is read without being asked otherwise."""
     config: str | None = None
     split: str
+    columns: tuple[str, ...]
+    """What is read, as the hub's data set names it."""
     fields: tuple[str, ...] = ()
     """What `Prompt.extra` may hold."""
     truth: str = "none"
@@ -73,10 +81,7 @@ class PromptSet:
     """Name of the template, see templates.py."""
     licence: str
     """As the source states it."""
+    drop: tuple[str, ...] = ()
+    """Large columns that are never read."""
     build: Callable[[Row], Prompt | None]
     """None leaves the row out, as the set's own filter has it."""
-
-
-def user_prompt(text: str) -> list[dict[str, str]]:
-    """One user message, without a system message: chat templates have their own."""
-    return [{"role": "user", "content": text}]

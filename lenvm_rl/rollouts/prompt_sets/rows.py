@@ -1,6 +1,6 @@
 """Where do the rows of a prompt set come from? The hub, a folder, or one file.
 
-    None            the set's own place on the hub
+    None, "hub"     the set's own place on the hub
     "owner/name"    another data set of the hub
     folder          a copy of the hub's repository, a `save_to_disk` folder, or files named by split
     file            .jsonl, .json (lines or one array), .parquet or .arrow; the first two also .gz
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,34 +21,45 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".arrow")
-_NO_DATA = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
+_ABOUT = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
+
+Rows = Iterable[Mapping[str, Any]]
 
 
-def read_rows(source: str | None, *, hub: str, config: str | None, split: str) -> Iterable[Any]:
-    """Rows (mappings) of a split, in order.
+def read_rows(
+    source: str | None, *, hub: str, config: str | None, split: str, drop: Sequence[str] = ()
+) -> Rows:
+    """Rows of a split, in order.
 
     Args:
-        source: see the module; None is the hub's `hub`.
+        source: see the module.
         hub, config, split: where the set is at home.
+        drop: columns that are large and not wanted.
     Raises:
         ValueError: nothing there, no such split, unreadable, or the hub is out of reach.
     """
-    if source is None or source == "hub":
-        return _from_hub(hub, config, split)
+    if source in (None, "hub", hub):
+        return _without(load_rows(hub, config, split=split), drop)
     path = Path(source).expanduser()
     if path.is_dir():
-        return _from_folder(path, config, split)
+        return _without(_folder_rows(path, split), drop)
     if path.is_file():
-        return rows_of_file(path)
+        return file_rows(path, drop=drop)
     if path.suffix or source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise ValueError(
             f"{source} does not exist: name a folder or file of the data set, or owner/name on the "
             "hub."
         )
-    return _from_hub(source, config if source == hub else None, split)
+    return _without(load_rows(source, None, split=split), drop)
 
 
-def rows_of_file(path: Path) -> Iterator[dict[str, Any]]:
+def _without(rows: Any, drop: Sequence[str]) -> Rows:
+    """A Dataset without large columns, so that they are not even decoded."""
+    present = [name for name in drop if name in getattr(rows, "column_names", ())]
+    return rows.remove_columns(present) if present else rows
+
+
+def file_rows(path: Path, *, drop: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
     """Rows of one file, in order.
 
     Raises:
@@ -56,13 +67,16 @@ def rows_of_file(path: Path) -> Iterator[dict[str, Any]]:
     """
     ending = _ending(path)
     if ending is None:
-        raise ValueError(f"{path}: data sets are read from {', '.join(ENDINGS)}, not this one.")
+        raise ValueError(f"{path}: data sets are read from {', '.join(ENDINGS)} files.")
     if ending == ".parquet":
-        return _parquet_rows(path)
+        return _parquet_rows(path, drop)
     if ending == ".arrow":
         from datasets import Dataset
 
-        return iter(Dataset.from_file(str(path)))  # pyright: ignore[reportReturnType]
+        try:
+            return iter(Dataset.from_file(str(path)))  # pyright: ignore[reportReturnType]
+        except (OSError, pa.ArrowInvalid) as error:
+            raise ValueError(f"{path} is not a readable Arrow file: {error}") from error
     return _json_rows(path)
 
 
@@ -70,12 +84,13 @@ def _ending(path: Path) -> str | None:
     return next((ending for ending in ENDINGS if path.name.endswith(ending)), None)
 
 
-def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _parquet_rows(path: Path, drop: Sequence[str]) -> Iterator[dict[str, Any]]:
     try:
         file = pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
-    for batch in file.iter_batches(batch_size=1024):
+    columns = [name for name in file.schema_arrow.names if name not in drop]
+    for batch in file.iter_batches(batch_size=1024, columns=columns):
         yield from batch.to_pylist()
 
 
@@ -87,82 +102,91 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
             first = next((line for line in file if line.strip()), "")
             file.seek(0)
             if first.lstrip().startswith("["):
-                yield from _checked(json.load(file), path)
+                for number, value in enumerate(json.load(file), start=1):
+                    yield _row(value, f"{path}, row {number}")
                 return
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield from _checked([json.loads(line)], path, number)
+                    yield _row(json.loads(line), f"{path}, line {number}")
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON lines or one JSON array: {error}") from error
     except (gzip.BadGzipFile, EOFError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is damaged or no {_ending(path)} file: {error}") from error
 
 
-def _checked(values: Sequence[Any], path: Path, first: int = 1) -> Iterator[dict[str, Any]]:
-    for number, value in enumerate(values, start=first):
-        row = {"text": value} if isinstance(value, str) else value
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, row {number}: expected an object, got {value!r:.80}.")
-        yield row
+def _row(value: Any, where: str) -> dict[str, Any]:
+    row = {"text": value} if isinstance(value, str) else value
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: expected an object or a text, got {value!r:.80}.")
+    return row
 
 
-def _from_folder(folder: Path, config: str | None, split: str) -> Iterable[Any]:
+def _folder_rows(folder: Path, split: str) -> Rows:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return _saved_to_disk(folder, split)
-    files = sorted(
-        file
-        for file in folder.iterdir()
-        if file.is_file() and _ending(file) and file.name not in _NO_DATA
-    )
+        return _saved_rows(folder, split)
+    files = sorted(file for file in folder.iterdir() if file.is_file() and _ending(file))
+    files = [file for file in files if file.name not in _ABOUT]
     named = [file for file in files if file.name.removesuffix(_ending(file) or "") == split]
-    if len(named or files) == 1 and not any(folder.glob("*/*.parquet")):
-        return rows_of_file((named or files)[0])
-    if len(named) > 1:
-        raise ValueError(f"{folder} holds {split!r} more than once: {_names(named)}. Name a file.")
-    return _loaded(str(folder), config, split, f"{folder} (files: {_names(files) or 'none'})")
+    if len(named) == 1:
+        return file_rows(named[0])
+    shards = any(folder.rglob("*-*-of-*"))
+    if len(files) == 1 and not shards:
+        return file_rows(files[0])  # one file: the set, whatever it is called
+    if files and not shards:
+        raise ValueError(
+            f"{folder}: which of its files is {split!r}? There are "
+            f"{', '.join(file.name for file in files)}: name a file, or another split."
+        )
+    return load_rows(str(folder), None, split=split)
 
 
-def _names(files: Sequence[Path]) -> str:
-    return ", ".join(file.name for file in files)
-
-
-def _saved_to_disk(folder: Path, split: str) -> Iterable[Any]:
+def _saved_rows(folder: Path, split: str) -> Rows:
     from datasets import DatasetDict, load_from_disk
 
     try:
         loaded = load_from_disk(str(folder))
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{folder} looks saved by `datasets` but cannot be read: {error}"
-        ) from error
+    except (OSError, ValueError, KeyError, pa.ArrowInvalid) as error:
+        raise ValueError(f"{folder}, saved by `datasets`, cannot be read: {error}") from error
     if not isinstance(loaded, DatasetDict):
-        return loaded
+        return loaded  # pyright: ignore[reportReturnType]
     if split not in loaded:
-        raise ValueError(f"{folder} has no split {split!r}: there are {', '.join(loaded)}.")
-    return loaded[split]
+        known = ", ".join(str(name) for name in loaded)
+        raise ValueError(f"{folder} has no split {split!r}: there are {known}.")
+    return loaded[split]  # pyright: ignore[reportReturnType]
 
 
-def _from_hub(name: str, config: str | None, split: str) -> Iterable[Any]:
-    return _loaded(name, config, split, f"{name} on the hub")
+def load_rows(name: str, config: str | None, *, split: str, files: str | None = None) -> Any:
+    """A split through `datasets.load_dataset`.
 
-
-def _loaded(name: str, config: str | None, split: str, called: str) -> Iterable[Any]:
+    Args:
+        name: of the hub, or a folder.
+        files: pattern of the hub's files to read instead (json and parquet), for data sets that
+            only a loading script describes, which `datasets` no longer runs.
+    Raises:
+        ValueError: the hub is out of reach, or there is no such data set, config or split.
+    """
     from datasets import exceptions, load_dataset
 
+    local = Path(name).is_dir()
+    called = name if local else f"{name} on the hub"
     remedy = (
-        "Without the hub: copy the data set to a folder (`hf download --repo-type dataset "
-        f"{name} --local-dir DIR`) and name it as the source."
+        ""
+        if local
+        else " Without the hub: copy the data set to a folder (`hf download --repo-type dataset "
+        f"{name} --local-dir DIR`, where there is a network) and name that folder as the source."
     )
     try:
-        return load_dataset(name, config, split=split)
+        if files is None:
+            return load_dataset(name, config, split=split)
+        builder = "parquet" if files.endswith(".parquet") else "json"
+        place = f"hf://datasets/{name}/{files}"
+        return load_dataset(builder, data_files={split: place}, split=split)
     except (ConnectionError, TimeoutError) as error:
-        raise ValueError(f"{called} is out of reach: {_first_line(error)} {remedy}") from error
-    except (exceptions.DatasetsError, FileNotFoundError, ValueError, RuntimeError) as error:
-        known = "" if Path(name).is_dir() else " " + remedy
-        raise ValueError(
-            f"{called}, split {split!r}, cannot be read: {_first_line(error)}{known}"
-        ) from error
+        raise ValueError(f"{called} is out of reach: {_first_line(error)}.{remedy}") from error
+    except (exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
+        why = _first_line(error)
+        raise ValueError(f"{called}, split {split!r}, cannot be read: {why}.{remedy}") from error
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
