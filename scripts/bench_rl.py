@@ -1,9 +1,9 @@
 """Which length term gets a policy short without losing answers? LenVM against published rewards.
 
-    python scripts/bench_rl.py --lenvm runs/demo/checkpoint/lenvm --out runs/bench_rl --jobs 2
-    python scripts/bench_rl.py --lenvm ... --reduced            # one seed, the middle strength
-    python scripts/bench_rl.py --lenvm ... --methods none,kimi,right_lam0:1 --seeds 2
-    python scripts/bench_rl.py --lenvm ... --methods all
+    python scripts/bench_rl.py --out runs/bench_rl --jobs 2
+    python scripts/bench_rl.py --reduced            # one seed, the middle strength
+    python scripts/bench_rl.py --methods none,kimi,right_lam0:1 --seeds 2
+    python scripts/bench_rl.py --methods all
 
 GRPO on the shipped policy, the same data, optimiser, updates, batch and seeds for every method
 (rl_bench/methods.py says what they are); each method at three strengths, three seeds. Each run is
@@ -35,6 +35,7 @@ from rl_bench.figures import plot_pareto, plot_staleness
 from rl_bench.methods import Method, all_methods
 from rl_bench.training import References, Settings, references, run, start_figures
 
+from lenvm_rl.demo import lenvm_path
 from lenvm_rl.evals.results import finite, save_results
 from lenvm_rl.rollouts.atomic import replacing
 from lenvm_rl.rollouts.progress import progress_bar
@@ -83,9 +84,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add(
-        "--lenvm", type=Path, required=True, help="value model of the shipped policy (`lenvm demo`)"
-    )
+    add("--lenvm", type=Path, default=lenvm_path(), help="of the shipped policy (the shipped one)")
     add("--methods", help="comma-separated; `all`, or some of rl_bench/methods.py")
     add("--levels", default="0,1,2", help="strengths: 0 weak, 1 middle, 2 strong (all)")
     add("--seeds", type=int, default=3, help="runs per method and strength (3)")

@@ -27,6 +27,21 @@ JsonOption = Annotated[
 GammaOption = Annotated[
     float | None, typer.Option(help="Per-token discount in (0, 1); training can choose it.")
 ]
+
+
+def _resolve_lenvm(path: Path | None) -> Path | None:
+    """`demo` is the value model that ships with the package."""
+    from lenvm_rl.demo import lenvm_path
+
+    return lenvm_path() if path is not None and str(path) == "demo" else path
+
+
+LenvmOption = Annotated[
+    Path,
+    typer.Option(
+        "--lenvm", help="Directory of the value model, or `demo`.", callback=_resolve_lenvm
+    ),
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
 
 

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from lenvm_rl.cli.app import JsonOption, OutOption, SeedOption, app, console, emit
+from lenvm_rl.cli.app import JsonOption, LenvmOption, OutOption, SeedOption, app, console, emit
 
 
 @app.command()
 def generate(
     model: Annotated[str, typer.Option(help="Policy: directory, hub name, or `demo`.")],
-    lenvm: Annotated[Path, typer.Option(help="Directory of the value model.")],
+    lenvm: LenvmOption,
     out: OutOption,
     prompts: Annotated[
         str | None, typer.Option(help="Prompts: .jsonl or .parquet, or `demo:COUNT`.")
@@ -74,6 +74,7 @@ def generate(
         max_tokens=max_tokens,
         temperature=temperature,
         seed=seed,
+        progress=True,
     )
     emit(done.to_dict(), json_file)
 
@@ -82,7 +83,7 @@ def generate(
 def serve(
     context: typer.Context,
     model: Annotated[str, typer.Option(help="Policy: directory, hub name, or `demo`.")],
-    lenvm: Annotated[Path, typer.Option(help="Directory of the value model.")],
+    lenvm: LenvmOption,
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Where to listen.")] = 8000,
     max_num_seqs: Annotated[int, typer.Option(help="Requests that run at once.", min=1)] = 64,

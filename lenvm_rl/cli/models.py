@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from lenvm_rl.cli.app import GammaOption, OutOption, SeedOption, app, emit
+from lenvm_rl.cli.app import GammaOption, LenvmOption, OutOption, SeedOption, app, emit
 
 
 @app.command()
@@ -116,7 +116,7 @@ def import_(
 
 @app.command()
 def predict(
-    lenvm: Annotated[Path, typer.Option(help="Directory of the value model.")],
+    lenvm: LenvmOption,
     prompts: Annotated[
         str | None, typer.Option(help="Prompts: .jsonl or .parquet, or `demo:COUNT`.")
     ] = None,

@@ -4,6 +4,7 @@
     pretrain  a LenVM on the policy's trunk, by `python -m verl.trainer.main_ppo` (recipe `demo`)
     verify    on problems that it has not seen: predictions against many samples of each prompt,
               and values against Monte Carlo continuations from inside responses
+    steer     the same policy's answers made shorter by the LenVM, beside a hard token budget
 
 Every stage resumes: a demo that was killed continues when it is started again.
 
@@ -11,7 +12,7 @@ Every stage resumes: a demo that was killed continues when it is started again.
       rollouts/{train,validation,heldout}   rollout files
       lengths/                              length report of what was sampled
       init/, checkpoint/lenvm               the model before and after training
-      prediction/                           result tables and figures
+      prediction/, tradeoff/                result tables and figures
       pretrain.log, summary.json
 """
 
@@ -26,18 +27,24 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from lenvm_rl.demo import policy_path
+from lenvm_rl.demo import policy_path, task
 from lenvm_rl.demo.launch import recipes_dir, run_trainer
 from lenvm_rl.demo.prompts import demo_prompts
 from lenvm_rl.evals.prediction import PredictionReport, run_prediction
 from lenvm_rl.evals.sampling import sample_to_file
+from lenvm_rl.evals.tradeoff import TradeoffReport, TradeoffSettings
+from lenvm_rl.evals.tradeoff_run import run_tradeoff
+from lenvm_rl.evals.views import tradeoff_view
 from lenvm_rl.model import LengthValueModel, describe_policy, load_tokenizer, save_checkpoint
 from lenvm_rl.rollouts import LengthReport, length_report, report_table, split_by_prompt
+from lenvm_rl.rollouts.prompts import Prompt
 
 TRAIN_PROMPTS, TRAIN_SAMPLES = 1900, 4
 VALIDATION_PROMPTS = 48  # of the training prompts: what verl's validation looks at
 HELDOUT_PROMPTS, HELDOUT_SAMPLES = 48, 64
 STATES, CONTINUATIONS = 192, 32
+STEERED_PROMPTS, STEERED_SAMPLES = 24, 4
+BETAS = (-100.0, -25.0, -6.0)
 MAX_TOKENS = 512
 EPOCHS, BATCH = 3, 128
 
@@ -58,12 +65,14 @@ def run_demo(
     console = console or Console()
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
-    console.rule("1/3  sample completions")
+    console.rule("1/4  sample completions")
     lengths = sample_rollouts(out, seed=seed, console=console)
-    console.rule("2/3  pretrain with verl's critic workers")
+    console.rule("2/4  pretrain with verl's critic workers")
     lenvm = pretrain(out, rows=lengths.overall.rows, seed=seed, console=console)
-    console.rule("3/3  verify on problems it has not seen")
+    console.rule("3/4  verify on problems it has not seen")
     report = verify(out, lenvm, seed=seed, console=console)
+    console.rule("4/4  steer: shorter answers, beside a hard budget")
+    steered = steer(out, lenvm, seed=seed, console=console).to_dict()
     figures = report.to_dict()
     summary = {
         "setup_s": setup_s,
@@ -77,6 +86,8 @@ def run_demo(
         "mre_naive_linear_corrected": figures["mre_naive_linear_corrected"],
         "r2_monte_carlo": figures["r2_monte_carlo"],
         "r2_monte_carlo_raw": figures["r2_monte_carlo_raw"],
+        "steered_kept": steered["accuracy_kept_there"],
+        "steered_length": steered["half_accuracy_length"],
         "gamma": figures["gamma"],
         "completions": lengths.overall.rows,
         "share_cut": lengths.overall.share_cut,
@@ -144,14 +155,35 @@ def pretrain(out: Path, *, rows: int, seed: int, console: Console) -> Path:
     return checkpoint / "lenvm"
 
 
-def verify(out: Path, lenvm: Path, *, seed: int, console: Console) -> PredictionReport:
-    """Evaluate on problems that no training problem equals."""
+def heldout_prompts(seed: int) -> list[Prompt]:
+    """`HELDOUT_PROMPTS` problems that no training problem equals."""
     taken = {str(p.messages) for p in demo_prompts(TRAIN_PROMPTS, seed=seed)}
     fresh = demo_prompts(2 * HELDOUT_PROMPTS, seed=seed + 1_000_003)
-    fresh = [prompt for prompt in fresh if str(prompt.messages) not in taken]
+    return [prompt for prompt in fresh if str(prompt.messages) not in taken][:HELDOUT_PROMPTS]
+
+
+def steer(out: Path, lenvm: Path, *, seed: int, console: Console) -> TradeoffReport:
+    """Guide the policy to shorter answers of held-out problems."""
+    report = run_tradeoff(
+        str(policy_path()),
+        lenvm,
+        heldout_prompts(seed)[:STEERED_PROMPTS],
+        out / "tradeoff",
+        grader=task.grade,
+        settings=TradeoffSettings(
+            betas=BETAS, samples=STEERED_SAMPLES, max_tokens=MAX_TOKENS, seed=seed
+        ),
+        progress=True,
+    )
+    console.print(tradeoff_view(report))
+    return report
+
+
+def verify(out: Path, lenvm: Path, *, seed: int, console: Console) -> PredictionReport:
+    """Evaluate on problems that no training problem equals."""
     sample_to_file(
         policy_path(),
-        fresh[:HELDOUT_PROMPTS],
+        heldout_prompts(seed),
         out / "rollouts" / "heldout",
         n=HELDOUT_SAMPLES,
         max_tokens=MAX_TOKENS,
@@ -196,6 +228,11 @@ def summary_table(summary: dict[str, Any], out: Path, lenvm: Path) -> Table:
         f"(raw, with sampling noise: {summary['r2_monte_carlo_raw']:.3f})",
     )
     table.add_row(
+        "shorter by guidance",
+        f"keeps {100 * summary['steered_kept']:.0f} % of the accuracy at "
+        f"{summary['steered_length']:.0f} tokens, where a hard cut keeps half",
+    )
+    table.add_row(
         "trained on",
         f"{summary['completions']:,} completions, gamma {summary['gamma']:.5f} "
         f"from their 99th percentile, {100 * summary['share_cut']:.2f} % cut",
@@ -203,5 +240,5 @@ def summary_table(summary: dict[str, Any], out: Path, lenvm: Path) -> Table:
     setup = "already installed" if summary["setup_s"] is None else f"{summary['setup_s']:.0f} s"
     table.add_row("time", f"set-up {setup}, run {summary['run_s']:.0f} s")
     table.add_row("model", str(lenvm))
-    table.add_row("figures", str(out / "prediction"))
+    table.add_row("figures", f"{out / 'prediction'}, {out / 'tradeoff'}")
     return table
