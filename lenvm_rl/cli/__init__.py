@@ -5,10 +5,16 @@ A mistake of the user's ends with one sentence and exit status 2.
 
     app         the program without its commands
     demo        the main job in one command
-    rollouts    sample, report, split, convert
+    sampling    sample
+    rollouts    report, split, convert
     models      init, import, predict
+    distill     distill
     guidance    generate, serve
-    evals       eval prediction, control, tradeoff
+    view        view
+    evals       eval prediction, control
+    tradeoff    eval tradeoff
+    lifebench   eval lifebench
+    scaling     eval scaling, ablation
 """
 
 from __future__ import annotations
@@ -21,7 +27,19 @@ from rich.console import Console
 from lenvm_rl.cli.app import app
 
 # Importing a module adds its commands; --help lists them in this order.
-for _module in ("demo", "rollouts", "models", "guidance", "evals"):
+for _module in (
+    "demo",
+    "sampling",
+    "rollouts",
+    "models",
+    "distill",
+    "guidance",
+    "view",
+    "evals",
+    "tradeoff",
+    "lifebench",
+    "scaling",
+):
     import_module(f"lenvm_rl.cli.{_module}")
 
 __all__ = ["app", "main"]
