@@ -6,6 +6,7 @@ A mistake of the user's ends with one sentence and exit status 2.
     app         the program without its commands
     demo        the main job in one command
     sampling    sample
+    prompt_sets prompts
     rollouts    report, split, convert
     models      init, import, predict
     distill     distill
@@ -14,6 +15,8 @@ A mistake of the user's ends with one sentence and exit status 2.
     evals       eval prediction, control
     tradeoff    eval tradeoff
     lifebench   eval lifebench
+    scheduling  eval scheduling
+    length_tokens   eval length-tokens
     scaling     eval scaling, ablation
 """
 
@@ -23,12 +26,14 @@ import sys
 from importlib import import_module
 
 from rich.console import Console
+from rich.markup import escape
 
 from lenvm_rl.cli.app import app
 
 # Importing a module adds its commands; --help lists them in this order.
 for _module in (
     "demo",
+    "prompt_sets",
     "sampling",
     "rollouts",
     "models",
@@ -38,6 +43,8 @@ for _module in (
     "evals",
     "tradeoff",
     "lifebench",
+    "scheduling",
+    "length_tokens",
     "scaling",
 ):
     import_module(f"lenvm_rl.cli.{_module}")
@@ -50,5 +57,6 @@ def main() -> None:
     try:
         app()
     except (ValueError, FileNotFoundError, FileExistsError) as error:
-        Console(stderr=True).print("[bold red]error[/]:", str(error), highlight=False, markup=True)
+        said = escape(str(error))  # a row or a path may hold square brackets
+        Console(stderr=True).print("[bold red]error[/]:", said, highlight=False, soft_wrap=True)
         sys.exit(2)
