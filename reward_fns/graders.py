@@ -15,6 +15,7 @@ GRADERS = {
     "gsm8k": "reward_fns.gsm8k",
     "math": "reward_fns.math_answer",
     "multiple_choice": "reward_fns.multiple_choice",
+    "mathvista": "reward_fns.mathvista",
     "code": "reward_fns.code_tests",
 }
 

@@ -42,6 +42,14 @@ LenvmOption = Annotated[
         "--lenvm", help="Directory of the value model, or `demo`.", callback=_resolve_lenvm
     ),
 ]
+OptionalLenvmOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--lenvm",
+        help="Directory of the value model, or `demo`; a server has its own.",
+        callback=_resolve_lenvm,
+    ),
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
 
 

@@ -16,7 +16,7 @@ from lenvm_rl.cli.app import (
     emit,
     evals_app,
 )
-from lenvm_rl.cli.graders import GraderOption, chosen_grader
+from lenvm_rl.cli.graders import GraderOption, graded
 from lenvm_rl.cli.numbers import numbers
 
 
@@ -98,19 +98,18 @@ def eval_control(
     Example: `lenvm eval control --policy demo --lenvm runs/demo/checkpoint/lenvm
     --prompts demo:24 --seed 7 --out runs/control`
     """
-    from lenvm_rl.cli.prompts import named_prompts
-    from lenvm_rl.demo.prompts import resolve_policy
+    from lenvm_rl.demo.prompts import resolve_policy, resolve_prompts
     from lenvm_rl.evals.control import ControlSettings
     from lenvm_rl.evals.guided_runs import run_control
     from lenvm_rl.evals.views import control_view
 
-    found = named_prompts(prompts, seed=seed, limit=limit)
+    found, accepts = graded(grader, resolve_prompts(prompts, seed=seed, limit=limit))
     report = run_control(
         resolve_policy(policy),
         lenvm,
         found,
         out,
-        grader=chosen_grader(grader, found),
+        grader=accepts,
         settings=ControlSettings(
             controls=controls.split(","),
             quantiles=numbers("--quantiles", quantiles, float),

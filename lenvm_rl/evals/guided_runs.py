@@ -1,8 +1,7 @@
-"""Control and trade-off of a policy directory and a LenVM directory, in this process.
+"""A policy directory and a LenVM directory that guides it, in this process; control of both.
 
-Loads both, chooses the scorer that fits the LenVM's head, samples with transformers, saves the
-numbers and the figure. For policies that need a serving engine, call `evaluate_control` and
-`evaluate_tradeoff` with that engine's sampling instead.
+Loads both, chooses the scorer that fits the LenVM's head, samples with transformers. For policies
+that need a serving engine there is `served.ServedSampler`, which samples from a server.
 """
 
 from __future__ import annotations
@@ -10,16 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lenvm_rl.evals.control import (
-    MIN_P,
-    ControlReport,
-    ControlSettings,
-    evaluate_control,
-)
+from lenvm_rl.evals.control import ControlReport, ControlSettings, evaluate_control
 from lenvm_rl.evals.guided import guided_completions
 from lenvm_rl.evals.outcomes import Grader
 from lenvm_rl.evals.sampling import encode_prompt
-from lenvm_rl.evals.tradeoff import BETAS, TradeoffReport, evaluate_tradeoff
 from lenvm_rl.model import LengthValueModel, check_tokenizer, load_tokenizer
 from lenvm_rl.model.decoder import context_length
 from lenvm_rl.model.generate import Completion, ContinuousSampler, Request
@@ -102,7 +95,7 @@ def run_control(
     guided = GuidedPolicy(
         policy,
         lenvm,
-        max_length=_longest(policy, prompts) + settings.max_tokens,
+        max_length=longest_prompt(policy, prompts) + settings.max_tokens,
         max_batch=max_batch,
         top_k=settings.top_k,
         progress=progress,
@@ -120,50 +113,7 @@ def run_control(
     return report
 
 
-def run_tradeoff(
-    policy: str | Path,
-    lenvm: str | Path,
-    prompts: Sequence[Prompt],
-    out: str | Path,
-    *,
-    grader: Grader,
-    betas: Sequence[float] = BETAS,
-    samples: int = 8,
-    max_tokens: int = 512,
-    top_k: int = 20,
-    min_p: float = MIN_P,
-    seed: int = 0,
-    max_batch: int = 64,
-    progress: bool = False,
-) -> TradeoffReport:
-    """`evaluate_tradeoff` on directories; writes tradeoff.json, tables and tradeoff.png."""
-    guided = GuidedPolicy(
-        policy,
-        lenvm,
-        max_length=_longest(policy, prompts) + max_tokens,
-        max_batch=max_batch,
-        top_k=top_k,
-        progress=progress,
-    )
-    report = evaluate_tradeoff(
-        guided.generate,
-        guided.model,
-        guided.tokenizer,
-        prompts,
-        grader=grader,
-        betas=betas,
-        samples=samples,
-        max_tokens=max_tokens,
-        top_k=top_k,
-        min_p=min_p,
-        seed=seed,
-        notify=guided.name_next,
-    )
-    report.save(out)
-    return report
-
-
-def _longest(policy: str | Path, prompts: Sequence[Prompt]) -> int:
+def longest_prompt(policy: str | Path, prompts: Sequence[Prompt]) -> int:
     """Tokens of the longest prompt, with room for a target in words."""
     tokenizer = load_tokenizer(policy)
     return max(len(encode_prompt(tokenizer, prompt)) for prompt in prompts) + 128

@@ -77,10 +77,15 @@ def _merged(axes: Axes, one: Series) -> list[tuple[tuple[float, float], str]]:
                 break
         else:
             groups.append((point, [label]))
-    return [
-        (point, ", ".join(labels) if len(labels) < 3 else f"{labels[0]} … {labels[-1]}")
-        for point, labels in groups
-    ]
+    return [(point, _joined(labels)) for point, labels in groups]
+
+
+def _joined(labels: Sequence[str]) -> str:
+    """ "β -200", "β -100", "β -50" as "β -200 … -50"."""
+    if len(labels) == 1:
+        return labels[0]
+    sign = ", " if len(labels) == 2 else " … "
+    return f"{labels[0]}{sign}{labels[-1].split()[-1]}"
 
 
 def _best(

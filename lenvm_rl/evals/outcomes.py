@@ -125,6 +125,24 @@ def _mean_logprobs(policy: Any, rows: Sequence[tuple[Sequence[int], Sequence[int
     return (taken.masked_fill(~mask, 0).sum(1) / mask.sum(1)).tolist()
 
 
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """Probability that k of the samples, drawn without replacement, hold a right one.
+
+        1 - C(n - c, k) / C(n, k)
+
+    The unbiased estimate of pass@k from n samples of which c are right (Chen et al., 2107.03374).
+
+    Raises:
+        ValueError: k outside [1, n], or c outside [0, n].
+    """
+    if not 1 <= k <= samples or not 0 <= right <= samples:
+        raise ValueError(
+            f"pass@{k} of {samples} samples with {right} right is not defined: k must be in "
+            f"[1, {samples}] and the right ones in [0, {samples}]."
+        )
+    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
+
+
 def lengths_of(outcomes: Sequence[Outcome]) -> Tensor:
     """[n] float64 lengths in tokens."""
     return torch.tensor([outcome.length for outcome in outcomes], dtype=torch.float64)

@@ -11,15 +11,19 @@ completion with finish_reason "error", which evaluations score as a failure and 
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 
+from lenvm_rl.model import load_tokenizer
 from lenvm_rl.model.generate import Completion, Request
+from lenvm_rl.rollouts.progress import progress_bar
 from lenvm_rl.scoring import GuidanceSettings
 
 _AGAIN = {408, 409, 425, 429, 499, 500, 502, 503, 504}
@@ -35,6 +39,8 @@ class ServedPolicy:
         concurrency: requests under way at once; the server queues what exceeds its own limit.
         timeout: seconds that one request may take.
         retries: further tries of a request that failed.
+        seeds: send every request's seed. Completions can then be repeated; on a GPU it costs speed,
+            and vLLM's CPU runner dies of seeds where a prompt is read in pieces.
         delay: seconds before the first of them; doubled for each next one, at most 20.
         sleep: waits; tests give their own.
     Raises:
@@ -48,11 +54,13 @@ class ServedPolicy:
         concurrency: int = 64,
         timeout: float = 600.0,
         retries: int = 4,
+        seeds: bool = False,
         delay: float = 1.0,
         sleep: Callable[[float], None] = time.sleep,
     ):
         self.url = url.rstrip("/").removesuffix("/v1")
-        self.concurrency, self.retries, self.delay, self.sleep = concurrency, retries, delay, sleep
+        self.concurrency, self.retries, self.seeds = concurrency, retries, seeds
+        self.delay, self.sleep = delay, sleep
         limits = httpx.Limits(max_connections=concurrency)
         self._client = httpx.Client(timeout=timeout, limits=limits)
         self.failures: Counter[str] = Counter()
@@ -93,7 +101,7 @@ class ServedPolicy:
     def _body(
         self, request: Request, guide: GuidanceSettings | None, fields: Mapping[str, Any]
     ) -> dict[str, Any]:
-        body = {
+        body: dict[str, Any] = {
             "model": self.model,
             "prompt": list(request.prompt_ids),
             "max_tokens": request.max_tokens,
@@ -101,10 +109,11 @@ class ServedPolicy:
             "top_p": request.top_p,
             "top_k": request.top_k,
             "min_p": request.min_p,
+            "repetition_penalty": 1.0,  # all are sent: the server has defaults of the model's own
             "return_token_ids": True,
             **fields,
         }
-        if request.seed is not None:
+        if self.seeds and request.seed is not None:
             body["seed"] = request.seed
         if guide is not None and not guide.changes_nothing:
             body["vllm_xargs"] = guide.to_args()
@@ -144,6 +153,56 @@ class ServedPolicy:
                 f"no OpenAI-compatible server answers at {self.url} ({type(error).__name__}): "
                 "start one with `lenvm serve` and wait until it is up."
             ) from error
+
+
+class ServedSampler:
+    """A `ServedPolicy` with the tokenizer of its policy, as evaluations use it.
+
+    Args:
+        server: where requests go.
+        tokenizer: directory or hub name of the policy that it serves.
+        fields: further fields of every request's body.
+        progress: draw a bar on stderr for every set of completions.
+    """
+
+    def __init__(
+        self,
+        server: ServedPolicy,
+        tokenizer: str | Path,
+        *,
+        fields: Mapping[str, Any] | None = None,
+        progress: bool = False,
+    ):
+        self.server, self.fields, self.progress = server, dict(fields or {}), progress
+        self.tokenizer = load_tokenizer(tokenizer)
+        self._next = "sampling"
+
+    def with_fields(self, **fields: Any) -> ServedSampler:
+        """The same sampler with further fields in every request, e.g. `thinking_token_budget`."""
+        other = copy.copy(self)
+        other.fields = {**self.fields, **fields}
+        return other
+
+    def name_next(self, what: str) -> None:
+        """What the next progress bar says."""
+        self._next = what
+
+    @property
+    def failures(self) -> Counter[str]:
+        """Failed requests by kind."""
+        return self.server.failures
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides its completions besides requests and settings, as far as it is known."""
+        return {"server": self.server.model, **self.fields}
+
+    def generate(
+        self, requests: Sequence[Request], settings: Sequence[GuidanceSettings | None]
+    ) -> list[Completion]:
+        """Completions of `requests`, in their order."""
+        with progress_bar(self._next, total=len(requests), shown=self.progress) as advance:
+            return self.server.generate(requests, settings, fields=self.fields, progress=advance)
 
 
 def _completion(response: httpx.Response) -> Completion | None:

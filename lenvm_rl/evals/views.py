@@ -86,14 +86,30 @@ def tradeoff_view(report: TradeoffReport) -> Group:
             f"{row['length']:.1f}",
             f"{row['accuracy']:.1%} ± {row['accuracy_se']:.1%}",
             "-" if math.isnan(row["budget_accuracy"]) else f"{row['budget_accuracy']:.1%}",
-            f"{row['logprob']:.2f}",
+            _number(row["logprob"], digits=2),
         )
     kept = figures["accuracy_kept_there"]
     line = (
         f"where the hard budget keeps half of the accuracy ({figures['half_accuracy_length']:.1f} "
         f"tokens), guidance keeps {'-' if math.isnan(kept) else f'{kept:.1%}'}"
     )
-    return Group(table, Text(line))
+    return Group(table, *_budgets(report), Text(line))
+
+
+def _budgets(report: TradeoffReport) -> list[Table]:
+    """Budgets that were asked for, in the prompt or of thinking tokens."""
+    tables = []
+    for name, title in (("prompted", "in the prompt"), ("thinking", "of thinking tokens")):
+        rows = report.tables.get(name)
+        if rows:
+            table = Table(title=f"Budget {title}")
+            for column in ("B", "mean length", "accuracy"):
+                table.add_column(column, justify="right")
+            for row in rows:
+                accuracy = f"{row['accuracy']:.1%} ± {row['accuracy_se']:.1%}"
+                table.add_row(str(row["budget"]), f"{row['length']:.1f}", accuracy)
+            tables.append(table)
+    return tables
 
 
 def _boundary(figures: dict[str, Any]) -> Table:

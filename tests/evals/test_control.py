@@ -1,48 +1,17 @@
-"""Control and trade-off on a toy sampler whose lengths are known, every figure worked by hand."""
+"""Control on a toy sampler whose lengths are known, every figure worked by hand."""
 
 import math
-import random
 
 import pytest
 
 from lenvm_rl.evals.control import ControlSettings, evaluate_control, reachable_targets
-from lenvm_rl.evals.outcomes import Outcome
-from lenvm_rl.evals.tradeoff import budget_curve, evaluate_tradeoff
-from lenvm_rl.model.generate import Completion
-from lenvm_rl.rollouts.prompts import Prompt
+from tests.evals.toy_sampler import PROMPTS, completion, obedient, outcome
 from tests.tiny import make_policy, make_tokenizer
-
-EOS = 1
-PROMPTS = [
-    Prompt(prompt_id=f"p{i}", messages=[{"role": "user", "content": f"q{i}"}], ground_truth="right")
-    for i in range(3)
-]
 
 
 @pytest.fixture(scope="module")
 def policy():
     return make_policy("llama").eval()
-
-
-def completion(length):
-    return Completion([5] * length + [EOS], "stop", [0.0] * (length + 1))
-
-
-def obedient(requests, settings):
-    """Ends where it is told to; unguided, anywhere from 2 to 20 tokens by its seed."""
-    out = []
-    for request, guide in zip(requests, settings, strict=True):
-        length = random.Random(request.seed).randint(2, 20)
-        if guide is not None and guide.mode == "tilt":
-            length = max(1, round(length * (1 + guide.beta / 100)))
-        elif guide is not None:
-            length = guide.target
-        out.append(completion(length))
-    return out
-
-
-def outcome(length, *, right=True, ended=True, prompt=0):
-    return Outcome(prompt=prompt, length=length, ended=ended, right=right, logprob=-1.0)
 
 
 def test_targets_are_quantiles_of_each_prompts_own_lengths():
@@ -135,63 +104,3 @@ def test_given_targets_are_the_same_for_all_prompts(policy):
 def test_settings_that_cannot_be_evaluated_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         ControlSettings(**settings)
-
-
-def test_budget_curve_by_hand():
-    curve = {
-        row["budget"]: row
-        for row in budget_curve([outcome(1), outcome(3), outcome(3, right=False), outcome(5)])
-    }
-    assert curve[0]["accuracy"] == curve[0]["length"] == 0
-    assert curve[1]["accuracy"] == 0.25 and curve[1]["length"] == 1
-    assert curve[3]["accuracy"] == 0.5 and curve[3]["length"] == 2.5
-    assert curve[5]["accuracy"] == 0.75 and curve[5]["length"] == 3
-
-
-def test_tradeoff_of_a_sampler_that_shortens_without_loss(policy, tmp_path):
-    report = evaluate_tradeoff(
-        obedient,
-        policy,
-        make_tokenizer(),
-        PROMPTS,
-        grader=lambda text, truth: True,
-        betas=(-80, -50, -20),
-        samples=8,
-    )
-    assert [row["beta"] for row in report.tables["guided"]] == [-80, -50, -20, 0]
-    assert report.figures["unguided_accuracy"] == 1
-    assert report.figures["accuracy_kept_there"] == 1  # half-accuracy length lies in the sweep
-    assert report.figures["smallest_gap_to_budget"] > 0
-    files = report.save(tmp_path)
-    assert all(file.stat().st_size > 0 for file in files)
-
-
-def test_baselines_choose_among_the_same_candidates(policy):
-    seen = []
-
-    def generate(requests, settings):
-        for request, guide in zip(requests, settings, strict=True):
-            guided = guide is not None and not guide.changes_nothing
-            mine = (guide.top_k, guide.min_p) if guided else (request.top_k, request.min_p)
-            seen.append((guided, mine))
-            assert not guided or (request.top_k, request.min_p) == (0, 0)
-        return obedient(requests, settings)
-
-    evaluate_tradeoff(
-        generate,
-        policy,
-        make_tokenizer(),
-        PROMPTS,
-        grader=lambda text, truth: True,
-        betas=(-5,),
-        samples=1,
-        top_k=7,
-        min_p=0.25,
-    )
-    assert set(seen) == {(True, (7, 0.25)), (False, (7, 0.25))}
-
-
-def test_tradeoff_needs_reference_answers(policy):
-    prompts = [Prompt(prompt_id="a", messages=[{"role": "user", "content": "q"}])]
-    with pytest.raises(ValueError, match="1 prompts have no ground_truth"):
-        evaluate_tradeoff(obedient, policy, make_tokenizer(), prompts, grader=lambda t, a: True)

@@ -8,7 +8,9 @@ import torch
 from lenvm_rl.demo import policy_path, task
 from lenvm_rl.demo.prompts import demo_prompts
 from lenvm_rl.evals.control import ControlSettings
-from lenvm_rl.evals.guided_runs import GuidedPolicy, run_control, run_tradeoff
+from lenvm_rl.evals.guided_runs import GuidedPolicy, run_control
+from lenvm_rl.evals.tradeoff import TradeoffSettings
+from lenvm_rl.evals.tradeoff_run import run_tradeoff
 from lenvm_rl.model import LengthValueModel, describe_policy, load_tokenizer, save_checkpoint
 from lenvm_rl.model.generate import Request
 from lenvm_rl.scoring import GuidanceSettings
@@ -50,9 +52,7 @@ def test_control_and_tradeoff_of_the_shipped_policy(tmp_path, head):
         PROMPTS,
         tmp_path / "tradeoff",
         grader=task.grade,
-        betas=(-5.0,),
-        samples=2,
-        max_tokens=300,
+        settings=TradeoffSettings(betas=(-5.0,), samples=2, max_tokens=300),
     )
     assert [row["beta"] for row in tradeoff.tables["guided"]] == [-5, 0]
     assert (tmp_path / "tradeoff" / "tradeoff.png").stat().st_size > 0

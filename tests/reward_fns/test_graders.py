@@ -1,14 +1,43 @@
 """Graders of text: right, wrong, and whatever a policy may write instead of an answer."""
 
 import importlib.util
+import json
 
 import pytest
 
-from reward_fns import GRADERS, demo, get_grader, gsm8k, math_answer, multiple_choice
+from reward_fns import (
+    GRADERS,
+    demo,
+    get_grader,
+    gsm8k,
+    math_answer,
+    mathvista,
+    multiple_choice,
+)
 from reward_fns.boxed import last_boxed
 
 HUGE = "\\boxed{" * 60_000 + "#### answer is (" * 30_000 + "```python\n" * 10_000 + "9" * 200_000
-TRUTH = {"demo": "8", "gsm8k": "72", "math": "1/2", "multiple_choice": "B", "code": "assert f()"}
+VISTA = {
+    "answer": "1.20",
+    "question_type": "free_form",
+    "answer_type": "float",
+    "precision": 1.0,
+    "choices": None,
+}
+CHOICE = {
+    "answer": "145°",
+    "question_type": "multi_choice",
+    "answer_type": "text",
+    "choices": ["135°", "140°", "145°", "150°"],
+}
+TRUTH = {
+    "demo": "8",
+    "gsm8k": "72",
+    "math": "1/2",
+    "multiple_choice": "B",
+    "mathvista": json.dumps(VISTA),
+    "code": "assert f()",
+}
 GARBAGE = [
     "",
     " ",
@@ -160,3 +189,58 @@ def test_math_without_math_verify_says_how_to_get_it(monkeypatch):
     worker = math_answer._Worker()
     with pytest.raises(ImportError, match=r"lenvm-rl\[evals\]"):
         worker.equal("1/2", "0.5", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ("so it is \\boxed{C}", 1.0),  # a letter stands for its option's text
+        ("\\boxed{(C)}", 1.0),
+        ("\\boxed{\\text{C}}", 1.0),
+        ("\\boxed{(C) 145°}", 1.0),
+        ("\\boxed{145°}", 1.0),  # and so does the text itself
+        ("Answer: C", 1.0),
+        ("the answer is 145°.", 1.0),
+        ("C", 1.0),
+        ("\\boxed{B}", 0.0),
+        ("\\boxed{E}", 0.0),  # there is no fifth option
+        ("\\boxed{145}", 0.0),  # names no option: not the nearest one
+        ("I would say C or so", 0.0),
+    ],
+)
+def test_mathvista_options(text, score):
+    assert mathvista.grade(text, CHOICE) == score
+    assert mathvista.compute_score("mathvista", text, json.dumps(CHOICE)) == score
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision", "answer", "text", "score"),
+    [
+        ("float", 1.0, "1.2", "\\boxed{1.23}", 1.0),  # rounded to its precision
+        ("float", 1.0, "1.2", "\\boxed{1.26}", 0.0),
+        ("float", 2.0, "0.21", "\\boxed{0.214 m}", 1.0),
+        ("float", 2, "0.21", "\\boxed{0.2}", 0.0),
+        ("integer", None, "13", "\\boxed{13}", 1.0),
+        ("integer", None, "13", "\\boxed{13.0}", 1.0),
+        ("integer", None, "1300", "\\boxed{1,300}", 1.0),
+        ("integer", None, "13", "the answer is 13 apples", 1.0),
+        ("integer", None, "13", "13 apples", 0.0),  # nothing is stated
+        ("list", None, "[1, 3]", "\\boxed{[1, 3]}", 1.0),
+        ("list", None, "[1, 3]", "\\boxed{1,3}", 1.0),
+        ("list", None, "[1, 3]", "\\boxed{[3, 1]}", 0.0),
+        ("text", None, "Yes", "\\boxed{yes}", 1.0),
+    ],
+)
+def test_mathvista_free_answers(kind, precision, answer, text, score):
+    truth = {"question_type": "free_form", "answer_type": kind, "answer": answer}
+    assert mathvista.grade(text, {**truth, "precision": precision}) == score
+
+
+def test_mathvista_needs_the_fields_of_its_question():
+    for field in ("answer", "question_type", "answer_type", "choices"):
+        with pytest.raises(ValueError, match=f"lacks {field}"):
+            mathvista.grade("C", {**CHOICE, field: None})
+    with pytest.raises(ValueError, match="lacks precision"):
+        mathvista.grade("1", {**VISTA, "precision": None})
+    with pytest.raises(ValueError, match="is no object"):
+        mathvista.grade("C", "C")

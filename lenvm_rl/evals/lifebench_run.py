@@ -1,0 +1,72 @@
+"""LIFEBench of a policy directory or of a server, resumable: numbers and the figure on disk.
+
+In this process transformers samples and the LenVM's directory guides; with a server's address both
+are the server's, and the policy's name only says which tokenizer encodes the prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lenvm_rl.evals.completion_cache import kept, lenvm_identity
+from lenvm_rl.evals.guided_runs import GuidedPolicy, longest_prompt
+from lenvm_rl.evals.lifebench import LifebenchSettings, evaluate_lifebench
+from lenvm_rl.evals.lifebench_report import LifebenchReport
+from lenvm_rl.evals.outcomes import Grader
+from lenvm_rl.evals.served import ServedSampler
+from lenvm_rl.rollouts.prompts import Prompt
+
+
+def run_lifebench(
+    policy: str | Path,
+    lenvm: str | Path | None,
+    prompts: Sequence[Prompt],
+    out: str | Path,
+    *,
+    settings: LifebenchSettings,
+    grader: Grader | None = None,
+    server: ServedSampler | None = None,
+    max_batch: int = 64,
+    progress: bool = False,
+) -> LifebenchReport:
+    """`evaluate_lifebench` on a directory or a server; writes its files into `out`.
+
+    Completions are kept in `out/completions`: the same call after a kill goes on where it stopped.
+
+    Args:
+        policy: directory or hub name; with a server, of its tokenizer.
+        lenvm: directory of the value model; not read with a server, which has its own.
+        server: samples there instead of here.
+    Raises:
+        ValueError: neither a value model nor a server.
+    """
+    folder = Path(out) / "completions"
+    if server is not None:
+        generate = kept(server.generate, folder, identity=server.identity)
+        model, tokenizer, notify = None, server.tokenizer, server.name_next
+    elif lenvm is not None:
+        longest = longest_prompt(policy, prompts) + settings.max_tokens
+        guided = GuidedPolicy(
+            policy,
+            lenvm,
+            max_length=longest,
+            max_batch=max_batch,
+            top_k=settings.top_k,
+            progress=progress,
+        )
+        identity = {"policy": str(policy), **lenvm_identity(lenvm)}
+        generate = kept(guided.generate, folder, identity=identity)
+        model, tokenizer, notify = guided.model, guided.tokenizer, guided.name_next
+    else:
+        raise ValueError(
+            "there is nothing to guide by: name the value model's directory (--lenvm), or a "
+            "server that has one (--server)."
+        )
+    report = evaluate_lifebench(
+        generate, model, tokenizer, prompts, grader=grader, settings=settings, notify=notify
+    )
+    if server is not None:
+        report.figures["failed_requests"] = dict(server.failures)
+    report.save(out)
+    return report
