@@ -72,8 +72,8 @@ def eval_scaling(
     On GPUs: `lenvm eval scaling --rollouts data/qwen2.5-7b --policy Qwen/Qwen2.5-7B-Instruct
     --trunks Qwen/Qwen2.5-0.5B-Instruct,Qwen/Qwen2.5-1.5B-Instruct
     --trunk Qwen/Qwen2.5-1.5B-Instruct --prompts 10000,30000,100000 --samples 1,2,4,16
-    --steps 2350 --batch-rows 1024 --learning-rate 2e-5 --heldout-prompts 8000 --heldout-samples 1 --seeds 1
-    --launcher verl --recipe qwen2.5-7b-from-1.5b --out runs/scaling`
+    --steps 2350 --batch-rows 1024 --learning-rate 2e-5 --heldout-prompts 8000
+    --heldout-samples 1 --seeds 1 --launcher verl --recipe qwen2.5-7b-from-1.5b --out runs/scaling`
     """
     from lenvm_rl.evals.scaling import ScalingSettings, scaling_grid, scaling_report
 
