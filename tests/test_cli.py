@@ -14,6 +14,7 @@ from tests.tiny import make_policy, make_tokenizer
 
 COMMANDS = [
     ["demo"],
+    ["prompts"],
     ["sample"],
     ["report"],
     ["split"],

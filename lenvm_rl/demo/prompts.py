@@ -1,10 +1,15 @@
-"""What do `demo` and `demo:300` stand for on the command line? The shipped policy and its task."""
+"""What do `demo`, `demo:300` and `gsm8k@hub:100` stand for on the command line?
+
+The shipped policy, problems of its task, and prompt sets (`rollouts.prompt_sets.name`).
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from lenvm_rl.demo import policy_path, task
+from lenvm_rl.rollouts.prompt_sets import PROMPT_SETS
+from lenvm_rl.rollouts.prompt_sets.name import SYNTAX, load_named_set, parse_set_name
 from lenvm_rl.rollouts.prompts import Prompt, read_prompts
 
 
@@ -27,14 +32,26 @@ def demo_prompts(count: int, *, seed: int) -> list[Prompt]:
 
 
 def resolve_prompts(name: str, *, seed: int, limit: int | None = None) -> list[Prompt]:
-    """Prompts of `demo:COUNT` (problems drawn with `seed`), or of a .jsonl or .parquet file.
+    """Prompts of `demo:COUNT`, of a set `SET[/SPLIT][@SOURCE][:COUNT]`, or of a prompt file.
 
+    Args:
+        seed: of the demo's problems, and of what is drawn from a set.
+        limit: at most so many.
     Raises:
-        ValueError: COUNT is not a positive number, or the file is missing or malformed.
+        ValueError: COUNT is not a positive number, nothing has that name, or what is there lacks
+            something.
     """
     kind, colon, count = name.partition(":")
-    if kind != "demo" or not colon:
-        return read_prompts(Path(name), limit=limit)
-    if not count.isdecimal() or int(count) < 1:
-        raise ValueError(f"{name!r}: write demo:COUNT with a positive number, e.g. demo:300.")
-    return demo_prompts(min(int(count), limit or int(count)), seed=seed)
+    if kind == "demo" and colon:
+        if not count.isdecimal() or int(count) < 1:
+            raise ValueError(f"{name!r}: write demo:COUNT with a positive number, e.g. demo:300.")
+        return demo_prompts(min(int(count), limit or int(count)), seed=seed)
+    chosen = parse_set_name(name)
+    if chosen is not None:
+        return load_named_set(chosen, seed=seed, limit=limit)
+    if not Path(name).exists() and ("@" in name or not Path(name).suffix):
+        raise ValueError(
+            f"{name!r} is no file of prompts and no prompt set: write demo:COUNT, a .jsonl or "
+            f".parquet file, or {SYNTAX} with one of {', '.join(PROMPT_SETS)}."
+        )
+    return read_prompts(Path(name), limit=limit)

@@ -70,7 +70,7 @@ HUMANEVAL = PromptSet(
 )
 MBPP = PromptSet(
     name="mbpp",
-    about="427 short tasks with asserts (sanitized)",
+    about="short tasks with asserts, sanitized (test: 257)",
     hub="google-research-datasets/mbpp",
     config="sanitized",
     split="test",

@@ -62,7 +62,7 @@ def aime_prompt(row: Row) -> Prompt:
 
 DEEPMATH = PromptSet(
     name="deepmath",
-    about="DeepMath-103K, the paper's mathematics (103k)",
+    about="DeepMath-103K, the paper's mathematics",
     hub="zwhe99/DeepMath-103K",
     split="train",
     columns=("question", "final_answer"),
@@ -75,7 +75,7 @@ DEEPMATH = PromptSet(
 )
 GSM8K = PromptSet(
     name="gsm8k",
-    about="school word problems (7,473 train, 1,319 test)",
+    about="school word problems (train 7,473, test 1,319)",
     hub="openai/gsm8k",
     config="main",
     split="test",

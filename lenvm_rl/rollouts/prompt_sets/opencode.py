@@ -123,7 +123,7 @@ def _joined(row: Row) -> str | None:
 
 OPENCODE = PromptSet(
     name="opencode",
-    about="OpenCodeReasoning-2, the paper's programs; splits python, cpp (1.42M rows)",
+    about="OpenCodeReasoning-2, the paper's programs; also split cpp",
     hub="nvidia/OpenCodeReasoning-2",
     split="python",
     columns=("question", "dataset", "split", "index"),
