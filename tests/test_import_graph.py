@@ -26,7 +26,7 @@ EDGES = {
     "transformers": {"model", "scoring", "demo", "verl", "vllm"},
     "tokenizers": {"model", "demo"},
     "verl": {"verl"},
-    "ray": {"verl"},
+    "ray": {"verl", "vllm"},
     "hydra": {"verl"},
     "omegaconf": {"verl"},
     "tensordict": {"verl"},

@@ -1,4 +1,4 @@
-"""`lenvm sample | report | split | convert`: completions and their lengths."""
+"""`lenvm report | split | convert`: the lengths of rollout files, and files made from others."""
 
 from __future__ import annotations
 
@@ -8,46 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from lenvm_rl.cli.app import JsonOption, OutOption, SeedOption, app, console, emit
-
-
-@app.command()
-def sample(
-    policy: Annotated[str, typer.Option(help="Policy: directory, hub name, or `demo`.")],
-    prompts: Annotated[str, typer.Option(help="Prompts: .jsonl or .parquet, or `demo:COUNT`.")],
-    out: OutOption,
-    n: Annotated[int, typer.Option("-n", help="Completions per prompt.", min=1)] = 8,
-    max_tokens: Annotated[int, typer.Option(help="Longest response in tokens.", min=1)] = 1024,
-    temperature: Annotated[float, typer.Option(min=0.0)] = 1.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
-    top_k: Annotated[int, typer.Option(help="0 keeps all tokens.", min=0)] = 0,
-    min_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.0,
-    batch_size: Annotated[int, typer.Option(help="Rows generated at once.", min=1)] = 128,
-    limit: Annotated[int | None, typer.Option(help="Use at most so many prompts.")] = None,
-    seed: SeedOption = 0,
-    json_file: JsonOption = None,
-) -> None:
-    """Sample completions into a rollout file with transformers; resumes where it was killed.
-
-    Example: `lenvm sample --policy demo --prompts demo:300 -n 8 --out runs/rollouts`
-    """
-    from lenvm_rl.demo.prompts import resolve_policy, resolve_prompts
-    from lenvm_rl.evals.sampling import sample_to_file
-
-    report = sample_to_file(
-        resolve_policy(policy),
-        resolve_prompts(prompts, seed=seed, limit=limit),
-        out,
-        n=n,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        batch_size=batch_size,
-        seed=seed,
-        progress=True,
-    )
-    emit(report.to_dict(), json_file)
 
 
 @app.command()

@@ -7,7 +7,7 @@ finished file holds the same completions as one that was never interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 
 from lenvm_rl.evals.encoding import encode_prompt, prompt_row, tasks_of_prompts
@@ -15,7 +15,7 @@ from lenvm_rl.model import load_tokenizer, tokenizer_sha
 from lenvm_rl.model.generate import ContinuousSampler, Request
 from lenvm_rl.rollouts.fill import FLUSH_SECONDS, SamplingReport, fill
 from lenvm_rl.rollouts.prompts import Prompt
-from lenvm_rl.rollouts.sampling_run import Key, Sample, SamplingRun, Task
+from lenvm_rl.rollouts.sampling_run import Sample, SamplingRun, Task
 
 __all__ = [
     "SamplingReport",
@@ -129,7 +129,7 @@ def _produce(
     """Completions as they finish; the sampler's queue stays a few batches long."""
 
     def produce(missing: Iterator[tuple[Task, int]], resumed: int) -> Iterator[Sample]:
-        asked: dict[Key, tuple[Task, int]] = {}
+        asked: dict[Hashable, tuple[Task, int]] = {}
         while True:
             while sampler.pending < 2 * sampler.max_batch and (item := next(missing, None)):
                 task, sample_id = item

@@ -17,6 +17,8 @@ from lenvm_rl.rollouts.resume import Completed, check_distinct, completed, compl
 
 Key = tuple[str, int]
 """prompt_id and sample_id of a completion."""
+OVER_CONTEXT = "prompt over the context"
+"""Kind of failure of a prompt that leaves no room for a response: no engine can complete it."""
 
 
 @dataclass(frozen=True, kw_only=True)

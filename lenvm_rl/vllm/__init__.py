@@ -6,7 +6,10 @@
     pooling       the pooling model: any vLLM trunk under the value head, raw logits per token
     values        from pooling outputs, offline or over HTTP, to values, horizons and lengths
     generate      prompts or a rollout file in, guided completions as a rollout file out
-    generate_run  which completions those are, and how a killed run goes on
+    generate_run  which guidance was asked for, and the prompts of a rollout file
+    sample        prompts in, the policy's own completions out, by one engine or by Ray
+    offline       an engine in this process that is kept full
+    ray_engine    engines on many nodes, through Ray Data
     serve         the command line of a guided server
 
 The processor is named by its class path, `--logits-processors lenvm_rl.vllm:LengthGuidance`. It is

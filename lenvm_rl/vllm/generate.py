@@ -10,51 +10,29 @@ the completions that are missing.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lenvm_rl.model import load_tokenizer, tokenizer_sha
-from lenvm_rl.rollouts import Rollout, RolloutReader, RolloutWriter
-from lenvm_rl.rollouts.resume import completion_seed
+from lenvm_rl.rollouts import Rollout, RolloutReader
+from lenvm_rl.rollouts.fill import SamplingReport, fill
+from lenvm_rl.rollouts.sampling_run import SamplingRun, Task
 from lenvm_rl.scoring import GuidanceSettings
-from lenvm_rl.vllm.generate_run import GenerateRun, check_prompts
+from lenvm_rl.vllm.offline import AHEAD, OfflineEngine, start_llm
 from lenvm_rl.vllm.options import GuidanceOptions
 from lenvm_rl.vllm.serve import PROCESSOR
 
-_AT_ONCE = 512  # completions handed to vLLM together; what is done is on disk, a kill loses no more
-
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateReport:
+class GenerateReport(SamplingReport):
     """What a run did."""
 
-    rollouts: str
-    """The rollout file."""
-    prompts: int
-    """Prompts completed."""
-    rows: int
-    """Completions in the file."""
-    rows_resumed: int
-    """Of these, completions that an earlier, interrupted run had written."""
-    tokens: int
-    """Tokens generated now, EOS included."""
-    seconds: float
-    """Wall time of generating and writing, without the start of the engine."""
-    tokens_per_s: float
-    """Throughput; 0 when nothing was left to do."""
-    mean_length: float
-    """Mean response length in tokens over all rows, EOS included."""
-    share_cut: float
-    """Share of rows cut by the token limit, in [0, 1]."""
     mean_deviation: float | None
     """Mean |tokens without EOS - target| / target over all rows, where there is a target."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """All figures by name."""
-        return asdict(self)
 
 
 def generate_to_file(
@@ -69,6 +47,7 @@ def generate_to_file(
     temperature: float = 1.0,
     seed: int = 0,
     engine: dict[str, Any] | None = None,
+    progress: bool = False,
 ) -> GenerateReport:
     """Complete every prompt `n` times under guidance; write them as they finish.
 
@@ -87,116 +66,74 @@ def generate_to_file(
             it is the engine's, because vLLM's CPU runner dies of a seeded request whose prompt is
             read in pieces.
         engine: further settings of vLLM's `LLM`.
+        progress: show throughput and remaining time on stderr.
     Raises:
         ValueError: no prompts, one that is there twice, a file that another run has written, or
             what vLLM and guidance refuse.
     """
-    run = GenerateRun(policy, guidance, options, n, max_tokens, temperature, seed)
-    check_prompts(prompts)
     tokenizer = load_tokenizer(policy)
-    sha = tokenizer_sha(tokenizer)
-    found = run.completed(out, prompts, sha)
-    missing = run.missing(prompts, found.keys)
-    started, tokens = time.monotonic(), 0
-    if missing:
-        writer = RolloutWriter(
-            out,
-            tokenizer_sha=sha,
-            vocab_size=len(tokenizer),
-            append=bool(found.keys),
-            guidance=run.metadata,
-        )
-        with writer:
-            llm = _engine(run, resumed=len(found.keys), **(engine or {}))
-            started = time.monotonic()
-            for start in range(0, len(missing), _AT_ONCE):
-                done = _complete(llm, missing[start : start + _AT_ONCE], run)
-                writer.append(done)
-                writer.flush()
-                tokens += sum(row.length for row in done)
-    seconds = time.monotonic() - started
+    run = SamplingRun(
+        tasks=[_task(prompt, n, max_tokens) for prompt in prompts],
+        policy=policy,
+        tokenizer_sha=tokenizer_sha(tokenizer),
+        temperature=temperature,
+        seed=seed,
+        own_seeds=torch.cuda.is_available(),
+        vocab_size=len(tokenizer),
+        guidance=guidance_metadata(guidance, options),
+    )
+
+    def start(resumed: int) -> Any:
+        return _engine(policy, options, seed=seed, resumed=resumed, **(engine or {}))
+
+    steered = OfflineEngine(run, start, extra_args=guidance.to_args(), logprobs=True, ahead=AHEAD)
+    report = fill(run, out, steered, progress=progress)
     return GenerateReport(
-        rollouts=str(out),
-        prompts=len(prompts),
-        rows_resumed=len(found.keys),
-        tokens=tokens,
-        seconds=seconds,
-        tokens_per_s=tokens / seconds if tokens else 0.0,
-        **_lengths(out, guidance.target),
+        **report.to_dict(), mean_deviation=_mean_deviation(out, guidance.target, report.rows)
     )
 
 
-def _engine(run: GenerateRun, *, resumed: int, **settings: Any) -> Any:
-    """vLLM's `LLM`. After `resumed` completions it draws from a stream of its own, so that what
-    is left does not get the random numbers of what is done."""
-    from vllm import LLM
-    from vllm.platforms import current_platform
+def guidance_metadata(
+    guidance: GuidanceSettings, options: GuidanceOptions
+) -> dict[str, Any] | None:
+    """What the file says of its guidance; None where the policy is sampled as it is."""
+    if guidance.changes_nothing:
+        return None
+    return {"lenvm": options.checkpoint, **guidance.to_args()}
 
-    seed = completion_seed(run.seed, "resumed", resumed) % 2**31 if resumed else run.seed
-    return LLM(
-        run.policy,
+
+def _task(prompt: Rollout, n: int, max_tokens: int) -> Task:
+    return Task(
+        prompt_id=prompt.prompt_id,
+        prompt_ids=prompt.prompt_ids,
+        n=n,
+        max_tokens=max_tokens,
+        messages=prompt.prompt_messages,
+        data_source=prompt.data_source,
+        ground_truth=prompt.ground_truth,
+    )
+
+
+def _engine(policy: str, options: GuidanceOptions, **settings: Any) -> Any:
+    """vLLM's `LLM` with the processor."""
+    return start_llm(
+        policy,
         **{
             "logits_processors": [PROCESSOR],
-            "additional_config": run.options.for_vllm(),
+            "additional_config": options.for_vllm(),
             "logprobs_mode": "processed_logprobs",
             "max_num_seqs": 64,
-            "enforce_eager": current_platform.is_cpu(),  # compiling there takes minutes
-            "seed": seed,
             **settings,
         },
     )
 
 
-def _complete(llm: Any, missing: Sequence[tuple[Rollout, int]], run: GenerateRun) -> list[Rollout]:
-    from vllm import SamplingParams
-
-    sampling = [run.sampling(prompt.prompt_id, sample_id) for prompt, sample_id in missing]
-    params = [
-        SamplingParams(
-            temperature=chosen["temperature"],
-            max_tokens=chosen["max_tokens"],
-            seed=chosen["seed"],
-            logprobs=0,
-            detokenize=False,
-            extra_args=run.guidance.to_args(),
-        )
-        for chosen in sampling
-    ]
-    inputs = [{"prompt_token_ids": list(prompt.prompt_ids)} for prompt, _ in missing]
-    answers = llm.generate(inputs, params, use_tqdm=False)
-    rows = []
-    for (prompt, sample_id), chosen, answer in zip(missing, sampling, answers, strict=True):
-        [completion] = answer.outputs
-        ids = list(completion.token_ids)
-        rows.append(
-            replace(
-                prompt,
-                sample_id=sample_id,
-                response_ids=ids,
-                finish_reason=completion.finish_reason,
-                sampling=chosen,
-                policy={"name": run.policy},
-                response_logprobs=[
-                    step[token].logprob
-                    for step, token in zip(completion.logprobs, ids, strict=True)
-                ],
-            )
-        )
-    return rows
-
-
-def _lengths(out: str | Path, target: int | None) -> dict[str, Any]:
-    """The report's figures that are about all rows of the file, read as a stream."""
-    rows = tokens = cut = 0
-    deviation = 0.0
+def _mean_deviation(out: str | Path, target: int | None, rows: int) -> float | None:
+    """Over all rows of the file, read as a stream."""
+    if not target or not rows:
+        return None
+    total = 0.0
     for row in RolloutReader(out).iter_rows(["response_ids", "finish_reason"]):
-        length, is_cut = len(row["response_ids"]), row["finish_reason"] == "length"
-        rows, tokens, cut = rows + 1, tokens + length, cut + is_cut
-        if target:
-            deviation += abs(length - (not is_cut) - target) / target
-    return {
-        "rows": rows,
-        "mean_length": tokens / rows,
-        "share_cut": cut / rows,
-        "mean_deviation": deviation / rows if target else None,
-    }
+        length = len(row["response_ids"]) - (row["finish_reason"] != "length")
+        total += abs(length - target) / target
+    return total / rows

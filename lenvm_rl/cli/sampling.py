@@ -1,0 +1,179 @@
+"""`lenvm sample`: completions of prompts, with one of four engines."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from lenvm_rl.cli.app import JsonOption, OutOption, SeedOption, app, emit
+
+_ENGINES = ("transformers", "vllm", "ray", "server")
+_ERRORS = Console(stderr=True)
+
+
+@app.command()
+def sample(
+    prompts: Annotated[str, typer.Option(help="Prompts: .jsonl or .parquet, or `demo:COUNT`.")],
+    out: OutOption,
+    policy: Annotated[
+        str | None, typer.Option(help="Policy: directory, hub name, or `demo`.")
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="transformers, vllm (this process), ray (many nodes).")
+    ] = "transformers",
+    server: Annotated[
+        str | None, typer.Option(help="Or OpenAI-compatible servers: http://HOST:PORT[,URL2,...].")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model's name at the server; the policy by default.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Tokenizer for --server; policy or model by default.")
+    ] = None,
+    n: Annotated[int, typer.Option("-n", help="Completions per prompt.", min=1)] = 8,
+    max_tokens: Annotated[int, typer.Option(help="Longest response in tokens.", min=1)] = 1024,
+    temperature: Annotated[float, typer.Option(min=0.0)] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
+    top_k: Annotated[int, typer.Option(help="0 keeps all tokens.", min=0)] = 0,
+    min_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 0.0,
+    limit: Annotated[int | None, typer.Option(help="Use at most so many prompts.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Completions handed to the engine at once.", min=1)
+    ] = None,
+    logprobs: Annotated[
+        bool, typer.Option(help="vllm, ray: keep log-probabilities (transformers always does).")
+    ] = False,
+    engine_args: Annotated[
+        str, typer.Option(help="vllm, ray: settings of vLLM's LLM as JSON.")
+    ] = "{}",
+    engines: Annotated[int, typer.Option(help="ray: engines over all nodes.", min=1)] = 1,
+    ray_address: Annotated[
+        str | None, typer.Option(help="ray: cluster; a local one by default.")
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option(help="--server: messages through its template, not token ids.")
+    ] = False,
+    token_ids: Annotated[
+        str, typer.Option(help="--server: `server`, or `text` to make ids from text.")
+    ] = "server",
+    concurrency: Annotated[int, typer.Option(help="--server: completions in flight.", min=1)] = 256,
+    per_request: Annotated[
+        int, typer.Option(help="--server: most completions in one request.", min=1)
+    ] = 8,
+    send_seeds: Annotated[
+        bool, typer.Option(help="--server: a seed and a request for each completion.")
+    ] = False,
+    retries: Annotated[int, typer.Option(help="--server: retries of a request.", min=0)] = 10,
+    timeout: Annotated[float, typer.Option(help="--server: seconds for a request.")] = 1800.0,
+    flush_seconds: Annotated[
+        float, typer.Option(help="A kill loses at most so much work.", min=0.0)
+    ] = 10.0,
+    seed: SeedOption = 0,
+    json_file: JsonOption = None,
+) -> None:
+    """Sample completions into a rollout file; the same command goes on where it was killed.
+
+    Engines fill the same file. Completions that could not be made are counted by kind at the end
+    (exit status 1); the same command tries them again.
+
+    Example: `lenvm sample --policy demo --prompts demo:300 -n 8 --out runs/rollouts`
+
+    Example: `lenvm sample --server http://a:8000,http://b:8000 --model Qwen/Qwen2.5-7B-Instruct
+    --prompts prompts.jsonl -n 16 --max-tokens 5000 --out runs/rollouts`
+    """
+    from lenvm_rl.demo.prompts import resolve_policy, resolve_prompts
+
+    if server is not None:
+        engine = "server"
+    if engine not in _ENGINES or (engine == "server") != (server is not None):
+        raise ValueError(
+            f"engine must be transformers, vllm or ray, or give --server; got {engine!r}."
+        )
+    if policy is None and (engine != "server" or model is None):
+        raise ValueError(f"--policy is missing: {engine} needs it (a server: --policy or --model).")
+    named = resolve_policy(policy or model or "")
+    failures: dict[str, str] = {}
+    common: dict[str, Any] = {
+        "n": n,
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "seed": seed,
+        "progress": True,
+        "flush_seconds": flush_seconds,
+    }
+    found = resolve_prompts(prompts, seed=seed, limit=limit)
+    if engine == "server":
+        from lenvm_rl.evals.openai_engine import ServerSettings
+        from lenvm_rl.evals.openai_sampling import sample_from_servers
+        from lenvm_rl.evals.openai_servers import RetryPolicy
+
+        settings = ServerSettings(
+            servers=[address for address in (server or "").split(",") if address.strip()],
+            model=model or named,
+            chat=chat,
+            token_ids=token_ids,
+            concurrency=concurrency,
+            per_request=per_request,
+            own_seeds=send_seeds,
+            retry=RetryPolicy(retries=retries, timeout=timeout),
+        )
+        report = sample_from_servers(
+            settings,
+            resolve_policy(tokenizer) if tokenizer else named,
+            found,
+            out,
+            on_failure=lambda failure: failures.setdefault(
+                failure.kind, f"prompt {failure.task.prompt_id!r}: {failure.detail}"
+            ),
+            **common,
+        )
+    elif engine == "transformers":
+        from lenvm_rl.evals.sampling import sample_to_file
+
+        report = sample_to_file(named, found, out, batch_size=batch_size or 128, **common)
+    else:
+        from lenvm_rl.evals.encoding import tasks_of_prompts
+        from lenvm_rl.model import load_tokenizer
+        from lenvm_rl.vllm.sample import sample_with_vllm
+
+        tokens = load_tokenizer(named)
+        report = sample_with_vllm(
+            named,
+            tokens,
+            tasks_of_prompts(tokens, found, n=common.pop("n"), max_tokens=common.pop("max_tokens")),
+            out,
+            logprobs=logprobs,
+            batch_size=batch_size or 512,
+            engine=_engine_args(engine_args),
+            ray_engines=engines if engine == "ray" else None,
+            ray_address=ray_address,
+            **common,
+        )
+    emit(report.to_dict(), json_file)
+    if report.rows_missing:
+        _ERRORS.print(_summary(report.failures, failures, report.rows_missing), highlight=False)
+        raise typer.Exit(1)
+
+
+def _engine_args(text: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"--engine-args is not JSON ({error}): {text!r}.") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"--engine-args must be a JSON object, got {text!r}.")
+    return settings
+
+
+def _summary(counts: dict[str, int], examples: dict[str, str], missing: int) -> str:
+    """Failures by kind, most frequent first, each with its first case."""
+    lines = [f"{missing} completions are missing; the same command tries them again."]
+    for kind in sorted(counts, key=lambda kind: -counts[kind]):
+        lines.append(f"  {counts[kind]:6d}  {kind}  ({examples.get(kind, '')})")
+    return "\n".join(lines)

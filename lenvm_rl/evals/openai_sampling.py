@@ -1,0 +1,73 @@
+"""How does any OpenAI-compatible server fill a rollout file?
+
+A request asks for several completions of one prompt, which share its prefill; many are in flight.
+The random stream is the server's: rows carry no seed unless seeds are sent. A vLLM server draws
+the same numbers again after a restart, so give it another `--seed` then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lenvm_rl.evals.encoding import tasks_of_prompts
+from lenvm_rl.evals.openai_engine import ServerEngine, ServerSettings
+from lenvm_rl.model import load_tokenizer, tokenizer_sha
+from lenvm_rl.rollouts.fill import FLUSH_SECONDS, SamplingReport, fill
+from lenvm_rl.rollouts.prompts import Prompt
+from lenvm_rl.rollouts.sampling_run import Failure, SamplingRun
+from lenvm_rl.rollouts.text import TextCodec
+
+
+def sample_from_servers(
+    settings: ServerSettings,
+    tokenizer: str | Path,
+    prompts: Sequence[Prompt],
+    out: str | Path,
+    *,
+    n: int = 8,
+    max_tokens: int = 1024,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    seed: int = 0,
+    progress: bool = False,
+    flush_seconds: float = FLUSH_SECONDS,
+    on_failure: Callable[[Failure], None] | None = None,
+) -> SamplingReport:
+    """Sample `n` completions of every prompt through servers into the rollout directory `out`.
+
+    Called again with the same arguments, it samples what is missing. The arguments are those of
+    `lenvm_rl.evals.sampling.sample_to_file`; `tokenizer` is the policy's directory or hub name.
+
+    Raises:
+        ValueError: no server answers, one does not have the model, or `out` holds completions
+            of another run.
+    """
+    tokens = load_tokenizer(tokenizer)
+    sha = tokenizer_sha(tokens)
+    from_text = settings.token_ids == "text"
+    run = SamplingRun(
+        tasks=tasks_of_prompts(tokens, prompts, n=n, max_tokens=max_tokens),
+        policy=settings.model,
+        tokenizer_sha=sha,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        seed=seed,
+        own_seeds=settings.own_seeds,
+        vocab_size=len(tokens),
+        retokenized=from_text,
+    )
+    codec = TextCodec.from_tokenizer(tokens, tokenizer_sha=sha) if from_text else None
+    engine = ServerEngine(settings, run, codec)
+    return fill(
+        run,
+        out,
+        engine,
+        progress=progress,
+        flush_seconds=flush_seconds,
+        on_failure=on_failure,
+    )
