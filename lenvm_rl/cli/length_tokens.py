@@ -7,12 +7,20 @@ from typing import Annotated
 
 import typer
 
-from lenvm_rl.cli.app import JsonOption, OutOption, SeedOption, console, emit, evals_app
+from lenvm_rl.cli.app import (
+    JsonOption,
+    LenvmOption,
+    OutOption,
+    SeedOption,
+    console,
+    emit,
+    evals_app,
+)
 
 
 @evals_app.command("length-tokens")
 def eval_length_tokens(
-    lenvm: Annotated[Path, typer.Option(help="Directory of the value model.")],
+    lenvm: LenvmOption,
     rollouts: Annotated[Path, typer.Option(help="Completions of its policy.")],
     out: OutOption,
     threshold: Annotated[float, typer.Option(help="Least |score| that counts.")] = 0.01,

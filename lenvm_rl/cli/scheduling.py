@@ -7,12 +7,20 @@ from typing import Annotated
 
 import typer
 
-from lenvm_rl.cli.app import JsonOption, OutOption, SeedOption, console, emit, evals_app
+from lenvm_rl.cli.app import (
+    JsonOption,
+    LenvmOption,
+    OutOption,
+    SeedOption,
+    console,
+    emit,
+    evals_app,
+)
 
 
 @evals_app.command("scheduling")
 def eval_scheduling(
-    lenvm: Annotated[Path, typer.Option(help="Directory of the value model.")],
+    lenvm: LenvmOption,
     rollouts: Annotated[Path, typer.Option(help="Rollouts of unseen prompts: the requests.")],
     out: OutOption,
     train: Annotated[

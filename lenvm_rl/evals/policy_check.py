@@ -54,5 +54,7 @@ def _policies(reader: RolloutReader) -> set[str]:
 
 
 def _same(one: str, other: str) -> bool:
-    """Hub names and directories may hold the same model: compare the last part."""
-    return Path(one).name.lower() == Path(other).name.lower()
+    """Hub names, directories and short names may mean the same model: the last part of one must
+    be a part of the other."""
+    parts = [Path(name.lower()).parts for name in (one, other)]
+    return parts[0][-1] in parts[1] or parts[1][-1] in parts[0]
