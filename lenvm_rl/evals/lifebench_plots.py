@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, StrMethodFormatter
 
 from lenvm_rl.evals.control_plots import CONTROL_NAMES, STYLE, save_figure
 
@@ -38,6 +38,8 @@ def plot_lifebench(tables: Mapping[str, Table], figures: Mapping[str, Any], file
             panel.xaxis.set_major_locator(FixedLocator(targets))
             panel.xaxis.set_minor_locator(NullLocator())
             panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        above.yaxis.set_major_locator(LogLocator(base=2))
+        above.yaxis.set_minor_locator(NullLocator())
         above.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         below.set_xlabel(f"target n ({unit})")
     axes[0][0].set_ylabel(f"mean length obtained ({unit})")

@@ -21,7 +21,7 @@ def lifebench_view(report: LifebenchReport) -> Group:
         f"targets {targets}; failures score 0"
     )
     table.add_column("", no_wrap=True)
-    for name in ("deviation", "equal to", "at most", "at least"):
+    for name in ("|d|", "equal to", "at most", "at least"):
         table.add_column(name, justify="right")
     for row in report.tables["table2"]:
         shown = row["source"] == "here" or "Qwen" in row["model"]
@@ -37,10 +37,10 @@ def _summary(report: LifebenchReport) -> Table:
         (row["method"], row["control"], row["scorer"]): row["score"]
         for row in report.tables["official"]
     }
-    table = Table(title="the same per control, and as the official programs print it")
+    table = Table(title="per control, and as LenVM's and LIFEBench's own programs score it")
     for name in ("control", "method"):
-        table.add_column(name)
-    for name in ("score", "LenVM's scorer", "LIFEBench's", "failed", "accuracy", "log-prob"):
+        table.add_column(name, no_wrap=True)
+    for name in ("score", "LenVM", "official", "failed", "accuracy", "log-prob"):
         table.add_column(name, justify="right")
     for row in report.tables["summary"]:
         key = row["method"], row["control"]
