@@ -6,7 +6,9 @@ rows, batch  what is known of a request in one step, and of all of them as tenso
 trunk        a LenVM's trunk with keys and values of its rows in slots
 histories    how the slots catch up with their rows
 exact        candidates run through the LenVM, one pass per step
+fixed_step   a step of fixed shape, prefix_kernels for its attention, graphs to replay it on CUDA
 q_head       all candidates from one hidden state, of the LenVM or of the policy
+distill      a candidate head learns from the exact values
 guide        from logits to guided logits
 """
 

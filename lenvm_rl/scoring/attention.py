@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 PREFIX_ATTENTION = "lenvm_prefix"
-_ALIGN = 16  # columns; kernels for accelerators want the rows of a mask aligned
+ALIGN = 16  # columns; kernels for accelerators want the rows of a mask aligned
 # Products of queries with keys that a tier may compute in vain, as a multiple of the useful ones.
 # A kernel call costs a CPU little, and reading slots that lie apart costs it a copy.
 _WASTE = {"cpu": 1.5}
@@ -48,8 +48,16 @@ class KeyValueStore:
     A token's heads lie together, so that a token is written, moved and copied in one piece.
     """
 
-    def __init__(self, shapes: Sequence[KeyValueShape], *, slots: int, capacity: int, device: Any):
-        capacity = -(-capacity // _ALIGN) * _ALIGN
+    def __init__(
+        self,
+        shapes: Sequence[KeyValueShape],
+        *,
+        slots: int,
+        capacity: int,
+        device: Any,
+        align: int = ALIGN,
+    ):
+        capacity = -(-capacity // align) * align
         self.slots, self.capacity, self.device = slots, capacity, torch.device(device)
         heads, key_dim, value_dim, self.dtype = shapes[0]
         size = (len(shapes), slots * capacity, heads)
@@ -186,7 +194,7 @@ class Pass:
             shape=(r, q),
             grid=grid,
             place=place,
-            span=min(-(-span // _ALIGN) * _ALIGN, capacity),
+            span=min(-(-span // ALIGN) * ALIGN, capacity),
             fresh=grid is None and not siblings.any() and not start.any(),
         )
 

@@ -9,10 +9,15 @@ exactly what a pass over the sampled token would have written. Nothing is comput
 sampled token, not a prompt that another slot holds, not what a preempted row had computed.
 
 Values equal those of a full recompute up to rounding (about 1e-6 in float32) in every dtype's own
-precision. On a CPU masked candidates are dropped from the pass; on an accelerator, where dropping
-them would mean to wait for the mask, they are computed and zeroed. There the host waits for
-nothing but the ids of the last step's candidates, which have arrived when it knows a sampled
-token. The accelerator path has been run on a CPU only: its speed is not known yet.
+precision. On a CPU masked candidates are dropped from the pass. On CUDA a step has fixed shapes
+(`scoring.fixed_step`) and is replayed as a graph (`scoring.graphs`): dropping what is masked would
+mean to wait for the mask, so it is computed and zeroed, and all that a row lacks of its history is
+run before, in passes of its own. There the host waits for nothing but the ids of the last step's
+candidates, which have arrived when it knows a sampled token.
+
+The CUDA path has been checked on a CPU only, part by part: fixed shapes against a full recompute,
+the kernels' place taken by a slow reference, no operation that needs a tensor's content. Capture,
+replay, the kernels themselves and their speed have not been run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -24,9 +29,12 @@ import torch
 from torch import Tensor
 
 from lenvm_rl.model import LengthValueModel
-from lenvm_rl.scoring.attention import Pass, Segment, to_device
+from lenvm_rl.scoring.attention import ALIGN, Pass, Segment, to_device
+from lenvm_rl.scoring.fixed_step import FixedPass
+from lenvm_rl.scoring.graphs import FixedSteps
 from lenvm_rl.scoring.histories import HistoryRow, HistoryTrunk
 from lenvm_rl.scoring.interface import History
+from lenvm_rl.scoring.prefix_kernels import PAGE, prefix_kernel
 from lenvm_rl.scoring.slots import LateRead, Siblings
 
 
@@ -39,6 +47,7 @@ class ExactScorer(HistoryTrunk):
         max_length: longest history plus candidate in tokens.
         max_candidates: most candidates per row.
         chunk_tokens: most tokens per pass over prompts; bounds the memory of activations.
+        fixed_shapes: pad steps to fixed shapes; None does so on CUDA, where steps are replayed.
     Raises:
         ValueError: another head, a trunk whose state is not keys and values, or a number out of
             range.
@@ -52,7 +61,10 @@ class ExactScorer(HistoryTrunk):
         max_length: int,
         max_candidates: int,
         chunk_tokens: int = 2048,
+        fixed_shapes: bool | None = None,
     ):
+        if fixed_shapes is None:
+            fixed_shapes = next(model.parameters()).device.type == "cuda"
         super().__init__(
             model,
             slots=slots,
@@ -60,8 +72,19 @@ class ExactScorer(HistoryTrunk):
             max_candidates=max_candidates,
             spare=max_candidates,
             chunk_tokens=chunk_tokens,
+            padding_slots=int(fixed_shapes),
+            align=PAGE if fixed_shapes else ALIGN,
         )
-        self._drops_masked = self.device.type == "cpu"
+        self._drops_masked = self.device.type == "cpu" and not fixed_shapes
+        self._fixed: FixedSteps | None = None
+        if fixed_shapes:
+            self._inline_tokens = 0  # a step has candidates alone
+            self._fixed = FixedSteps(
+                self._score_fixed,
+                self._store,
+                kernel=prefix_kernel(self._store),
+                max_candidates=max_candidates,
+            )
         self._siblings: list[Siblings | None] = [None] * slots
 
     def open(self, history: History) -> int:
@@ -93,7 +116,10 @@ class ExactScorer(HistoryTrunk):
         self._read_histories(rows)
         self._keep_sampled(rows)
         self._catch_up(rows)
-        logits = self._forward_candidates(rows, candidates, mask, kept)
+        if self._fixed is None:
+            logits = self._forward_candidates(rows, candidates, mask, kept)
+        else:
+            logits = self._forward_fixed(self._fixed, slots, candidates, mask)
         self._remember(rows, ids, kept)
         self.stats.steps += 1
         self.stats.rows += len(rows)
@@ -158,6 +184,21 @@ class ExactScorer(HistoryTrunk):
         for row in rows:
             self._table.append(row.slot, row.missing)
         return logits.view(candidates.shape).masked_fill_(~mask, 0.0)
+
+    def _forward_fixed(
+        self, steps: FixedSteps, slots: Sequence[int], candidates: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Run the candidates, masked ones too, behind rows that lack nothing."""
+        which = np.array(slots, dtype=np.int64)
+        places = np.stack([which, self._table.lengths[which]])
+        logits = steps.run(candidates.masked_fill(~mask, 0), places)
+        self.stats.passes += 1
+        self.stats.candidates += candidates.numel()
+        return logits.masked_fill(~mask, 0.0)
+
+    def _score_fixed(self, ids: Tensor, step: FixedPass) -> Tensor:
+        """[R K] ids -> [R K] logits; what a graph is captured of."""
+        return self.model.score(self._run_trunk(ids, step.position, step))
 
     def _remember(self, rows: list[HistoryRow], ids: LateRead, kept: np.ndarray) -> None:
         """The candidates stay behind their slots until the next token is known."""

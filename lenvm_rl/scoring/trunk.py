@@ -15,7 +15,9 @@ from torch import Tensor
 from lenvm_rl.model import LengthValueModel
 from lenvm_rl.model.decoder import attending_by
 from lenvm_rl.scoring.attention import (
+    ALIGN,
     PREFIX_ATTENTION,
+    Attends,
     KeyValueShape,
     KeyValueStore,
     Pass,
@@ -60,6 +62,8 @@ class CachedTrunk:
         max_length: longest history plus candidate in tokens.
         max_candidates: most candidates per row.
         spare: columns of a slot behind its longest history, for tokens that may not be kept.
+        padding_slots: slots of the store that no row gets, behind the others.
+        align: a slot has a multiple of so many columns.
     Raises:
         ValueError: another head, a trunk whose state is not keys and values, or a number out of
             range.
@@ -75,6 +79,8 @@ class CachedTrunk:
         max_length: int,
         max_candidates: int,
         spare: int,
+        padding_slots: int = 0,
+        align: int = ALIGN,
     ):
         if max_candidates < 1:
             raise ValueError(f"max_candidates must be at least 1, got {max_candidates}.")
@@ -90,7 +96,11 @@ class CachedTrunk:
         self.device = next(model.parameters()).device
         self._table = SlotTable(slots, max_length)
         self._store = KeyValueStore(
-            self._probe(), slots=slots, capacity=max_length + spare, device=self.device
+            self._probe(),
+            slots=slots + padding_slots,
+            capacity=max_length + spare,
+            device=self.device,
+            align=align,
         )
 
     @property
@@ -122,7 +132,7 @@ class CachedTrunk:
         self.stats.passes += 1
         return self._run_trunk(ids, step.position, step)
 
-    def _run_trunk(self, ids: Tensor, position: Tensor, step: Pass | Probe) -> Tensor:
+    def _run_trunk(self, ids: Tensor, position: Tensor, step: Attends) -> Tensor:
         with attending_by(self._trunk.config, PREFIX_ATTENTION):
             output = self._trunk(
                 input_ids=ids[None], position_ids=position[None], use_cache=False, lenvm_pass=step

@@ -1,0 +1,130 @@
+"""How is a step of fixed shape run again and again? On CUDA as a graph, elsewhere as it is.
+
+A graph is captured when a bucket of shapes is first met (`fixed_step.Bucket`; a few dozen at most,
+in one pool of memory), which takes as long as some steps do, and replayed from then on: one launch
+for the whole trunk. Where capture fails, steps run without it, slower, and a line in the log says
+why. Shapes and buffers are the same either way, and so are the results.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lenvm_rl.scoring.attention import KeyValueStore, to_device
+from lenvm_rl.scoring.fixed_step import Bucket, FixedPass, StepInputs, bucket_of, pieces_of
+from lenvm_rl.scoring.prefix_kernels import PrefixKernel
+
+_WARM_UP = 2  # runs before a capture: libraries choose and allocate in the first ones
+
+logger = logging.getLogger("lenvm_rl.scoring")
+
+
+@dataclass
+class _Captured:
+    inputs: StepInputs
+    graph: Any = None
+    """torch.cuda.CUDAGraph; None where steps run without."""
+    output: Tensor | None = None
+    """[R, K], written by the graph."""
+
+
+class FixedSteps:
+    """Steps of all buckets of one scorer.
+
+    Args:
+        score: [R K] ids and the step's attention -> [R K] logits; a pure function of its inputs
+            and of the store, to whose slots it writes behind what they hold.
+        store: keys and values; its last slot belongs to no row.
+        kernel: reads prefixes; None: `scaled_dot_product_attention` does.
+        max_candidates: most candidates of a row.
+        processors: how many pieces of prefixes can be read side by side; None: the device's own.
+    """
+
+    def __init__(
+        self,
+        score: Callable[[Tensor, FixedPass], Tensor],
+        store: KeyValueStore,
+        *,
+        kernel: PrefixKernel | None,
+        max_candidates: int,
+        processors: int | None = None,
+    ):
+        self._score, self._store, self._kernel = score, store, kernel
+        self._max_candidates = max_candidates
+        self._steps: dict[Bucket, _Captured] = {}
+        self._captures = store.device.type == "cuda"
+        self._pool: Any = None
+        self._processors = processors or _processors_of(store.device)
+
+    def run(self, candidates: Tensor, places: np.ndarray) -> Tensor:
+        """Logits of candidates, [r, k] -> [r, k] float32.
+
+        Args:
+            candidates: ids, all of them within the vocabulary.
+            places: [2, r] slots and lengths of the rows.
+        """
+        rows, width = candidates.shape
+        bucket = bucket_of(
+            rows,
+            width,
+            int(places[1].max()),
+            slots=self._store.slots - 1,
+            max_candidates=self._max_candidates,
+            capacity=self._store.capacity,
+        )
+        if bucket not in self._steps:
+            padding = self._store.slots - 1
+            self._steps[bucket] = _Captured(StepInputs(bucket, padding, self._store.device))
+        step = self._steps[bucket]
+        step.inputs.load(candidates, self._padded(places, bucket))
+        if self._captures and step.graph is None:
+            self._capture(step)
+        if step.graph is None:
+            return self._compute(step.inputs)[:rows, :width]
+        step.graph.replay()
+        assert step.output is not None
+        return step.output[:rows, :width].clone()  # the next replay writes over it
+
+    def _padded(self, places: np.ndarray, bucket: Bucket) -> Tensor:
+        padded = np.zeros((2, bucket.rows), dtype=np.int64)
+        padded[0] = self._store.slots - 1
+        padded[:, : places.shape[1]] = places
+        return to_device(padded, self._store.device)
+
+    def _compute(self, inputs: StepInputs) -> Tensor:
+        """[R, K] from what the buffers hold."""
+        heads = self._store.keys.shape[2]
+        pieces = pieces_of(inputs.bucket, heads, self._processors)
+        step = FixedPass(self._store, inputs, self._kernel, pieces)
+        return self._score(inputs.ids.flatten(), step).view(inputs.bucket[:2])
+
+    def _capture(self, step: _Captured) -> None:
+        """Capture the step; what it computes is the same however often it runs."""
+        try:
+            side = torch.cuda.Stream(self._store.device)
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(_WARM_UP):
+                    self._compute(step.inputs)
+            torch.cuda.current_stream().wait_stream(side)
+            self._pool = self._pool or torch.cuda.graph_pool_handle()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool):
+                step.output = self._compute(step.inputs)
+            step.graph = graph
+        except RuntimeError as error:
+            self._captures = False
+            logger.warning("steps of the LenVM run without CUDA graphs: %s", error)
+
+
+def _processors_of(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
