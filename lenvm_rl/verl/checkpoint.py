@@ -20,6 +20,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
 TRACKER = "latest_checkpointed_iteration.txt"
 STATE = "lenvm_state.json"
 MODEL = "lenvm"
@@ -116,3 +118,11 @@ def _write(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
     os.replace(temporary, path)
+
+
+def resumed_from(config: DictConfig, step: int) -> Path:
+    """Directory of the step that verl went on from."""
+    trainer = config.trainer
+    if trainer.resume_mode == "resume_path":
+        return Path(trainer.resume_from_path).absolute()
+    return step_directory(Path(trainer.default_local_dir).absolute(), step)

@@ -6,7 +6,9 @@ the logits holds the state after a row's last token, which is where a cut comple
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,7 +22,11 @@ from lenvm_rl.core import (
     value_of_logit,
 )
 from lenvm_rl.model import LengthValueConfig
+from lenvm_rl.rollouts import Rollout
 from lenvm_rl.verl.policy_settings import PolicyLengthSettings
+
+if TYPE_CHECKING:
+    from lenvm_rl.verl.length_critic import LengthCritic
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,13 @@ class LengthValues:
     """[B] V of the state after the last token."""
     end_left: Tensor
     """[B] tokens still to come there."""
+
+    @classmethod
+    def of(cls, critic: LengthCritic, rows: Sequence[Rollout]) -> tuple[LengthValues, Tensor]:
+        """The critic's estimate of these completions, and its raw outputs [B, T + 1]."""
+        logits = critic.logits(rows)
+        lengths = torch.tensor([row.length for row in rows])
+        return cls.of_logits(logits, lengths, critic.model), logits
 
     @classmethod
     def of_logits(cls, logits: Tensor, lengths: Tensor, model: LengthValueConfig) -> LengthValues:
@@ -117,7 +130,12 @@ def shaping_term(
 
 
 def budgets_of(cells: list[object], column: str) -> Tensor:
-    """[B] budgets in tokens from a column of the data.
+    """[B] budgets in tokens from a column of the data; raises as `positive_numbers` does."""
+    return positive_numbers(cells, "lenvm.budget_column", column)
+
+
+def positive_numbers(cells: list[object], setting: str, column: str) -> Tensor:
+    """[B] token counts from a column of the data that `setting` names.
 
     Raises:
         ValueError: missing or not positive, with how many and where the first is.
@@ -125,7 +143,7 @@ def budgets_of(cells: list[object], column: str) -> Tensor:
     wrong = [i for i, cell in enumerate(cells) if not _is_budget(cell)]
     if wrong:
         raise ValueError(
-            f"lenvm.budget_column={column}: {len(wrong)} of {len(cells)} prompts have no budget "
+            f"{setting}={column}: {len(wrong)} of {len(cells)} prompts have no budget "
             f"(row {wrong[0]}: {cells[wrong[0]]!r}). Give every prompt a number of response tokens "
             "above 0, or leave those prompts out."
         )

@@ -33,6 +33,7 @@ _REGISTERED_BY_IMPORT = {
     "verl.workers.rollout.base": ("lenvm_rl.verl.weights",),
     "verl.workers.rollout.replica": ("lenvm_rl.verl.replica",),
     "verl.experimental.reward_loop.reward_manager": ("lenvm_rl.verl.reward_manager",),
+    "verl.experimental.agent_loop": ("lenvm_rl.verl.guided_agent_loop",),
     "verl.trainer.ppo.v1": ("lenvm_rl.verl.trainer", "lenvm_rl.verl.policy_trainer"),
 }
 

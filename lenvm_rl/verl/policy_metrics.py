@@ -8,8 +8,8 @@ length/alarm                      -1 collapse, +1 explosion, 0; against the firs
 lenvm/scale                       of the length term in this step
 lenvm/advantage_rms, task_advantage_rms, advantage_share
                                   scaled length term, task term, first / (first + second)
-lenvm/value_rmse, value_bias      of u = 1 - gamma**l on these fresh, finished responses:
-                                  how stale the critic is; bias > 0: predicted too long
+lenvm/value_rmse, value_bias, mae_tokens
+                                  how stale the critic is on these fresh responses (`staleness`)
 lenvm/rank_1_of_k, rank_chance    does the critic tell a prompt's shortest sample half way,
                                   and what would a guess score (as VinePPO judges critics)
 """
@@ -17,13 +17,17 @@ lenvm/rank_1_of_k, rank_chance    does the critic tell a prompt's shortest sampl
 from __future__ import annotations
 
 import logging
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lenvm_rl.core import discounted_returns, masked_mean, shortest_of_group
+from lenvm_rl.core import masked_mean, shortest_of_group
+from lenvm_rl.rollouts.atomic import replacing
 from lenvm_rl.verl.length_terms import LengthValues
 from lenvm_rl.verl.rollout_batch import RolloutBatch
+from lenvm_rl.verl.staleness import staleness
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +53,8 @@ def critic_metrics(
     rollouts: RolloutBatch, estimate: LengthValues, *, gamma: float
 ) -> dict[str, float]:
     """Error of the values on fresh responses, and whether they rank samples of a prompt."""
-    result: dict[str, float] = {}
-    mask = (rollouts.mask != 0) & rollouts.finished[:, None]
-    tokens = mask.sum()
-    if tokens:
-        true = discounted_returns(mask, gamma=gamma).double()
-        error = true - estimate.values.double()  # u = -V
-        result["lenvm/value_rmse"] = masked_mean(error**2, mask, denom=tokens).sqrt().item()
-        result["lenvm/value_bias"] = masked_mean(error, mask, denom=tokens).item()
+    errors = staleness(rollouts, estimate, gamma=gamma)
+    result = {f"lenvm/{name}": value for name, value in errors.items()}
     ranking = shortest_of_group(
         estimate.left, rollouts.mask, rollouts.finished, rollouts.groups, position=0.5
     )
@@ -113,9 +111,9 @@ class LengthAlarm:
         return float(state)
 
 
-def dump_fields(rollouts: RolloutBatch) -> dict[str, object]:
-    """What a debugging dump holds of the completions: plain lists and tensors."""
-    return {
+def dump_step(path: Path, rollouts: RolloutBatch, **terms: Any) -> None:
+    """Write what a step saw and made, for debugging: plain lists and tensors."""
+    content = {
         "keys": rollouts.keys,
         "prompts": [torch.as_tensor(row.prompt_ids) for row in rollouts.rows],
         "responses": [torch.as_tensor(row.response_ids) for row in rollouts.rows],
@@ -124,4 +122,7 @@ def dump_fields(rollouts: RolloutBatch) -> dict[str, object]:
         "groups": rollouts.groups,
         "scores": rollouts.scores,
         "correct": rollouts.correct,
+        **terms,
     }
+    with replacing(path) as temporary:
+        torch.save(content, temporary)

@@ -20,6 +20,7 @@ from lenvm_rl.core import (
     check_scale,
     make_controller,
 )
+from lenvm_rl.verl.rollout_guidance import RolloutGuidance
 from lenvm_rl.verl.settings import AUTO, check_choice, number, read_block
 
 USES = ("none", "objective", "shaping", "budget")
@@ -57,6 +58,9 @@ class PolicyLengthSettings:
     """Column of the data with every prompt's budget (response tokens, EOS included)."""
     budget_kind: str = "equal"
     """equal: meet the budget. at_most: stay within it."""
+    rollout_guidance: dict[str, Any] | None = None
+    """{mode, target | column | beta | scale, ...}: vLLM's training rollouts are guided by the
+    LenVM, see `rollout_guidance`."""
     length_reward: dict[str, Any] | None = None
     """{name: one of reward_fns.LENGTH_REWARDS, ...its parameters}: replaces the task score by a
     published length reward, over the samples of a prompt."""
@@ -90,6 +94,7 @@ class PolicyLengthSettings:
         self._check_critic()
         self._check_scale()
         self._check_budget()
+        self.guidance()
         if self.length_reward is not None and "name" not in self.length_reward:
             raise ValueError(
                 f"lenvm.length_reward={self.length_reward} has no name: write "
@@ -133,6 +138,10 @@ class PolicyLengthSettings:
                 "each prompt's budget from a column of the data, and nothing else does. Set both "
                 "or neither."
             )
+
+    def guidance(self) -> RolloutGuidance | None:
+        """How training rollouts are guided; raises as `RolloutGuidance.of` does."""
+        return RolloutGuidance.of(self.rollout_guidance, self.checkpoint)
 
     def make_controller(self) -> Controller:
         """What sets the scale, at its start.
@@ -193,6 +202,9 @@ def check_against_verl(config: DictConfig, settings: PolicyLengthSettings) -> No
     """
     if settings.use == "shaping":
         shaping_discount(settings, config.algorithm)
+    guidance = settings.guidance()
+    if guidance is not None:
+        guidance.check(config)
     if config.actor_rollout_ref.actor.checkpoint.get("async_save", False):
         raise ValueError(
             "actor_rollout_ref.actor.checkpoint.async_save=true: the length critic's state would "

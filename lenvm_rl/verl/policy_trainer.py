@@ -11,21 +11,22 @@ Nothing is whitened together with the task advantage.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import torch
 from omegaconf import DictConfig, open_dict
+from tensordict import TensorDict
 from torch import Tensor
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.debug import marked_timer
 from verl.workers.config import HFModelConfig
 
 from lenvm_rl.core import combine
-from lenvm_rl.rollouts.atomic import replacing
 from lenvm_rl.verl import checkpoint as checkpoints
+from lenvm_rl.verl.data_columns import check_column
+from lenvm_rl.verl.gdpo import check_gdpo, gdpo_fields
 from lenvm_rl.verl.group_reward import GroupReward
 from lenvm_rl.verl.length_critic import LengthCritic
 from lenvm_rl.verl.length_state import LengthState
@@ -35,7 +36,7 @@ from lenvm_rl.verl.policy_metrics import (
     LengthAlarm,
     advantage_metrics,
     critic_metrics,
-    dump_fields,
+    dump_step,
     length_metrics,
 )
 from lenvm_rl.verl.policy_settings import (
@@ -45,6 +46,8 @@ from lenvm_rl.verl.policy_settings import (
 )
 from lenvm_rl.verl.queue import eos_ids
 from lenvm_rl.verl.rollout_batch import RolloutBatch, read_rollouts
+from lenvm_rl.verl.rollout_guidance import AGENT_LOOP
+from lenvm_rl.verl.staleness import SOURCE, ValidationStaleness, each_sample
 
 
 @register_trainer(POLICY_TRAINER_MODE)
@@ -60,6 +63,10 @@ class LengthAwareTrainer(PPOTrainerSync):
         check_registered()
         self.settings = read_policy_settings(config)
         check_against_verl(config, self.settings)
+        check_gdpo(config, self.settings)
+        self.guidance = self.settings.guidance()
+        if self.guidance is not None:
+            self.guidance.into(config)
         self.controller = self.settings.make_controller()
         self.alarm = LengthAlarm(self.settings.alarm_low, self.settings.alarm_high)
         self.reward = GroupReward.of(self.settings.length_reward)
@@ -83,15 +90,36 @@ class LengthAwareTrainer(PPOTrainerSync):
             pools = self.resource_pool_manager.resource_pool_dict
             self.length_critic.start(pools["global_pool"], total_steps=self.total_training_steps)
         if self.global_steps:
-            self._load_length_state(self._resumed_from())
+            self._load_length_state(checkpoints.resumed_from(self.config, self.global_steps))
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()
-        column = self.settings.budget_column
-        if column is None:
-            return
-        for dataset in (self.train_dataset, self.val_dataset):
-            budgets_of(_data_column(dataset.dataframe, column), column)
+        guided = None if self.guidance is None else self.guidance.column
+        train, val = self.train_dataset, self.val_dataset
+        check_column((train, val), "lenvm.budget_column", self.settings.budget_column)
+        check_column((train,), "lenvm.rollout_guidance.column", guided)
+
+    # --- sampling and validating -----------------------------------------------------------
+
+    def _submit_batch_to_rollout(self, batch: TensorDict) -> int:
+        """verl's; with guidance, prompts in training go through the loop that guides."""
+        if self.guidance is not None:
+            tu.assign_non_tensor_data(batch, "agent_name", AGENT_LOOP)
+        return super()._submit_batch_to_rollout(batch)
+
+    def _validate(self) -> dict[str, float]:
+        """verl's metrics, and how stale the length critic is on these completions."""
+        if self.length_critic is None:
+            return super()._validate()
+        seen = ValidationStaleness(gamma=self.length_critic.gamma)
+
+        def look(batch: KVBatchMeta) -> None:
+            rollouts = read_rollouts(batch, eos=self._eos, columns=(SOURCE,))
+            seen.add(rollouts, LengthValues.of(self.length_critic, rollouts.rows)[0])
+
+        with each_sample(self.replay_buffer, look):
+            metrics = super()._validate()
+        return {**metrics, **seen.metrics()}
 
     # --- a step ----------------------------------------------------------------------------
 
@@ -114,10 +142,13 @@ class LengthAwareTrainer(PPOTrainerSync):
         if self.settings.use == "shaping":
             batch, terms = self._with_shaping(batch, metrics, rollouts, estimate, rewards, scale)
         else:
-            batch = self._verls_advantage(batch, metrics)
+            batch = self._verls_advantage(batch, metrics, rollouts)
             terms = self._add_length_advantage(metrics, rollouts, estimate, scale)
         if self.settings.dump_dir is not None:
-            self._dump(rollouts, {"rewards": rewards, **terms}, logits=logits, scale=scale)
+            path = Path(self.settings.dump_dir).absolute() / f"step_{self.global_steps}.pt"
+            old = rollouts.get("old_log_probs")
+            terms |= {"rewards": rewards, "logits": logits, "scale": scale, "old_log_probs": old}
+            dump_step(path, rollouts, **terms)
         if self.settings.refresh:
             self._refresh(rollouts, metrics)
         self.controller.update(
@@ -125,9 +156,12 @@ class LengthAwareTrainer(PPOTrainerSync):
         )
         return batch
 
-    def _verls_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+    def _verls_advantage(
+        self, batch: KVBatchMeta, metrics: dict, rollouts: RolloutBatch
+    ) -> KVBatchMeta:
         """The estimator's own part; what timing_s/adv holds beyond it is the length term."""
-        with marked_timer("verl_adv", self.timing_raw, color="brown"):
+        timer = marked_timer("verl_adv", self.timing_raw, color="brown")
+        with timer, gdpo_fields(self.config, rollouts):
             return super()._compute_advantage(batch, metrics)
 
     def _read(self, batch: KVBatchMeta) -> RolloutBatch:
@@ -138,13 +172,10 @@ class LengthAwareTrainer(PPOTrainerSync):
 
     def _values(self, rollouts: RolloutBatch) -> tuple[LengthValues | None, Tensor | None]:
         """The length critic's estimate for these completions; its values go to verl's queue."""
-        critic = self.length_critic
-        if critic is None:
+        if self.length_critic is None:
             return None, None
         with marked_timer("len_values", self.timing_raw, color="cyan"):
-            logits = critic.logits(rollouts.rows)
-        lengths = torch.tensor([row.length for row in rollouts.rows])
-        estimate = LengthValues.of_logits(logits, lengths, critic.model)
+            estimate, logits = LengthValues.of(self.length_critic, rollouts.rows)
         rollouts.put(len_values=estimate.values)
         return estimate, logits
 
@@ -166,7 +197,7 @@ class LengthAwareTrainer(PPOTrainerSync):
             scale=scale,
         )
         rollouts.put(rm_scores=rewards + term)
-        batch = self._verls_advantage(batch, metrics)
+        batch = self._verls_advantage(batch, metrics, rollouts)
         rollouts.put(rm_scores=rewards)
         metrics["lenvm/shaping_sum"] = term.sum(1).mean().item()
         return batch, {"shaping": term, "total": rollouts.get("advantages")}
@@ -197,26 +228,9 @@ class LengthAwareTrainer(PPOTrainerSync):
         return {"task": task, "length": term, "total": total}
 
     def _refresh(self, rollouts: RolloutBatch, metrics: dict) -> None:
-        if not bool((rollouts.lengths == torch.tensor([r.length for r in rollouts.rows])).all()):
-            raise ValueError(
-                "lenvm.refresh=true trains on responses of one turn, but these hold tokens that "
-                "the policy did not write (a tool's answer). Set refresh=false."
-            )
+        rollouts.check_own_words("lenvm.refresh=true")
         with marked_timer("refresh_length_critic", self.timing_raw, color="pink"):
             metrics.update(self.length_critic.refresh(rollouts.rows))
-
-    def _dump(
-        self,
-        rollouts: RolloutBatch,
-        terms: dict[str, Tensor],
-        *,
-        logits: Tensor | None,
-        scale: float,
-    ) -> None:
-        path = Path(self.settings.dump_dir).absolute() / f"step_{self.global_steps}.pt"
-        content = {**dump_fields(rollouts), **terms, "logits": logits, "scale": scale}
-        with replacing(path) as temporary:
-            torch.save(content, temporary)
 
     # --- checkpoints -----------------------------------------------------------------------
 
@@ -230,24 +244,8 @@ class LengthAwareTrainer(PPOTrainerSync):
         self.state.save(directory)
         super()._save_checkpoint()
 
-    def _resumed_from(self) -> Path:
-        trainer = self.config.trainer
-        if trainer.resume_mode == "resume_path":
-            return Path(trainer.resume_from_path).absolute()
-        root = Path(trainer.default_local_dir).absolute()
-        return checkpoints.step_directory(root, self.global_steps)
-
     def _load_length_state(self, directory: Path) -> None:
         self.state.load(directory)
         if self.length_critic is not None:
             self.length_critic.load(directory)
         print(f"resumed the length term from {directory}: scale {self.controller.scale:g}")
-
-
-def _data_column(dataframe: Any, column: str) -> list[Any]:
-    """A column of verl's data set, or of its extra_info; a missing one is a column of None."""
-    if column in dataframe.column_names:
-        return list(dataframe[column])
-    if "extra_info" in dataframe.column_names:
-        return [(info or {}).get(column) for info in dataframe["extra_info"]]
-    return [None] * len(dataframe)

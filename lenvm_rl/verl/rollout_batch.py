@@ -41,6 +41,8 @@ class RolloutBatch:
     """[B] reward of the reward function."""
     correct: Tensor
     """[B] task score: `acc` of the reward function where it says so, else its reward."""
+    reward_info: list[dict[str, Any]]
+    """[B] what the reward function returned beside the score, e.g. `acc`."""
     columns: dict[str, list[Any]]
     """Further columns of the data, by name; from the data itself, or from its extra_info."""
 
@@ -48,6 +50,18 @@ class RolloutBatch:
     def lengths(self) -> Tensor:
         """[B] tokens that the policy wrote, EOS included."""
         return self.mask.sum(1)
+
+    def check_own_words(self, setting: str) -> None:
+        """Refuse responses with tokens that the policy did not write.
+
+        Raises:
+            ValueError: there are some; `setting` is what cannot work with them.
+        """
+        if not bool((self.lengths == torch.tensor([row.length for row in self.rows])).all()):
+            raise ValueError(
+                f"{setting} trains on responses of one turn, but these hold tokens that the "
+                f"policy did not write (a tool's answer). Set {setting.split('=')[0]}=false."
+            )
 
     def put(self, **padded: Tensor) -> None:
         """Write [B, T] tensors to the queue, one entry per response token."""
@@ -96,6 +110,7 @@ def read_rollouts(
     ]
     mask = _padded(cells(data, "response_mask"), max(row.length for row in rows))
     scores = torch.stack([s.float().sum() for s in cells(data, "rm_scores")])
+    info = [(fields or {}).get("reward_extra_info") or {} for fields in extra]
     return RolloutBatch(
         partition=batch.partition_id,
         keys=keys,
@@ -104,7 +119,8 @@ def read_rollouts(
         finished=torch.tensor([not row.cut for row in rows]),
         groups=_numbered([key.rsplit("_", 2)[0] for key in keys]),
         scores=scores,
-        correct=_task_scores(extra, scores),
+        correct=_task_scores(info, scores),
+        reward_info=info,
         columns=_columns(data, columns),
     )
 
@@ -142,8 +158,8 @@ def _columns(data: TensorDict, names: tuple[str, ...]) -> dict[str, list[Any]]:
     return found
 
 
-def _task_scores(extra: list[dict[str, Any] | None], scores: Tensor) -> Tensor:
-    said = [((fields or {}).get("reward_extra_info") or {}).get("acc") for fields in extra]
+def _task_scores(info: list[dict[str, Any]], scores: Tensor) -> Tensor:
+    said = [row.get("acc") for row in info]
     return torch.tensor(
         [float(score if acc is None else acc) for acc, score in zip(said, scores, strict=True)]
     )

@@ -1,5 +1,7 @@
 """What does this package register with vLLM? The LenVM architecture, as a pooling model.
 
+And, on a CPU and if asked to, linear layers whose weights can be replaced (`cpu_weights`).
+
 vLLM calls `register` in every one of its processes, whatever model is served. So it imports no
 model code, and a failure is logged as an error, but never stops a server of something else: if
 the LenVM is what is served, vLLM says by itself that the architecture is unknown.
@@ -22,7 +24,9 @@ def register() -> None:
         from vllm import ModelRegistry
 
         import lenvm_rl.model  # noqa: F401
+        from lenvm_rl.vllm.cpu_weights import keep_plain_weights
 
+        keep_plain_weights()
         ModelRegistry.register_model(ARCHITECTURE, _POOLING_MODEL)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         logger.error(

@@ -16,7 +16,7 @@ from lenvm_rl.verl.policy_settings import check_against_verl, read_policy_settin
 
 ROOT = Path(__file__).parents[2] / "recipes"
 RECIPES = {
-    "grpo_length": ["demo", "qwen2.5-1.5b-gsm8k", "qwen2.5-7b-math"],
+    "grpo_length": ["demo", "demo-guided", "qwen2.5-1.5b-gsm8k", "qwen2.5-7b-math"],
     "ppo_length": ["demo", "qwen2.5-1.5b-gsm8k"],
     "budget": ["demo", "r1-distill-1.5b-deepscaler"],
 }

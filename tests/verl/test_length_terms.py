@@ -49,6 +49,7 @@ def batch(lengths=LENGTHS, finished=(True, True, True, False), correct=(1.0, 0.0
         groups=torch.arange(len(rows)) // 2,
         scores=torch.tensor(correct),
         correct=torch.tensor(correct),
+        reward_info=[{}] * len(rows),
         columns={},
     )
 

@@ -109,6 +109,7 @@ def step(composed, monkeypatch):
         trainer.controller = trainer.settings.make_controller()
         trainer.alarm = LengthAlarm(0.3, 3.0)
         trainer.reward = GroupReward.of(trainer.settings.length_reward)
+        trainer.guidance = trainer.settings.guidance()
         trainer.state = LengthState(
             trainer.settings.use, trainer.controller, trainer.alarm, trainer.reward
         )
