@@ -48,11 +48,15 @@ def render(template: str, *, styles: list[str], scripts: list[str], **values: An
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
         f"script-src {allowed}; base-uri 'none'"
     )
-    return _environment().get_template(template).render(
-        style=Markup("\n".join(map(_source, styles))),
-        script=Markup(script),
-        policy=policy,
-        **values,
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            style=Markup("\n".join(map(_source, styles))),
+            script=Markup(script),
+            policy=policy,
+            **values,
+        )
     )
 
 
