@@ -20,7 +20,7 @@ HeldoutPromptsOption = Annotated[int, typer.Option(help="Prompts to split off.",
 HeldoutSamplesOption = Annotated[
     int, typer.Option(help="Completions of each held-out prompt that are judged on.", min=1)
 ]
-TrunkOption = Annotated[str, typer.Option(help="LAYERSxWIDTH (fresh), or a causal LM.")]
+TrunkOption = Annotated[str, typer.Option(help="Trunk on which all else varies.")]
 SeedsOption = Annotated[int, typer.Option(help="Runs of each kind.", min=1)]
 StepsOption = Annotated[int, typer.Option(help="Optimiser steps of every run.", min=1)]
 BatchOption = Annotated[int, typer.Option(help="Completions per step.", min=1)]
@@ -45,7 +45,10 @@ def eval_scaling(
     out: OutOption,
     policy: PolicyOption = "demo",
     trunks: Annotated[
-        str, typer.Option(help="Sizes, small to large: LAYERSxWIDTH, or causal LMs.")
+        str,
+        typer.Option(
+            help="Small to large: LAYERSxWIDTH (fresh), a causal LM, or its first blocks LM@K."
+        ),
     ] = "1x32,2x64,3x96,4x128",
     trunk: TrunkOption = "2x64",
     prompts: Annotated[str, typer.Option(help="Numbers of prompts.")] = "100,400,1600",
@@ -86,7 +89,7 @@ def eval_scaling(
     )
     base = _base(steps, batch_rows, learning_rate, evaluations)
     data = _data(rollouts, out, policy, heldout, heldout_prompts, heldout_samples)
-    variants = scaling_grid(data, settings, base)
+    variants = scaling_grid(data, settings, base, resolve=_trunk)
     how = {"launcher": launcher, "recipe": recipe, "extra": override or (), "dry_run": dry_run}
     results = _run([v.cell for v in variants], data, out, jobs=jobs, **how)
     if results is not None:
@@ -130,7 +133,7 @@ def eval_ablation(
 
     settings = AblationSettings(
         parts=parts.split(","),
-        trunk=trunk,
+        trunk=_trunk(trunk),
         prompts=prompts,
         samples=samples,
         gammas=None if gammas is None else _gammas(gammas),
@@ -153,6 +156,14 @@ def _base(steps: int, batch_rows: int, learning_rate: float, evaluations: int) -
         "learning_rate": learning_rate,
         "evaluations": evaluations,
     }
+
+
+def _trunk(name: str) -> str:
+    """`demo` and `demo@K` are the shipped policy's trunk; other names stand as they are."""
+    from lenvm_rl.demo.prompts import resolve_policy
+
+    model, at, blocks = name.partition("@")
+    return resolve_policy(model) + at + blocks
 
 
 def _data(

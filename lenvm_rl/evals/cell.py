@@ -35,7 +35,8 @@ class Cell:
     """One training run. Every field changes its result, and so its fingerprint."""
 
     trunk: str
-    """Fresh trunk as LAYERSxWIDTH, or the directory or hub name of a causal LM."""
+    """Fresh trunk as LAYERSxWIDTH, or the directory or hub name of a causal LM, followed by @K to
+    take its first K blocks alone."""
     prompts: int
     samples: int
     """Completions of each prompt."""
@@ -120,8 +121,10 @@ def build(cell: Cell, tokenizer_path: str | Path, *, max_positions: int) -> Leng
     tokenizer = load_tokenizer(tokenizer_path)
     size = fresh_size(cell.trunk)
     if size is None:
+        name, blocks = _first_blocks(cell.trunk)
         policy = describe_policy(str(tokenizer_path), tokenizer)
-        return LengthValueModel.from_policy(cell.trunk, policy=policy, **fields)
+        model = LengthValueModel.from_policy(name, policy=policy, **fields)
+        return model if blocks is None else _shortened(model, blocks)
     layers, width = size
     return from_scratch(
         tokenizer,
@@ -132,6 +135,26 @@ def build(cell: Cell, tokenizer_path: str | Path, *, max_positions: int) -> Leng
         policy_name=str(tokenizer_path),
         **fields,
     )
+
+
+def _first_blocks(trunk: str) -> tuple[str, int | None]:
+    """(model, K) of MODEL@K, else (trunk, None)."""
+    model, at, blocks = trunk.rpartition("@")
+    return (model, int(blocks)) if at and blocks.isdigit() else (trunk, None)
+
+
+def _shortened(model: LengthValueModel, blocks: int) -> LengthValueModel:
+    """The model without all but its first blocks."""
+    trunk, config = model.model, model.config.text_config
+    if not 1 <= blocks <= len(trunk.layers):
+        raise ValueError(
+            f"the trunk has {len(trunk.layers)} blocks, its first {blocks} were asked for."
+        )
+    trunk.layers = trunk.layers[:blocks]
+    config.num_hidden_layers = blocks
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:blocks]
+    return model
 
 
 def heldout_rows(path: str | Path, *, samples: int) -> list[Rollout]:

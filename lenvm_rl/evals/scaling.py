@@ -6,7 +6,7 @@ have the same number of steps, as the paper's seem to, so that small data are se
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ class ScalingSettings:
     """Which sizes; every list from small to large."""
 
     trunks: Sequence[str] = ("1x32", "2x64", "3x96", "4x128")
-    """Fresh trunks LAYERSxWIDTH, or models."""
+    """As `Cell.trunk`."""
     trunk: str = "2x64"
     """On which the data vary."""
     prompts: Sequence[int] = (100, 400, 1600)
@@ -66,17 +66,24 @@ PAPER = [
 """Figure 3 of the paper, read off its vector paths. Its loss is probably half of our `mse`."""
 
 
-def scaling_grid(data: Data, settings: ScalingSettings, base: Mapping[str, Any]) -> list[Variant]:
+def scaling_grid(
+    data: Data,
+    settings: ScalingSettings,
+    base: Mapping[str, Any],
+    *,
+    resolve: Callable[[str], str] = str,
+) -> list[Variant]:
     """The runs of all three questions.
 
     Args:
+        resolve: what a trunk's name stands for.
         base: fields of `Cell` that all runs share, such as steps.
     Raises:
         ValueError: for a size that no run can have.
     """
     middle = Cell(
         **{
-            "trunk": settings.trunk,
+            "trunk": resolve(settings.trunk),
             "prompts": max(settings.prompts),
             "samples": max(settings.samples),
             "gamma": data.gamma,
@@ -84,7 +91,7 @@ def scaling_grid(data: Data, settings: ScalingSettings, base: Mapping[str, Any])
             **base,
         }
     )
-    rows = [("trunk", str(x), replace(middle, trunk=x)) for x in settings.trunks]
+    rows = [("trunk", str(x), replace(middle, trunk=resolve(x))) for x in settings.trunks]
     rows += [("prompts", str(x), replace(middle, prompts=x)) for x in settings.prompts]
     rows += [("samples", str(x), replace(middle, samples=x)) for x in settings.samples]
     return [

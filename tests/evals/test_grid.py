@@ -193,6 +193,20 @@ def test_a_trunk_is_a_size_or_a_model():
         assert fresh_size(name) is None
 
 
+def test_a_trunk_can_be_the_first_blocks_of_a_model(tiny_policy):
+    def parameters(trunk):
+        cell = dataclasses.replace(CELL, trunk=trunk)
+        return {
+            n: p.shape for n, p in build(cell, tiny_policy, max_positions=64).named_parameters()
+        }
+
+    whole, first = parameters(f"{tiny_policy}"), parameters(f"{tiny_policy}@1")
+    assert parameters(f"{tiny_policy}@2") == whole
+    assert set(whole) - set(first) == {name for name in whole if ".layers.1." in name}
+    with pytest.raises(ValueError, match="has 2 blocks, its first 3 were asked for"):
+        parameters(f"{tiny_policy}@3")
+
+
 @pytest.mark.slow
 def test_a_grid_killed_with_signal_9_goes_on(data, tmp_path, tiny_policy):
     arguments = f"""--rollouts {tmp_path / "rollouts"} --policy {tiny_policy} --heldout-prompts 3
