@@ -36,7 +36,7 @@ def serve_command(
         max_num_seqs: requests that run at once; the LenVM keeps a slot for each.
         extra: further arguments of `vllm serve`; they win over the defaults.
     """
-    command = [_vllm_program(), "serve", policy, "--host", host, "--port", str(port)]
+    command = [vllm_program(), "serve", policy, "--host", host, "--port", str(port)]
     defaults = {
         "--logits-processors": PROCESSOR,
         "--additional-config": json.dumps(options.for_vllm()),
@@ -70,7 +70,12 @@ def serve(command: Sequence[str], options: GuidanceOptions) -> None:
     os.execve(command[0], list(command), environment)
 
 
-def _vllm_program() -> str:
+def vllm_program() -> str:
+    """Path of the program `vllm`.
+
+    Raises:
+        ValueError: it is not installed.
+    """
     beside = Path(sys.executable).with_name("vllm")
     program = str(beside) if beside.is_file() else shutil.which("vllm")
     if program is None:

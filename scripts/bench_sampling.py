@@ -1,0 +1,238 @@
+"""Does sampling through a server keep up with vLLM's own offline engine, and survive kill -9?
+
+    python scripts/bench_sampling.py                     throughput, both ways in turns
+    python scripts/bench_sampling.py --kills 5           5,000 completions, killed five times
+
+Throughput: the shipped policy behind `vllm serve` and in vLLM's `LLM`, one after the other on the
+same prompts, `--rounds` times; between its turns an engine is idle. Ours is `lenvm sample --server`
+writing a rollout file, theirs is one call of `LLM.generate` that writes nothing. Bar: at least 0.9
+of its completions per second (median over rounds of the ratio within a round).
+
+Kills: the sampler, a process of its own, gets SIGKILL when a share of the completions is on disk,
+as often as asked for, and is started again with the same command. Counted by key afterwards: none
+may be missing, none may be there twice.
+
+The last line of stdout is one JSON object; exit status 1 when a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Both engines alike, and before vLLM is imported: one thread for matrices this small.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+
+import pyarrow.parquet as pq
+from bench_endurance import wait_until_ready
+from rich.console import Console
+
+from lenvm_rl.demo.prompts import demo_prompts, resolve_policy
+from lenvm_rl.evals.encoding import encode_prompt
+from lenvm_rl.evals.openai_engine import ServerSettings
+from lenvm_rl.evals.openai_sampling import sample_from_servers
+from lenvm_rl.model import load_tokenizer
+from lenvm_rl.rollouts import RolloutReader
+from lenvm_rl.rollouts.atomic import replacing
+from lenvm_rl.vllm.serve import vllm_program
+
+CONSOLE = Console(stderr=True)
+BAR = 0.9
+SEED = 11
+
+
+def main() -> None:
+    given = parse_args()
+    with tempfile.TemporaryDirectory() as scratch, serving(given, Path(scratch)) as base:
+        run = kills if given.kills else throughput
+        figures = {"benchmark": "sampling", **run(given, base, Path(scratch))}
+    text = json.dumps(figures, allow_nan=False)
+    if given.json:
+        with replacing(given.json) as temporary:
+            temporary.write_text(text + "\n")
+    print(text)
+    if not figures["passed"]:
+        sys.exit(1)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--policy", default="demo", help="directory, hub name, or demo")
+    parser.add_argument("--prompts", type=int, help="different prompts (100; 625 with --kills)")
+    parser.add_argument("-n", type=int, default=8, help="completions per prompt")
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3, help="turns of either engine")
+    parser.add_argument("--max-num-seqs", type=int, default=64, help="of either engine")
+    parser.add_argument("--concurrency", type=int, default=256, help="completions in flight")
+    parser.add_argument("--per-request", type=int, default=8)
+    parser.add_argument("--kills", type=int, default=0, help="instead: so many kill -9")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    given = parser.parse_args()
+    given.prompts = given.prompts or (625 if given.kills else 100)
+    given.policy = resolve_policy(given.policy)
+    return given
+
+
+@contextmanager
+def serving(given: argparse.Namespace, scratch: Path):
+    """Yield the address of a plain `vllm serve` of the policy."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [vllm_program(), "serve", given.policy, "--port", str(port), "--host", "127.0.0.1"]
+    command += ["--dtype", "float32", "--enforce-eager", "--no-enable-log-requests"]
+    command += ["--max-num-seqs", str(given.max_num_seqs), "--disable-uvicorn-access-log"]
+    log = scratch / "server.log"
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out)
+    try:
+        wait_until_ready(f"http://127.0.0.1:{port}", process, log)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+# Throughput
+
+
+def throughput(given: argparse.Namespace, base: str, scratch: Path) -> dict[str, Any]:
+    """Completions per second of both, in turns."""
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        given.policy, dtype="float32", enforce_eager=True, max_num_seqs=given.max_num_seqs, seed=1
+    )
+    tokenizer = load_tokenizer(given.policy)
+    params = SamplingParams(n=given.n, temperature=1.0, max_tokens=given.max_tokens)
+    rounds = []
+    for number in range(given.rounds + 1):  # the first warms both up
+        prompts = demo_prompts(given.prompts, seed=SEED + number)
+        inputs = [{"prompt_token_ids": encode_prompt(tokenizer, prompt)} for prompt in prompts]
+
+        def offline(inputs: list = inputs) -> tuple[float, float]:
+            started = time.monotonic()
+            answers = llm.generate(inputs, params, use_tqdm=False)
+            seconds = time.monotonic() - started
+            tokens = sum(len(o.token_ids) for answer in answers for o in answer.outputs)
+            return len(inputs) * given.n / seconds, tokens / seconds
+
+        def through_server(
+            prompts: list = prompts, out: Path = scratch / f"round-{number}"
+        ) -> tuple[float, float]:
+            settings = ServerSettings(
+                servers=[base],
+                model=given.policy,
+                concurrency=given.concurrency,
+                per_request=given.per_request,
+            )
+            report = sample_from_servers(
+                settings, given.policy, prompts, out, n=given.n, max_tokens=given.max_tokens
+            )
+            assert not report.rows_missing, report.failures
+            return report.completions_per_s, report.tokens_per_s
+
+        first, second = (offline, through_server) if number % 2 else (through_server, offline)
+        seen = {first: first(), second: second()}
+        rounds.append((seen[through_server], seen[offline]))
+        (server_c, server_t), (llm_c, llm_t) = rounds[-1]
+        CONSOLE.print(
+            f"{'warm-up' if not number else f'round {number}'}: server {server_c:.1f}/s "
+            f"({server_t:.0f} tok/s), offline {llm_c:.1f}/s ({llm_t:.0f} tok/s), "
+            f"ratio {server_c / llm_c:.3f}"
+        )
+    rounds = rounds[1:]
+    ratio = statistics.median(server[0] / llm[0] for server, llm in rounds)
+    return {
+        "mode": "throughput",
+        "completions_per_round": given.prompts * given.n,
+        "rounds": given.rounds,
+        "server_completions_per_s": round(statistics.median(s[0] for s, _ in rounds), 2),
+        "server_tokens_per_s": round(statistics.median(s[1] for s, _ in rounds), 1),
+        "offline_completions_per_s": round(statistics.median(o[0] for _, o in rounds), 2),
+        "offline_tokens_per_s": round(statistics.median(o[1] for _, o in rounds), 1),
+        "ratios": [round(s[0] / o[0], 3) for s, o in rounds],
+        "ratio": round(ratio, 3),
+        "bar": BAR,
+        "passed": ratio >= BAR,
+    }
+
+
+# Kills
+
+
+def kills(given: argparse.Namespace, base: str, scratch: Path) -> dict[str, Any]:
+    """Start, kill, start again, ...; then count by key."""
+    out, total = scratch / "killed", given.prompts * given.n
+    command = [sys.executable, "-m", "lenvm_rl.cli", "sample", "--server", base, "--model"]
+    command += [given.policy, "--prompts", f"demo:{given.prompts}", "-n", str(given.n)]
+    command += ["--max-tokens", str(given.max_tokens), "--out", str(out), "--flush-seconds", "1"]
+    command += ["--concurrency", str(given.concurrency), "--per-request", str(given.per_request)]
+    rows_at_kill = []
+    started = time.monotonic()
+    for number in range(1, given.kills + 1):
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        wanted = total * number // (given.kills + 1)
+        while rows_on_disk(out) < wanted and child.poll() is None:
+            time.sleep(0.05)
+        child.send_signal(signal.SIGKILL)
+        if child.wait() != -signal.SIGKILL:
+            raise RuntimeError(f"the sampler ended by itself before kill {number}: {command}")
+        rows_at_kill.append(rows_on_disk(out))
+        CONSOLE.print(f"kill {number} at {rows_at_kill[-1]} of {total} completions on disk")
+    last = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    report = json.loads(last.stdout.strip().splitlines()[-1])
+    return {
+        "mode": "kills",
+        "completions": total,
+        "kills": given.kills,
+        "rows_at_kill": rows_at_kill,
+        "seconds": round(time.monotonic() - started, 1),
+        "rows_resumed_at_last": report["rows_resumed"],
+        **account(out, given.prompts, given.n),
+    }
+
+
+def rows_on_disk(out: Path) -> int:
+    """Rows in whole shards."""
+    return sum(pq.read_metadata(shard).num_rows for shard in out.glob("part-*.parquet"))
+
+
+def account(out: Path, prompts: int, n: int) -> dict[str, Any]:
+    """Completions that are missing, twice there, or nobody's, by key."""
+    expected = {(p.prompt_id, k) for p in demo_prompts(prompts, seed=0) for k in range(n)}
+    seen: Counter[tuple[str, int]] = Counter()
+    for row in RolloutReader(out).iter_rows(["prompt_id", "sample_id"]):
+        seen[row["prompt_id"], row["sample_id"]] += 1
+    lost, twice = len(expected - set(seen)), sum(count > 1 for count in seen.values())
+    foreign = len(set(seen) - expected)
+    return {
+        "rows": seen.total(),
+        "lost": lost,
+        "twice": twice,
+        "foreign": foreign,
+        "passed": not (lost or twice or foreign) and seen.total() == len(expected),
+    }
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        sys.exit(f"{error}")
