@@ -116,7 +116,11 @@ def _joined(row: Row) -> str | None:
     try:
         return _benchmarks(folder).text(name, split, int(row.need("index")))
     except ValueError as error:
-        raise ValueError(f"{row.where}: its text cannot be joined: {error}") from error
+        copies = ", ".join(place for place, _, _ in BENCHMARKS.values())
+        raise ValueError(
+            f"{row.where}: its text is in {name}, which cannot be read (a folder as the source may "
+            f"hold copies in {copies}): {error}"
+        ) from error
     except KeyError as error:
         raise ValueError(f"{row.where}: {name} has no column {error}.") from error
 
