@@ -4,16 +4,18 @@
 #   scripts/setup.sh            PYTHON=/path/to/python3.11 scripts/setup.sh
 #   scripts/setup.sh --vllm     also vLLM's CPU build (about 3 minutes and 0.9 GB; the demo runs
 #                               without it, scripts/test.sh installs it)
+#   scripts/setup.sh --browser  also Debian's Chromium, in which the tests open HTML pages
 # A machine without a GPU saves a large download if PIP_EXTRA_INDEX_URL names PyTorch's CPU index.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-force=false with_vllm=false
+force=false with_vllm=false with_browser=false
 for option in "$@"; do
   case $option in
     --force) force=true ;;
     --vllm) with_vllm=true ;;
-    *) echo "setup: unknown option $option; there are --force and --vllm." >&2; exit 2 ;;
+    --browser) with_browser=true ;;
+    *) echo "setup: unknown option $option; there are --force, --vllm, --browser." >&2; exit 2 ;;
   esac
 done
 pip=(.venv/bin/python -m pip --disable-pip-version-check)
@@ -60,10 +62,28 @@ PY
   echo "setup: vLLM done in $((SECONDS - started)) s"
 }
 
+install_browser() {
+  if command -v chromium >/dev/null; then return; fi
+  if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
+    echo "setup: the tests of HTML pages need Chromium as \`chromium\` on the PATH. Install it," \
+      "e.g. with: sudo apt-get install chromium; or test without them: scripts/test.sh --fast" >&2
+    exit 1
+  fi
+  echo "setup: Chromium"
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+    chromium fonts-dejavu-core >/dev/null
+}
+
+extras() {
+  if $with_vllm; then install_vllm; fi
+  if $with_browser; then install_browser; fi
+}
+
 stamp=.venv/.lenvm-setup
 want=$(cat pyproject.toml constraints/cpu.txt scripts/setup.sh | sha256sum | cut -c1-32)
 if is_done $stamp "$want"; then
-  if $with_vllm; then install_vllm; fi
+  extras
   exit 0
 fi
 
@@ -89,4 +109,4 @@ print(f"setup: lenvm-rl {lenvm_rl.__version__}, verl {verl.__version__}, torch {
 PY
 printf '%s\n%s\n' "$want" "$((SECONDS - started))" >$stamp
 echo "setup: done in $((SECONDS - started)) s; activate with: source .venv/bin/activate"
-if $with_vllm; then install_vllm; fi
+extras

@@ -3,10 +3,12 @@
 # them out). Further arguments go to pytest:  scripts/test.sh --fast -k horizon
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-scripts/setup.sh --vllm
-
 fast=false
 if [[ "${1:-}" == --fast ]]; then fast=true; shift; fi
+browser=()
+if ! $fast; then browser=(--browser); fi
+scripts/setup.sh --vllm "${browser[@]}"
+
 export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 WANDB_MODE=offline
 
 .venv/bin/ruff check .
