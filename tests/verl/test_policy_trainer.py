@@ -11,14 +11,17 @@ from omegaconf import open_dict
 from torch.testing import assert_close
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo import core_algos
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 
 from lenvm_rl.core import length_advantage
+from lenvm_rl.verl.gdpo import check_gdpo
 from lenvm_rl.verl.group_reward import GroupReward
 from lenvm_rl.verl.length_state import LengthState
 from lenvm_rl.verl.policy_metrics import LengthAlarm
 from lenvm_rl.verl.policy_settings import PolicyLengthSettings
 from lenvm_rl.verl.policy_trainer import LengthAwareTrainer
+from lenvm_rl.verl.rollout_guidance import AGENT_LOOP
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "grpo_length"
 GAMMA = 0.9
@@ -273,3 +276,101 @@ def test_a_dump_holds_what_was_used(step, tmp_path):
     assert_close(held["length"], a_len() * MASK)
     assert_close(held["total"], held["task"] + 0.5 * held["length"])
     assert [len(r) for r in held["responses"]] == LENGTHS
+
+
+GDPO = {"adv_estimator": "gdpo", "gdpo_reward_keys": ["acc", "length_reward"]}
+
+
+def queue_with(*infos):
+    queue = Queue()
+    rows = [*infos, {}]
+    queue.columns["extra_fields"] = {
+        key: {"reward_extra_info": info} for key, info in zip(KEYS, rows, strict=True)
+    }
+    return queue
+
+
+def components():
+    """acc 1, 0 and 1, 1; length rewards -0.3, -0.1 and -0.5, -0.4."""
+    pairs = [(1.0, -0.3), (0.0, -0.1), (1.0, -0.5), (1.0, -0.4)]
+    return queue_with(*({"acc": acc, "length_reward": length} for acc, length in pairs))
+
+
+def test_gdpo_normalises_components_apart(step):
+    algorithm = {**GDPO, "gdpo_reward_weights": [1.0, 0.5]}
+    queue, *_ = step(algorithm, queue=components(), checkpoint=None, use="none", scale=None)
+    # In a group of two a component is +-1/sqrt(2), or 0 where both are equal.
+    z = 0.5**0.5
+    summed = torch.tensor([z - 0.5 * z, -z + 0.5 * z, -0.5 * z, 0.5 * z])[:, None].expand(4, 5)
+    tokens = summed[MASK]
+    wanted = (summed - tokens.mean()) / tokens.std() * MASK
+    assert_close(queue.padded("advantages"), wanted, atol=1e-4, rtol=0)
+    assert not queue.columns["advantages"]["pad_0_0"].any()
+
+
+def test_the_length_advantage_comes_on_top_of_gdpo(step):
+    plain, *_ = step(GDPO, queue=components(), checkpoint=None, use="none", scale=None)
+    queue, *_ = step(GDPO, queue=components())
+    wanted = plain.padded("advantages") + 0.5 * a_len() * MASK
+    assert_close(queue.padded("advantages"), wanted, atol=1e-6, rtol=0)
+
+
+def test_gdpo_without_a_component_says_which(step):
+    queue = queue_with(*({"acc": 1.0} for _ in range(4)))
+    with pytest.raises(ValueError, match="returned no length_reward for completion a_0_0"):
+        step(GDPO, queue=queue)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "block", "message"),
+    [
+        ({"adv_estimator": "gdpo"}, {}, "without algorithm.gdpo_reward_keys"),
+        ({**GDPO, "gdpo_reward_weights": [1.0]}, {}, "one weight for each"),
+        (GDPO, {"use": "shaping"}, "never the token rewards that these change"),
+        (GDPO, {"length_reward": {"name": "kimi"}}, "never the token rewards"),
+    ],
+)
+def test_what_gdpo_would_ignore_is_refused(composed, algorithm, block, message):
+    config = composed.copy()
+    with open_dict(config):
+        config.algorithm.update(algorithm)
+    settings = PolicyLengthSettings(**{"checkpoint": "lenvm", "scale": 0.5, **block})
+    with pytest.raises(ValueError, match=message):
+        check_gdpo(config, settings)
+    with open_dict(config):
+        config.algorithm.adv_estimator = "grpo"
+    check_gdpo(config, settings)
+
+
+def test_guided_prompts_go_through_the_guiding_loop_in_training_alone(monkeypatch):
+    submitted = []
+    monkeypatch.setattr(
+        PPOTrainerSync, "_submit_batch_to_rollout", lambda self, batch: submitted.append(batch)
+    )
+    trainer = object.__new__(LengthAwareTrainer)
+    for trainer.guidance in (None, object()):
+        trainer._submit_batch_to_rollout(tu.get_tensordict({"index": torch.arange(2)}))
+    assert "agent_name" not in submitted[0]
+    assert submitted[1]["agent_name"] == AGENT_LOOP
+
+
+def test_validation_logs_how_stale_the_critic_is(step, monkeypatch):
+    _, _, trainer = step({"adv_estimator": "grpo"}, use="none", scale=None)
+
+    def validate(self):
+        self.replay_buffer.sample(partition_id="val")
+        return {"val-core/demo/acc/mean@1": 0.5}
+
+    monkeypatch.setattr(PPOTrainerSync, "_validate", validate)
+    trainer.replay_buffer = SimpleNamespace(sample=lambda **_: (META, {}))
+    metrics = trainer._validate()
+    assert metrics.pop("val-core/demo/acc/mean@1") == 0.5
+    u = [1 - GAMMA ** (n - t) for n in LENGTHS[:3] for t in range(n)]  # the last one was cut
+    seen = -VALUES[:3, :5][MASK[:3]]
+    rmse = (seen - torch.tensor(u)).square().mean().sqrt().item()
+    assert metrics["val-lenvm/unknown/value_rmse"] == pytest.approx(rmse, rel=1e-4)
+    assert set(metrics) == {
+        f"val-lenvm/unknown/{name}" for name in ("value_rmse", "value_bias", "mae_tokens")
+    }
+    trainer.length_critic = None
+    assert set(trainer._validate()) == {"val-core/demo/acc/mean@1"}
