@@ -34,10 +34,13 @@ def eval_prediction(
     states: Annotated[int, typer.Option(help="States inside responses.", min=2)] = 160,
     continuations: Annotated[int, typer.Option(help="Samples per state.", min=2)] = 32,
     batch_size: Annotated[int, typer.Option(help="Rows generated at once.", min=1)] = 128,
+    any_policy: Annotated[
+        bool, typer.Option("--any-policy", help="Accept rollouts of another policy.")
+    ] = False,
     seed: SeedOption = 0,
     json_file: JsonOption = None,
 ) -> None:
-    """Compare predictions with measured lengths: noise floor, naive predictors, Monte Carlo.
+    """Compare predictions with measured lengths: by domain, by position, against naive ones.
 
     Example: `lenvm eval prediction --lenvm runs/demo/checkpoint/lenvm --policy demo
     --heldout runs/demo/rollouts/heldout --train runs/demo/rollouts/train --out runs/prediction`
@@ -55,6 +58,7 @@ def eval_prediction(
         continuations=continuations,
         batch_size=batch_size,
         seed=seed,
+        any_policy=any_policy,
         progress=True,
     )
     console.print(result.table())

@@ -39,6 +39,8 @@ def boundary_table(
 ) -> list[dict[str, Any]]:
     """One row per prompt: measured length, the model's, and the naive predictors' (tokens).
 
+    `data_source` is that of the prompt's first row.
+
     Args:
         predicted: length at s_0 by prompt_id.
         rows: completions sorted by (prompt_id, sample_id).
@@ -47,11 +49,12 @@ def boundary_table(
     """
     names, lengths, mask = group_lengths(rows)
     truth = prompt_boundary_length(lengths, gamma=gamma, mask=mask).tolist()
-    prompt_tokens = {row.prompt_id: len(row.prompt_ids) for row in rows}
+    first = {row.prompt_id: row for row in reversed(rows)}
     table = [
         {
             "prompt_id": name,
-            "prompt_tokens": prompt_tokens[name],
+            "data_source": first[name].data_source,
+            "prompt_tokens": len(first[name].prompt_ids),
             "samples": int(mask[i].sum()),
             "measured": truth[i],
             "lenvm": predicted[name],

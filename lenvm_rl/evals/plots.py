@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from lenvm_rl.evals.domains import paper_rows
 from lenvm_rl.evals.naive import NAIVE
 from lenvm_rl.rollouts.atomic import replacing
 
@@ -31,6 +33,7 @@ def plot_prediction(
     """Draw what the tables allow into `out`; returns the PNG files."""
     drawn = {"prompts": _prompts, "positions": _positions, "calibration": _calibration}
     drawn |= {"states": _states, "state_positions": _state_positions}
+    drawn |= {"domains": _domains, "position_calibration": _position_calibration}
     paths = []
     for table, draw in drawn.items():
         if not tables.get(table):
@@ -162,6 +165,69 @@ def _state_positions(axes: Axes, table: Table, figures: Mapping[str, Any]) -> No
     axes.set_ylabel("horizon")
     axes.set_title("Calibration by position, against Monte Carlo values", fontsize=10)
     axes.legend(fontsize=8, loc="upper right")
+
+
+def _domains(axes: Axes, table: Table, figures: Mapping[str, Any]) -> None:
+    """MRE by domain and predictor, each domain's noise floor as a line; paper's table 3 as marks
+    where a domain has its name."""
+    domains = list(dict.fromkeys(row["domain"] for row in table))
+    predictors = list(dict.fromkeys(row["predictor"] for row in table))
+    width = 0.8 / len(predictors)
+    for k, name in enumerate(predictors):
+        rows = {row["domain"]: row for row in table if row["predictor"] == name}
+        axes.bar(
+            [i + (k - (len(predictors) - 1) / 2) * width for i in range(len(domains))],
+            [100 * rows[domain]["mre"] for domain in domains],
+            width,
+            color=_COLOURS[name],
+            label=_LABELS[name],
+        )
+    floors = {row["domain"]: 100 * row["noise_floor"] for row in table}
+    axes.hlines(
+        [floors[domain] for domain in domains],
+        [i - 0.4 for i in range(len(domains))],
+        [i + 0.4 for i in range(len(domains))],
+        color="black",
+        linewidth=1.2,
+        label="noise floor",
+    )
+    paper = [row for row in paper_rows() if row["domain"] in domains]
+    if paper:
+        axes.scatter(
+            [domains.index(row["domain"]) for row in paper],
+            [100 * row["mre"] for row in paper],
+            marker="x",
+            color="black",
+            label="paper, 1.5B to 32B",
+            zorder=3,
+        )
+    axes.set_xticks(range(len(domains)), domains, rotation=30, ha="right", fontsize=8)
+    axes.set_ylabel("MRE at the prompt boundary (%)")
+    axes.legend(fontsize=8)
+
+
+def _position_calibration(axes: Axes, table: Table, figures: Mapping[str, Any]) -> None:
+    positions = sorted({row["position"] for row in table})
+    shades = colormaps["viridis"]
+    for k, position in enumerate(positions):
+        rows = [row for row in table if row["position"] == position]
+        axes.plot(
+            [row["predicted"] for row in rows],
+            [row["actual"] for row in rows],
+            marker="o",
+            markersize=4,
+            color=shades(0.85 * k / max(1, len(positions) - 1)),
+            label=f"{100 * position:.0f} % of the response",
+        )
+    _diagonal(axes, 0.0, 1.05 * max(max(row["predicted"], row["actual"]) for row in table))
+    axes.set_xlabel("mean predicted horizon, -V")
+    axes.set_ylabel("mean outcome, 1 - gamma^l")
+    axes.set_title(
+        "Ten bins each, against single outcomes (inside responses a perfect\n"
+        "model leaves the diagonal: the position is known only afterwards)",
+        fontsize=9,
+    )
+    axes.legend(fontsize=8)
 
 
 def _log_axes(axes: Axes, *names: str) -> None:

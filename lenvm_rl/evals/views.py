@@ -9,6 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from lenvm_rl.evals.domain_views import domain_views
+
 if TYPE_CHECKING:
     from lenvm_rl.evals.control import ControlReport
     from lenvm_rl.evals.prediction import PredictionReport
@@ -22,9 +24,9 @@ _PREDICTORS = (
 
 
 def prediction_view(report: PredictionReport) -> Group:
-    """Tables of the prompt boundary and of positions, and the Monte Carlo line."""
+    """Tables of the prompt boundary, domains, outcomes and positions, and the Monte Carlo line."""
     figures = report.figures
-    parts: list[Any] = [_boundary(figures), _positions(report)]
+    parts: list[Any] = [_boundary(figures), *domain_views(report.tables), _positions(report)]
     if "r2_monte_carlo" in figures:
         parts.append(
             Text(

@@ -10,7 +10,8 @@ import torch
 
 from lenvm_rl.core import horizon_to_length, length_to_horizon
 from lenvm_rl.evals import evaluate_prediction
-from lenvm_rl.evals.results import load_tables
+from lenvm_rl.evals.domains import paper_rows
+from lenvm_rl.evals.results import finite, load_tables
 from lenvm_rl.rollouts import Rollout
 from tests.evals.geometric import (
     EOS,
@@ -186,15 +187,17 @@ def test_everything_is_saved_and_reads_back(oracle_report, tmp_path):
         paths = oracle_report.save(tmp_path)
     names = {path.name for path in paths}
     tables = {"prompts", "positions", "calibration", "states", "state_positions"}
+    tables |= {"domains", "position_calibration"}
     assert names == {
         "prediction.json",
         "prediction.jsonl",
+        "prediction_outcomes.csv",
         *(f"prediction_{table}.{kind}" for table in tables for kind in ("csv", "png")),
     }
     assert all((tmp_path / name).stat().st_size > 100 for name in names)
     saved = json.loads((tmp_path / "prediction.json").read_text())
     assert saved["r2_monte_carlo"] == oracle_report.figures["r2_monte_carlo"]
-    assert load_tables(tmp_path / "prediction.jsonl") == oracle_report.tables
+    assert load_tables(tmp_path / "prediction.jsonl") == finite(oracle_report.tables)
 
 
 def test_the_screen_view_names_every_predictor(oracle_report):
@@ -203,5 +206,76 @@ def test_the_screen_view_names_every_predictor(oracle_report):
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(oracle_report.table())
     text = console.export_text()
-    for word in ("LenVM", "training mean", "linear in prompt length", "noise floor", "R2"):
+    words = ("LenVM", "training mean", "linear in prompt length", "noise floor", "R2")
+    for word in (*words, "paper, LenVM 32B", "single outcomes"):
         assert word in text
+
+
+def test_domains_by_hand(files, tmp_path):
+    """Figures of a domain are those of a file that holds the domain alone."""
+    rows = rollouts(KINDS, 64, seed=1, prompts_per_kind=3)
+    for row in rows:
+        row.data_source = "short" if row.prompt_ids[-1] < 14 else "long"
+    whole = evaluate_prediction(Oracle(), write(tmp_path / "all", rows), train=files["train"])
+    found = {(r["domain"], r["predictor"]): r for r in whole.tables["domains"]}
+    assert set(found) == {(d, p) for d in ("short", "long") for p in ("lenvm", "mean", "linear")}
+    for domain in ("short", "long"):
+        part = [row for row in rows if row.data_source == domain]
+        alone = evaluate_prediction(
+            Oracle(), write(tmp_path / domain, part), train=files["train"]
+        ).figures
+        row = found[domain, "lenvm"]
+        assert row["prompts"] == 12 and row["samples_per_prompt"] == 64
+        assert row["mre"] == pytest.approx(alone["mre_s0"])
+        assert row["noise_floor"] == pytest.approx(alone["mre_noise_floor"])
+        assert row["mae"] == pytest.approx(alone["mae_s0"])
+        assert row["kendall_tau"] == pytest.approx(alone["kendall_tau_s0"])
+        assert found[domain, "mean"]["mre"] == pytest.approx(alone["mre_naive_mean"])
+
+
+def test_outcomes_equal_a_plain_loop(oracle_report):
+    rows = rollouts(KINDS, 64, seed=1, prompts_per_kind=3)
+    at_start, everywhere = [], []
+    for row in rows:
+        u = torch.tensor(true_horizon(end_probability(row.prompt_ids[-1] - 10)))
+        guess = horizon_to_length(u, gamma=GAMMA).item()  # the same at every state
+        at_start.append(abs(guess - row.length))
+        everywhere += [abs(guess - left) for left in range(row.length, 0, -1)]
+    found = {(r["at"], r["predictor"]): r for r in oracle_report.tables["outcomes"]}
+    mean = {"s0": sum(at_start) / len(at_start), "all": sum(everywhere) / len(everywhere)}
+    for at, expected in mean.items():
+        assert found[at, "lenvm"]["mae"] == pytest.approx(expected, rel=1e-4)
+    assert oracle_report.figures["mae_outcomes_s0_lenvm"] == found["s0", "lenvm"]["mae"]
+    # The truth about the prompt ranks single outcomes, though it cannot rank them all.
+    assert 0.4 < found["s0", "lenvm"]["kendall_tau"] < 0.9
+    assert set(found) >= {("all", "survival"), ("s0", "mean")}
+
+
+def test_calibration_by_position(oracle_report):
+    table = oracle_report.tables["position_calibration"]
+    assert {row["position"] for row in table} == {0.0, 0.25, 0.5, 0.75}
+    for position in (0.0, 0.75):
+        rows = [row for row in table if row["position"] == position]
+        assert len(rows) == 10 and sum(row["responses"] for row in rows) == 8 * 3 * 64
+    # At s_0 true values are calibrated; at 75 % what is left is less than could have been.
+    start = [row for row in table if row["position"] == 0.0]
+    assert all(abs(row["actual"] - row["predicted"]) < 0.06 for row in start)
+    late = [row for row in table if row["position"] == 0.75]
+    assert all(row["actual"] < row["predicted"] for row in late)
+
+
+def test_another_policy_is_refused_before_anything_is_measured(files, tmp_path):
+    rows = rollouts([0], 2)
+    rows[1].policy["name"] = "harmonic"
+    path = write(tmp_path / "other", rows)
+    with pytest.raises(ValueError, match="completions of policy 'harmonic'"):
+        evaluate_prediction(Oracle(), path)
+    with pytest.raises(ValueError, match="completions of policy 'harmonic'"):
+        evaluate_prediction(Oracle(), files["heldout"], train=path)
+    assert evaluate_prediction(Oracle(), path, any_policy=True).figures["completions"] == 2
+
+
+def test_paper_rows_are_table_3():
+    rows = {(row["predictor"], row["domain"]): row["mre"] for row in paper_rows()}
+    assert rows["LenVM 1.5B", "math"] == 0.17 and rows["LenVM 32B", "instructions"] == 0.171
+    assert len(rows) == 15
