@@ -20,6 +20,7 @@ from matplotlib.transforms import Bbox
 _SAME = 9.0  # pixels: closer points share a label
 _RINGS = (12.0, 18.0, 26.0, 36.0, 50.0, 66.0)  # points (1/72 inch) from the point to its label
 _ANGLES = (90, 270, 45, 135, 315, 225, 0, 180)  # degrees, in order of preference
+_MARGIN = 3.0  # pixels of air around a label
 _STEP = 4.0  # pixels between the places on a curve that a label keeps clear of
 
 
@@ -60,7 +61,7 @@ def place_labels(
         for (x, y), text in _merged(axes, one):
             best = _best(axes, renderer, (x, y), text, one.colour, fontsize, keep_clear, taken)
             placed.append(best)
-            taken.append(best.get_window_extent(renderer).padded(1.0))
+            taken.append(best.get_window_extent(renderer))
     return placed
 
 
@@ -111,7 +112,8 @@ def _best(
             width = probe.get_window_extent(renderer).width * 36 / axes.figure.dpi
             offset = (math.cos(radians) * (ring + 0.7 * width), math.sin(radians) * ring)
             probe.set_position(offset)
-            cost = _cost(probe.get_window_extent(renderer).padded(1.0), frame, keep_clear, taken)
+            box = probe.get_window_extent(renderer).padded(_MARGIN)
+            cost = _cost(box, frame, keep_clear, taken)
             if cost < least:
                 least, chosen = cost, offset
             if cost == 0:

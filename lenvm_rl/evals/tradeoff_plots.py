@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def plot_tradeoff(tables: Mapping[str, Table], figures: Mapping[str, Any], file:
         ),
         _budget_labels(tables["budget"]),
     ]
+    axes.plot(*_xy([*series[1].points]), color=_BUDGET, ls="", marker="v", ms=4, zorder=1)
     for name, colour, label in (
         ("prompted", _PROMPTED, "budget in the prompt"),
         ("thinking", _THINKING, "thinking-token budget of vLLM"),
@@ -60,12 +62,19 @@ def plot_tradeoff(tables: Mapping[str, Table], figures: Mapping[str, Any], file:
             points = [(x, y) for _, x, y in triples]
             axes.plot(*_xy(points), color=colour, alpha=0.35, ls="--", marker=".", label=label)
             curves.append(points)
-    axes.axhline(figures["unguided_accuracy"], color="#9a9a9a", linewidth=0.8, linestyle=":")
+    free = figures["unguided_accuracy"]
+    axes.axhline(free, color="#9a9a9a", linewidth=0.8, linestyle=":")
     axes.set_xlabel("mean response length (tokens, without EOS)")
     axes.set_ylabel("accuracy (pass@1)")
     axes.set_ylim(0, 1.05)
     axes.set_xlim(left=0)
-    axes.legend(fontsize=8, loc="lower right")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=8)
+    curves.append([(0.0, free), (axes.get_xlim()[1], free)])
+    for row in tables["guided"]:
+        if not math.isnan(row["accuracy_se"]):
+            low, high = (row["accuracy"] + sign * row["accuracy_se"] for sign in (-1, 1))
+            curves.append([(row["length"], low), (row["length"], high)])
     place_labels(axes, series, curves=curves)
     return save_figure(figure, file)
 

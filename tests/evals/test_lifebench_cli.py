@@ -1,0 +1,126 @@
+"""`lenvm eval lifebench` and `tradeoff` as users call them: the shipped policy, and bad input."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from lenvm_rl import cli
+from lenvm_rl.cli.graders import graded
+from lenvm_rl.rollouts.prompts import Prompt
+
+DEMO = ["--policy", "demo", "--lenvm", "demo", "--prompts", "demo:2"]
+
+
+def run(*words):
+    result = CliRunner().invoke(cli.app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+def refused(*words):
+    """The sentence that a user reads."""
+    result = CliRunner().invoke(cli.app, [str(word) for word in words])
+    assert result.exit_code != 0
+    return str(result.exception)
+
+
+@pytest.mark.parametrize("command", ["lifebench", "tradeoff"])
+def test_help_has_an_example(command):
+    result = CliRunner().invoke(cli.app, ["eval", command, "--help"])
+    assert result.exit_code == 0 and "Example" in result.output
+
+
+def test_lifebench_of_the_shipped_policy(tmp_path):
+    words = ["eval", "lifebench", *DEMO, "--controls", "at_most", "--targets", "12"]
+    words += ["--out", tmp_path, "--json", tmp_path / "figures.json"]
+    figures = run(*words)
+    assert figures["at_most_guided_score"] == 100, "12 tokens and the end are forced"
+    assert figures["targets"] == [12] and figures["unit"] == "tokens"
+    assert json.loads((tmp_path / "figures.json").read_text()) == figures
+    assert (tmp_path / "lifebench.png").stat().st_size > 0
+    assert run(*words) == figures, "what is kept is read, not sampled"
+
+
+def test_tradeoff_of_the_shipped_policy(tmp_path):
+    figures = run(
+        *("eval", "tradeoff", *DEMO, "--betas=-30", "--samples", 2, "--max-tokens", 200),
+        *("--prompt-budgets", 20, "--out", tmp_path),
+    )
+    assert 0 <= figures["unguided_pass@1"] <= figures["unguided_pass@2"] <= 1
+    assert (tmp_path / "tradeoff.png").stat().st_size > 0
+    assert (tmp_path / "tradeoff_prompted.csv").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--targets", "many"], "--targets must be numbers"),
+        (["--unit", "letters"], "unit must be some of tokens, words"),
+        (["--methods", "pleading"], "methods must be some of"),
+        (["--targets", "600", "--max-tokens", "512"], "raise it above the largest target"),
+        (["--server", "http://127.0.0.1:9"], "no OpenAI-compatible server answers"),
+        (["--grader", "magic"], "give auto, none, one of"),
+    ],
+)
+def test_what_lifebench_refuses(words, sentence, tmp_path):
+    assert sentence in refused("eval", "lifebench", *DEMO, "--out", tmp_path, *words)
+
+
+def test_a_value_model_or_a_server_is_needed(tmp_path):
+    for command in ("lifebench", "tradeoff"):
+        words = ["eval", command, "--policy", "demo", "--prompts", "demo:2", "--out", tmp_path]
+        assert "there is nothing to guide by" in refused(*words)
+
+
+def test_accuracy_needs_a_grader(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps({"prompt": "w3", "ground_truth": "w4"}) + "\n")
+    words = ["eval", "tradeoff", "--policy", "demo", "--lenvm", "demo", "--out", tmp_path]
+    assert "grades nothing here (data source 'prompts')" in refused(*words, "--prompts", file)
+    words += ["--prompts", "demo:2", "--thinking-budgets", 10]
+    assert "kept by vLLM's server" in refused(*words)
+
+
+def prompt(source, truth="4", **extra):
+    message = {"role": "user", "content": "q"}
+    return Prompt(
+        prompt_id="a", messages=[message], data_source=source, ground_truth=truth, extra=extra
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("demo/02-operands", "the answer is 4"),
+        ("gsm8k", "#### 4"),
+        ("openai/gsm8k", "#### 4"),
+        ("math/math500", "\\boxed{4}"),
+        ("HuggingFaceH4/MATH-500", "\\boxed{4}"),
+    ],
+)
+def test_graders_are_chosen_by_the_data_source(source, text):
+    prompts, grade = graded("auto", [prompt(source)])
+    assert grade(text, prompts[0].ground_truth) == 1 and not grade("5", prompts[0].ground_truth)
+
+
+def test_mathvista_is_graded_by_its_own_fields():
+    fields = {"question_type": "multi_choice", "answer_type": "text", "answer": "red"}
+    asked = prompt("multiple_choice/mathvista", "B", **fields, choices=["blue", "red"])
+    free = {"question_type": "free_form", "answer_type": "float", "answer": "1.2"}
+    counted = prompt("math/mathvista", "1.2", **free, precision=1.0)
+    found, grade = graded("auto", [asked, counted])
+    assert grade("\\boxed{B}", found[0].ground_truth) and grade(
+        "\\boxed{red}", found[0].ground_truth
+    )
+    assert grade("\\boxed{1.21}", found[1].ground_truth)
+    with pytest.raises(ValueError, match="lacks precision"):
+        graded("auto", [prompt("math/mathvista", "1.2", **free)])
+
+
+def test_one_set_at_a_time():
+    with pytest.raises(ValueError, match=r"need different graders \(demo, gsm8k\)"):
+        graded("auto", [prompt("demo/x"), prompt("gsm8k")])
+    assert graded("auto", [prompt("lifebench/create-en")])[1] is None
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        graded("reward_fns.gsm8k:nothing", [prompt("gsm8k")])
