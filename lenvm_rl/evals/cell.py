@@ -49,7 +49,7 @@ class Cell:
     weighting: str = "token_mean"
     steps: int = 600
     batch_rows: int = 16
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     evaluations: int = 10
     """Held-out errors are measured so often, evenly over the steps, at the end too."""
     seed: int = 0
@@ -76,6 +76,7 @@ class Cell:
             learning_rate=self.learning_rate,
             steps=self.steps,
             batch_rows=self.batch_rows,
+            micro_tokens=2048,  # little padding: the batch is sorted by length first
             weighting=self.weighting,
             grouped=self.grouped,
             precision=self.precision,
