@@ -31,7 +31,12 @@ def prompts(
     exclude: Annotated[
         list[Path] | None, typer.Option(help="Prompt file whose prompts to leave out; repeatable.")
     ] = None,
-    keep_duplicates: Annotated[bool, typer.Option(help="Keep equal prompts.")] = False,
+    keep_duplicates: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-duplicates/--drop-duplicates", help="Equal prompts; only lifebench keeps them."
+        ),
+    ] = None,
     column: Annotated[
         str | None, typer.Option(help="`column`: column with texts or messages.")
     ] = None,

@@ -14,8 +14,14 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Token ids of a prompt, up to where the response begins.
 
     Raises:
-        ValueError: a conversation for a tokenizer without a chat template.
+        ValueError: a conversation for a tokenizer without a chat template, or a prompt with
+            pictures, which would be left out in silence.
     """
+    if prompt.images:
+        raise ValueError(
+            f"prompt {prompt.prompt_id!r} has a picture, and only text is sampled here: write the "
+            "set with `lenvm prompts` and sample it with verl, which reads pictures."
+        )
     if getattr(tokenizer, "chat_template", None):
         return tokenizer.apply_chat_template(
             prompt.messages, add_generation_prompt=True, tokenize=True, return_dict=False

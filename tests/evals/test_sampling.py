@@ -125,6 +125,13 @@ def test_prompts_go_through_the_chat_template_where_there_is_one(tiny_policy):
     assert encode_prompt(tokenizer, chat) == [3, 4, 5, 6, 47]
 
 
+def test_a_picture_is_not_left_out_in_silence(tiny_policy):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_policy)
+    seen = Prompt(prompt_id="seen", messages=prompts(1)[0].messages, images=["data:image/png,"])
+    with pytest.raises(ValueError, match="prompt 'seen' has a picture, and only text is sampled"):
+        encode_prompt(tokenizer, seen)
+
+
 @pytest.mark.slow
 def test_kill_9_during_sampling_loses_and_repeats_nothing(tiny_policy, tmp_path):
     arguments = {"n": 40, "max_tokens": 100, "seed": 3, "batch_size": 4, "flush_seconds": 0}

@@ -5,7 +5,8 @@ The message is the task as it stands, with its two placeholders unfilled:
     {word_count_type}  the control: equal to, at most, at least
     {word_count}       the length
 
-The evaluation fills them for every control and length (and turns words into tokens).
+The evaluation fills them for every control and length (and turns words into tokens). One of the 320
+tasks without a text to summarise occurs twice: both are kept, as the official scores have it.
 """
 
 from __future__ import annotations
@@ -50,5 +51,6 @@ LIFEBENCH = PromptSet(
     fields=("id", "category", "type", "lang"),
     template="plain",
     licence="MIT",
+    repeats=True,
     build=lifebench_prompt,
 )

@@ -56,7 +56,7 @@ def load_prompt_set(
     seed: int | None = None,
     heldout: float = 0.0,
     exclude: Iterable[Prompt] = (),
-    keep_duplicates: bool = False,
+    keep_duplicates: bool | None = None,
 ) -> LoadedPrompts:
     """Prompts of a set.
 
@@ -68,7 +68,7 @@ def load_prompt_set(
         seed: of the order; None keeps the order of the rows.
         heldout: share of the prompts to hold out, in [0, 1), by chance of each prompt.
         exclude: prompts that may not occur, e.g. those of another split.
-        keep_duplicates: keep equal prompts, for a benchmark's official number of items.
+        keep_duplicates: keep equal prompts; None is the set's `repeats`.
     Raises:
         ValueError: an unknown set, nothing there, a row without what its grader needs, ...
     """
@@ -86,7 +86,7 @@ def load_prompt_set(
             _built(chosen, rows, split, place),
             loaded,
             taken={prompt_digest(prompt) for prompt in exclude},
-            keep_duplicates=keep_duplicates,
+            keep_duplicates=chosen.repeats if keep_duplicates is None else keep_duplicates,
         )
     )
     if not kept:

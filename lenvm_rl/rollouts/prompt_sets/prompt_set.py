@@ -81,6 +81,8 @@ class PromptSet:
     """Name of the template, see templates.py."""
     licence: str
     """As the source states it."""
+    repeats: bool = False
+    """Whether equal prompts are kept: a benchmark that has some has an official number of items."""
     drop: tuple[str, ...] = ()
     """Large columns that are never read."""
     build: Callable[[Row], Prompt | None]
