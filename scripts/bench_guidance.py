@@ -2,6 +2,7 @@
 
     python scripts/bench_guidance.py --json guidance.json
     python scripts/bench_guidance.py --shapes demo --requests 16 --candidates 15 --profile
+    python scripts/bench_guidance.py --floor --device cuda --json guidance-gpu.json
 
 Milliseconds per decoding step of five loops, interleaved in rounds in one process:
 
@@ -22,6 +23,11 @@ steps. The second forward runs one token per request: what it costs beside K can
 of the weights and the calls of the kernels, so the ratio is near one half while these dominate, and
 nears K / (K + 1) when requests x K tokens keep the processor busy. `--profile` adds where the time
 goes, part by part. The last line of stdout is one JSON object.
+
+`--floor` is another measurement (`guidance_cost.floor`): steps of a LenVM of 1.5 B shape and of a
+policy of 7 B shape, in bfloat16, K = 16, context 2,048, 1 to 64 requests, against the time of
+reading weights, keys and values once. It has been run in tiny on a CPU only; its figures are to be
+measured on a GPU.
 """
 
 from __future__ import annotations
@@ -34,8 +40,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from guidance_cost.floor import (
+    FLOOR_SHAPES,
+    OVERHEAD_BAR,
+    STEP_BAR,
+    against_the_floor,
+    copy_bandwidth,
+)
 from guidance_cost.loop import Loop, Policy, Timed, cut_prompts
-from guidance_cost.report import BARS, show, show_sections, summarize, within_bars
+from guidance_cost.report import BARS, show, show_floor, show_sections, summarize, within_bars
 from guidance_cost.scorers import SCORERS
 from guidance_cost.sections import where_time_goes
 from guidance_cost.shapes import SHAPES, Pair, make_pair
@@ -45,12 +58,24 @@ from lenvm_rl.evals.results import finite
 from lenvm_rl.rollouts.atomic import replacing
 
 CONSOLE = Console(stderr=True)
+DEFAULTS = {"requests": [1, 4, 16], "candidates": [5, 15, 40], "context": 256, "dtype": "float32"}
+FLOOR_DEFAULTS = {
+    "requests": [1, 2, 4, 8, 16, 32, 64],
+    "candidates": [16],
+    "context": 2048,
+    "dtype": "bfloat16",
+}
 _WARM_UP = 2  # steps; the first one reads the prompts
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
+    finish(report_floor(args) if args.floor else report(measure_shapes(args), args), args)
+
+
+def measure_shapes(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """All loops, by shape and load."""
     shapes = {}
     for name in args.shapes:
         dtype = getattr(torch, args.dtype)
@@ -64,7 +89,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         for case in shapes[name] if args.profile else ():
             title = f"{name}, {case['requests']} requests, K = {case['candidates']}"
             show_sections(title, case["sections"], CONSOLE)
-    line = json.dumps(finite(report(shapes, args)), allow_nan=False)
+    return shapes
+
+
+def finish(figures: dict[str, Any], args: argparse.Namespace) -> None:
+    """One JSON object, to the file and as the last line."""
+    line = json.dumps(finite(figures), allow_nan=False)
     if args.json:
         with replacing(args.json) as file:
             file.write_text(line + "\n")
@@ -72,21 +102,66 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--scorers", nargs="+", choices=SCORERS, default=list(SCORERS))
-    parser.add_argument("--requests", nargs="+", type=int, default=[1, 4, 16])
-    parser.add_argument("--candidates", nargs="+", type=int, default=[5, 15, 40])
-    parser.add_argument("--context", type=int, default=256, help="tokens of the longest (256)")
-    parser.add_argument("--rounds", type=int, default=10, help="times each loop has its turn (10)")
-    parser.add_argument("--steps", type=int, default=3, help="steps of a turn (3)")
-    parser.add_argument("--profile", action="store_true", help="show where the time goes")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="write the last line to this file too")
-    return parser.parse_args(argv)
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n\n")[0],
+        epilog="On a GPU, steps against the floor of reading weights, keys and values once: "
+        "python scripts/bench_guidance.py --floor --device cuda --json guidance-gpu.json",
+    )
+    add = parser.add_argument
+    add("--floor", action="store_true", help="1.5 B LenVM and 7 B policy against the floor")
+    add("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    add("--scorers", nargs="+", choices=SCORERS, default=list(SCORERS))
+    add("--requests", nargs="+", type=int, help="1 4 16; with --floor 1 2 4 8 16 32 64")
+    add("--candidates", nargs="+", type=int, help="5 15 40; with --floor 16")
+    add("--context", type=int, help="tokens of the longest (256; with --floor 2048)")
+    add("--rounds", type=int, default=10, help="times each loop has its turn (10)")
+    add("--steps", type=int, default=3, help="steps of a turn (3); --floor: rounds x steps")
+    add("--profile", action="store_true", help="show where the time goes")
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--dtype", choices=("float32", "bfloat16"), help="float32; with --floor bfloat16")
+    add("--threads", type=int, default=2)
+    add("--seed", type=int, default=0)
+    add("--json", type=Path, help="write the last line to this file too")
+    args = parser.parse_args(argv)
+    usual = FLOOR_DEFAULTS if args.floor else DEFAULTS
+    for name, value in usual.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no CUDA device here; use --device cpu")
+    if args.floor and len(args.candidates) > 1:
+        parser.error(f"--floor takes one number of --candidates, got {args.candidates}")
+    return args
+
+
+def report_floor(args: argparse.Namespace) -> dict[str, Any]:
+    """Steps against the floor, and how many pass the bars."""
+    torch.manual_seed(args.seed)
+    bandwidth = copy_bandwidth(args.device, mib=1024 if args.device != "cpu" else 64)
+    CONSOLE.print(f"copy bandwidth {bandwidth / 1e9:.1f} GB/s")
+    rows = against_the_floor(
+        device=args.device,
+        dtype=getattr(torch, args.dtype),
+        requests=args.requests,
+        candidates=args.candidates[0],
+        context=args.context,
+        steps=args.rounds * args.steps,
+        shapes=FLOOR_SHAPES,
+        bandwidth=bandwidth,
+        advance=CONSOLE.print,
+    )
+    show_floor(rows, CONSOLE)
+    return {
+        "bench": "guidance_floor",
+        "copy_gb_per_s": round(bandwidth / 1e9, 1),
+        "rows": rows,
+        "bar": {"lenvm_to_floor": STEP_BAR, "overhead": OVERHEAD_BAR},
+        "within_bar": {
+            name: [sum(row[name] <= most for row in rows), len(rows)]
+            for name, most in (("lenvm_to_floor", STEP_BAR), ("overhead", OVERHEAD_BAR))
+        },
+        **_surroundings(args),
+    }
 
 
 def measure(pair: Pair, requests: int, candidates: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -120,19 +195,23 @@ def measure(pair: Pair, requests: int, candidates: int, args: argparse.Namespace
 
 def report(shapes: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> dict[str, Any]:
     """The figures of all shapes and loads, and how many pass the bars."""
-    machine: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    if args.device == "cuda":
-        machine["gpu"] = torch.cuda.get_device_name()
-    else:
-        machine["load_average"] = [round(load, 2) for load in os.getloadavg()]
     return {
         "bench": "guidance",
         "shapes": shapes,
         "bar": {name: most for name, (_, _, most) in BARS.items()},
         "within_bar": within_bars([case for cases in shapes.values() for case in cases]),
-        "machine": machine,
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        **_surroundings(args),
     }
+
+
+def _surroundings(args: argparse.Namespace) -> dict[str, Any]:
+    machine: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    if args.device.startswith("cuda"):
+        machine["gpu"] = torch.cuda.get_device_name()
+    else:
+        machine["load_average"] = [round(load, 2) for load in os.getloadavg()]
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+    return {"machine": machine, "settings": settings}
 
 
 if __name__ == "__main__":

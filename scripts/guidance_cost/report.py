@@ -105,3 +105,22 @@ def show_sections(title: str, sections: dict[str, dict[str, float]], console: Co
     for part in parts:
         table.add_row(part, *(f"{by_part.get(part, 0.0):.2f}" for by_part in sections.values()))
     console.print(table)
+
+
+def show_floor(rows: list[dict[str, Any]], console: Console) -> None:
+    """One line per number of requests."""
+    table = Table(title="ms per step, against reading weights, keys and values once")
+    for column in ("R", "LenVM", "floor", "x", "policy", "floor", "x", "guided / not", "at floor"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            str(row["requests"]),
+            *(
+                f"{row[f'{name}_{kind}']:.2f}"
+                for name in ("lenvm", "policy")
+                for kind in ("ms", "floor_ms", "to_floor")
+            ),
+            f"{row['overhead']:.2f}",
+            f"{row['overhead_at_floor']:.2f}",
+        )
+    console.print(table)

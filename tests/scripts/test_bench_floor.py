@@ -1,0 +1,87 @@
+"""The floor of a step, worked by hand in tiny, and a run of its measurement."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+import bench_guidance  # noqa: E402  (scripts are not a package)
+from guidance_cost.floor import Shape, copy_bandwidth, make_model, step_bytes  # noqa: E402
+
+TINY = Shape(hidden=16, layers=2, heads=4, kv_heads=2, intermediate=24, vocab=40)
+
+
+def weights_by_hand(shape: Shape) -> int:
+    """Numbers in the trunk without embedding: qwen2 has biases at q, k and v, none elsewhere."""
+    head = shape.hidden // shape.heads
+    kv = shape.kv_heads * head
+    attention = 2 * shape.hidden**2 + shape.hidden + 2 * (shape.hidden * kv + kv)
+    layer = attention + 3 * shape.hidden * shape.intermediate + 2 * shape.hidden
+    return shape.layers * layer + shape.hidden  # the last norm
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.bfloat16, 2)])
+def test_a_step_reads_weights_and_the_prefixes_keys_once(dtype, size):
+    model = make_model(TINY, device="cpu", dtype=dtype, context=8, is_policy=False)
+    head = 16 * 16 + 16 + 16 + 1
+    assert step_bytes(model, 0) == size * (weights_by_hand(TINY) + head)
+    per_token = 2 * 2 * 2 * 4  # keys and values, layers, heads of 4
+    assert step_bytes(model, 30) - step_bytes(model, 0) == size * 30 * per_token
+
+
+def test_a_policy_reads_its_output_embedding_too():
+    model = make_model(TINY, device="cpu", dtype=torch.float32, context=8, is_policy=True)
+    assert step_bytes(model, 0) == 4 * (weights_by_hand(TINY) + 40 * 16)
+
+
+def test_copying_has_a_bandwidth():
+    assert 1e7 < copy_bandwidth("cpu", mib=1, times=2) < 1e14
+
+
+def test_a_run_prints_one_json_object(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(bench_guidance, "FLOOR_SHAPES", {"lenvm": TINY, "policy": TINY})
+    threads = torch.get_num_threads()
+    try:
+        bench_guidance.main(
+            ["--floor", "--requests", "1", "3", "--candidates", "4", "--context", "12"]
+            + ["--rounds", "2", "--steps", "1", "--json", str(tmp_path / "out.json")]
+        )
+    finally:
+        torch.set_num_threads(threads)
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    assert (tmp_path / "out.json").read_text() == line + "\n"
+    found = json.loads(line)
+    assert found["settings"]["dtype"] == "bfloat16"
+    assert [row["requests"] for row in found["rows"]] == [1, 3]
+    for row in found["rows"]:
+        assert row["lenvm_ms"] > 0 and row["policy_floor_ms"] > 0
+        assert row["overhead"] == pytest.approx(1 + row["lenvm_ms"] / row["policy_ms"], abs=2e-3)
+    assert found["rows"][1]["lenvm_floor_ms"] > found["rows"][0]["lenvm_floor_ms"]
+    assert all(0 <= within <= total == 2 for within, total in found["within_bar"].values())
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--floor", "--candidates", "4", "8"], "one number of --candidates"),
+        pytest.param(
+            ["--floor", "--device", "cuda"],
+            "no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA"),
+        ),
+    ],
+)
+def test_runs_that_cannot_be_are_refused(args, message, capsys):
+    with pytest.raises(SystemExit):
+        bench_guidance.parse_args(args)
+    assert message in capsys.readouterr().err
+
+
+def test_help_shows_the_gpu_command(capsys):
+    with pytest.raises(SystemExit):
+        bench_guidance.parse_args(["--help"])
+    assert "--floor --device cuda" in " ".join(capsys.readouterr().out.split())
