@@ -1,5 +1,6 @@
 """Stands in for vLLM's `LLM`: the token after the prompt's last one, then EOS."""
 
+import os
 from types import SimpleNamespace
 
 
@@ -30,3 +31,21 @@ class FakeLLM:
             logprobs = [{token: SimpleNamespace(logprob=-0.5)} for token in ids]
         completion = SimpleNamespace(token_ids=ids, finish_reason="stop", logprobs=logprobs)
         return SimpleNamespace(request_id=request_id, finished=True, outputs=[completion])
+
+
+def start(seed):
+    """A fake engine on a node."""
+    return FakeLLM()
+
+
+def dies_once(mark):
+    """Like `start`; the first engine ends its process in its first step, and leaves `mark`."""
+
+    class Mortal(FakeLLM):
+        def step(self):
+            if not os.path.exists(mark):
+                open(mark, "w").close()
+                os._exit(1)
+            return super().step()
+
+    return lambda seed: Mortal()
