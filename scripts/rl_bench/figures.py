@@ -55,7 +55,7 @@ def plot_pareto(rows: Sequence[Mapping[str, Any]], start: tuple[float, float], p
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_staleness(runs: Sequence[Mapping[str, Any]], path: Path) -> Path | None:
@@ -89,10 +89,10 @@ def plot_staleness(runs: Sequence[Mapping[str, Any]], path: Path) -> Path | None
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False, fontsize=8)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save_figure(figure: Any, path: Path) -> Path:
     figure.tight_layout()
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png", bbox_inches="tight")

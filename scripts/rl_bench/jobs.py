@@ -1,0 +1,59 @@
+"""How do many runs share a few processes, and how does a bench that was killed go on?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lenvm_rl.evals.results import finite
+from lenvm_rl.rollouts.atomic import replacing
+from lenvm_rl.rollouts.progress import progress_bar
+from rl_bench.training import Settings
+
+
+def run_missing(
+    run: Callable[..., dict[str, Any]], todo: Mapping[Path, tuple], *, jobs: int
+) -> None:
+    """Call `run(*arguments)` for every file that is not there yet, and write what it returns.
+
+    Args:
+        run: a function of a module, one run; it gets a process and one thread.
+        todo: JSON file of a run -> its arguments.
+        jobs: runs at a time.
+    """
+    missing = {path: arguments for path, arguments in todo.items() if not path.exists()}
+    context = multiprocessing.get_context("spawn")
+    with (
+        progress_bar("runs", len(todo), shown=True) as advance,
+        ProcessPoolExecutor(jobs, mp_context=context, initializer=one_thread) as pool,
+    ):
+        advance(len(todo) - len(missing))
+        futures = {pool.submit(run, *arguments): path for path, arguments in missing.items()}
+        for future in as_completed(futures):
+            with replacing(futures[future]) as file:
+                file.write_text(json.dumps(finite(future.result())) + "\n")
+            advance(1)
+
+
+def one_thread() -> None:
+    """Runs are compared, so each computes on one thread, whatever else there is."""
+    torch.set_num_threads(1)
+
+
+def digest(settings: Settings) -> str:
+    """Names the settings and the value model's weights, not where it lies: other ones are other
+    runs."""
+    weights = sorted(Path(settings.lenvm).glob("*.safetensors"))
+    sizes = {key: value for key, value in asdict(settings).items() if key != "lenvm"}
+    found = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
+    for file in weights:
+        found.update(file.read_bytes())
+    return found.hexdigest()[:12]

@@ -1,0 +1,199 @@
+"""bench_budgets.py: prompts with budgets, the two advantages, the warm-up, a tiny whole bench."""
+
+import json
+import sys
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+import bench_budgets  # noqa: E402  (scripts are not a package)
+from rl_bench import jobs  # noqa: E402
+from rl_bench.budget_report import budget_rows  # noqa: E402
+from rl_bench.budgets import (  # noqa: E402
+    BudgetSettings,
+    advantage_of,
+    budget_world,
+    deviation,
+    figures,
+)
+from rl_bench.methods import Graded, task_advantage  # noqa: E402
+from rl_bench.warm_up import asked, hindsight  # noqa: E402
+
+from lenvm_rl.demo import policy_path, task  # noqa: E402
+from lenvm_rl.model import (  # noqa: E402
+    LengthValueModel,
+    describe_policy,
+    load_tokenizer,
+    save_checkpoint,
+)
+from lenvm_rl.model.generate import Completion  # noqa: E402
+
+TINY = (
+    "--updates 2 --prompts 2 --samples 3 --max-tokens 48 --pool 4 --eval-prompts 2 "
+    "--eval-samples 2 --warm-problems 48 --seeds 1"
+)
+SMALL = BudgetSettings(lenvm="lenvm", pool=40, eval_prompts=3, eval_samples=1, low=20, high=60)
+
+
+@pytest.fixture(scope="module")
+def lenvm(tmp_path_factory):
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(policy_path())
+    policy = describe_policy(str(policy_path()), tokenizer)
+    model = LengthValueModel.from_policy(policy_path(), policy=policy, gamma=0.98)
+    path = tmp_path_factory.mktemp("lenvm") / "model"
+    save_checkpoint(model, tokenizer, path)
+    return path
+
+
+def graded(lengths, correct, budgets):
+    mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+    names = [f"p{i // 2}" for i in range(len(lengths))]
+    left = torch.tensor(lengths)[:, None] - torch.arange(max(lengths))
+    return Graded(
+        correct=correct,
+        lengths=lengths,
+        prompt_ids=names,
+        mask=mask,
+        finished=torch.ones(len(lengths), dtype=torch.bool),
+        values=-0.5 * mask,
+        lengths_left=left.clamp(min=0).float(),
+        gamma=0.98,
+        columns={n: {"target": b} for n, b in zip(dict.fromkeys(names), budgets, strict=True)},
+    )
+
+
+def test_every_problem_has_one_budget_in_training_and_all_of_them_held_out():
+    world = budget_world(SMALL)
+    budgets = [world.columns[p.prompt_id]["target"] for p in world.pool]
+    assert set(budgets) <= {24.0, 32.0, 40.0, 48.0, 56.0} and len(set(budgets)) > 2
+    for prompt, budget in zip(world.pool, budgets, strict=True):
+        units, problem = prompt.messages[0]["content"].split(" ; ")
+        assert int(units) * 8 == budget and problem.endswith("= ?")
+    held = [world.columns[p.prompt_id]["target"] for p in world.held]
+    assert held == [32.0, 64.0, 96.0, 128.0] * 3
+    problems = [p.messages[0]["content"].split(" ; ")[1] for p in world.held]
+    assert len(set(problems)) == 3 and len(set(problems[:4])) == 1
+    seen = {p.messages[0]["content"].split(" ; ")[1] for p in world.pool}
+    assert not seen & set(problems)
+
+
+def test_l1_exact_pays_for_the_prompts_own_budget():
+    batch = graded([10, 20, 10, 20], [1.0, 1.0, 1.0, 0.0], [20.0, 10.0])
+    a = advantage_of("l1_exact", BudgetSettings(lenvm="x", alpha=0.01))(batch)
+    rewards = [0.9, 1.0, 1.0, -0.1]
+    wanted = task_advantage(rewards, batch.prompt_ids)[:, None] * batch.mask
+    torch.testing.assert_close(a, wanted)
+    assert deviation(batch)["deviation"] == pytest.approx((0.5 + 0 + 0 + 1) / 4)
+
+
+def test_the_dense_term_prefers_the_length_that_was_asked_for():
+    batch = graded([10, 30, 10, 30], [1.0] * 4, [10.0, 30.0])
+    uninformed = torch.where(batch.mask, 20.0, 0.0)  # the same guess for both
+    batch = Graded(**{**vars(batch), "lengths_left": uninformed})
+    a = advantage_of("lenvm", BudgetSettings(lenvm="x", lam=1.0))(batch)
+    assert a[0, 0] > a[1, 0] and a[3, 0] > a[2, 0]
+    assert (a[~batch.mask] == 0).all()
+
+
+def test_figures_are_of_each_budgets_own_completions():
+    world = budget_world(SMALL)
+    completions = []
+    for i, prompt in enumerate(world.held):
+        target = int(world.columns[prompt.prompt_id]["target"])
+        length = target + 8 if i < 4 else target  # the first problem is 8 tokens too long
+        completions.append(Completion([5] * length, "stop" if i else "length", []))
+    rows = figures(world, completions, SMALL)
+    assert [row["budget"] for row in rows] == [32, 64, 96, 128]
+    assert rows[0]["deviation"] == pytest.approx(8 / 32 / 3)
+    assert rows[3]["bias"] == pytest.approx(8 / 128 / 3)
+    assert rows[1]["length"] == pytest.approx(64 + 8 / 3)
+    assert rows[0]["share_cut"] == pytest.approx(1 / 3) and rows[1]["share_cut"] == 0
+    assert rows[0]["accuracy"] == 0
+
+
+def test_hindsight_asks_for_the_length_that_came_out():
+    world = budget_world(SMALL)
+    prompt = world.pool[0]
+    assert asked(prompt, 41).messages[0]["content"].startswith("5 ; ")
+    assert asked(prompt, 2).messages[0]["content"].startswith("1 ; ")
+    answers = []
+    for p in world.pool:
+        for k in range(4):
+            text = f"the answer is {p.ground_truth}" if k == 1 else "the answer is"
+            answers.append(Completion(world.tokenizer(text)["input_ids"] + [1], "stop", []))
+    rows = hindsight(world, answers)
+    assert len(rows) == len(world.pool), "right answers alone"
+    assert all(task.grade(world.tokenizer.decode(c.token_ids[:-1]), "") is False for _, c in rows)
+
+
+def test_rows_average_seeds_and_budgets():
+    def run(seed, near, far):
+        cell = {"bias": 0.0, "length": 10.0, "accuracy": 0.5, "share_cut": 0.0}
+        budgets = [
+            {"budget": 8, "deviation": near, **cell},
+            {"budget": 16, "deviation": far, **cell},
+        ]
+        return {"method": "lenvm", "seed": seed, "budgets": budgets}
+
+    rows = budget_rows([run(0, 0.1, 0.3), run(1, 0.3, 0.5)])
+    assert [row["budget"] for row in rows] == [8, 16, "all"]
+    assert [row["deviation"] for row in rows] == pytest.approx([0.2, 0.4, 0.3])
+    assert rows[2]["deviation_std"] == pytest.approx(0.1 * 2**0.5)
+    assert budget_rows([run(0, 0.1, 0.3)])[0]["deviation_std"] is None
+
+
+def test_a_whole_bench_goes_on_where_it_was_killed(lenvm, tmp_path, capsys, monkeypatch):
+    started = []
+
+    class InProcess:
+        """Runs at once, in this process."""
+
+        def __init__(self, *args, **kwargs): ...
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *args): ...
+        def submit(self, fn, *args):
+            started.append(args[0])
+            done = Future()
+            done.set_result(fn(*args))
+            return done
+
+    monkeypatch.setattr(jobs, "ProcessPoolExecutor", InProcess)
+    arguments = [*TINY.split(), "--lenvm", str(lenvm), "--out", str(tmp_path)]
+    bench_budgets.main(arguments)
+    first = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert started == ["start", "guided", "l1_exact", "lenvm"]
+    assert {(row["method"], row["budget"]) for row in first["rows"]} == {
+        (m, b) for m in started for b in (32, 64, 96, 128, "all")
+    }
+    assert {"budgets.json", "budgets.jsonl", "budgets_rows.csv", "budgets.png"} <= {
+        path.name for path in tmp_path.iterdir()
+    }
+    started.clear()
+    next(tmp_path.glob("runs/*/lenvm-0.json")).unlink()
+    bench_budgets.main(arguments)
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert started == ["lenvm"], "finished runs are not run again"
+    assert again["rows"] == first["rows"], "a run is a function of its arguments"
+
+
+def test_nonsense_is_refused(lenvm, tmp_path, capsys):
+    for arguments, said in (
+        (["--lenvm", str(tmp_path / "none")], "is no directory"),
+        (["--lenvm", str(lenvm), "--methods", "lenvm,l2"], "--methods l2: use some of"),
+    ):
+        with pytest.raises(SystemExit):
+            bench_budgets.parse_args(arguments)
+        assert said in capsys.readouterr().err
+
+
+def test_a_warm_up_without_right_answers_says_so(lenvm, tmp_path):
+    arguments = [*TINY.split(), "--lenvm", str(lenvm), "--out", str(tmp_path), "--max-tokens", "2"]
+    with pytest.raises(ValueError, match="0 right answers, fewer than the 64"):
+        bench_budgets.main(arguments)
