@@ -27,6 +27,7 @@ from lenvm_rl.evals.completion_cache import Generate
 from lenvm_rl.evals.outcomes import Grader, Outcome, lengths_of, mean_of, measure, share_right
 from lenvm_rl.evals.results import finite, save_results
 from lenvm_rl.evals.sampling import encode_prompt
+from lenvm_rl.evals.served import pictured
 from lenvm_rl.model.generate import Completion, Request
 from lenvm_rl.rollouts.prompts import Prompt
 from lenvm_rl.rollouts.resume import completion_seed
@@ -237,6 +238,10 @@ def sample_each(
             seed=completion_seed(seed, f"{name}/{prompts[i].prompt_id}", k % samples),
         )
         for k, i in enumerate(which)
+    ]
+    requests = [
+        pictured(request, prompts[i]) if prompts[i].images else request
+        for request, i in zip(requests, which, strict=True)
     ]
     return list(zip(which, generate(requests, [guides[i] for i in which]), strict=True))
 

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,50 @@ import httpx
 from lenvm_rl.model import load_tokenizer
 from lenvm_rl.model.generate import Completion, Request
 from lenvm_rl.rollouts.progress import progress_bar
+from lenvm_rl.rollouts.prompts import Prompt
 from lenvm_rl.scoring import GuidanceSettings
 
 _AGAIN = {408, 409, 425, 429, 499, 500, 502, 503, 504}
+_MARK = "<image>"
 ERROR = "error"
 """`finish_reason` of a completion that could not be made."""
+
+
+@dataclass(frozen=True)
+class PicturedRequest(Request):
+    """A request whose prompt has pictures: it goes as messages, through the server's template.
+
+    `prompt_ids` are those of the text alone, by which the request is known.
+    """
+
+    messages: Sequence[Mapping[str, Any]] = ()
+    """With OpenAI content parts where pictures stand."""
+
+
+def pictured(request: Request, prompt: Prompt) -> PicturedRequest:
+    """The request for a prompt with pictures; each stands for one `<image>` in the messages.
+
+    Raises:
+        ValueError: another number of `<image>` than of pictures, or a picture that is a file's
+            path, which a server cannot read.
+    """
+    left = list(prompt.images)
+    if sum(message["content"].count(_MARK) for message in prompt.messages) != len(left):
+        raise ValueError(f"prompt {prompt.prompt_id!r} has not one {_MARK} for each picture.")
+    if not all(image.startswith(("data:", "http://", "https://")) for image in left):
+        raise ValueError(
+            f"prompt {prompt.prompt_id!r} has a picture by path: give data URIs or URLs."
+        )
+    messages: list[dict[str, Any]] = []
+    for message in prompt.messages:
+        parts: list[dict[str, Any]] = []
+        for number, text in enumerate(message["content"].split(_MARK)):
+            if number:
+                parts.append({"type": "image_url", "image_url": {"url": left.pop(0)}})
+            if text.strip():
+                parts.append({"type": "text", "text": text.strip()})
+        messages.append({"role": message["role"], "content": parts})
+    return PicturedRequest(**vars(request), messages=messages)
 
 
 class ServedPolicy:
@@ -101,9 +141,13 @@ class ServedPolicy:
     def _body(
         self, request: Request, guide: GuidanceSettings | None, fields: Mapping[str, Any]
     ) -> dict[str, Any]:
+        if isinstance(request, PicturedRequest):
+            asked = {"messages": list(request.messages)}
+        else:
+            asked = {"prompt": list(request.prompt_ids)}
         body: dict[str, Any] = {
             "model": self.model,
-            "prompt": list(request.prompt_ids),
+            **asked,
             "max_tokens": request.max_tokens,
             "temperature": request.temperature,
             "top_p": request.top_p,
@@ -120,12 +164,12 @@ class ServedPolicy:
         return body
 
     def _answer(self, body: dict[str, Any]) -> Completion:
-        kind = ""
+        kind, path = "", "chat/completions" if "messages" in body else "completions"
         for attempt in range(self.retries + 1):
             if attempt:
                 self.sleep(min(self.delay * 2 ** (attempt - 1), 20.0))
             try:
-                response = self._client.post(f"{self.url}/v1/completions", json=body)
+                response = self._client.post(f"{self.url}/v1/{path}", json=body)
             except httpx.TransportError as error:
                 kind = type(error).__name__
                 continue

@@ -95,6 +95,7 @@ def evaluate_tradeoff(
     grader: Grader,
     settings: TradeoffSettings | None = None,
     thinking: Callable[[int], Generate] | None = None,
+    pictures: bool = False,
     notify: Callable[[str], None] = lambda what: None,
 ) -> TradeoffReport:
     """Sample the sweep and compare.
@@ -104,6 +105,7 @@ def evaluate_tradeoff(
         policy: the same policy as a transformers causal LM, for log-probabilities; None leaves
             them undefined.
         thinking: B -> unguided sampling with at most B thinking tokens.
+        pictures: `generate` takes `served.PicturedRequest`; else pictures are refused.
     Raises:
         ValueError: a prompt without ground truth, thinking budgets without `thinking`, or
             completions that a server could not make.
@@ -118,7 +120,8 @@ def evaluate_tradeoff(
         prompts: Sequence[Prompt],
         guide: GuidanceSettings | None = None,
     ) -> list[Outcome]:
-        ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+        texts = [replace(prompt, images=[]) if pictures else prompt for prompt in prompts]
+        ids = [encode_prompt(tokenizer, prompt) for prompt in texts]
         sampled = sample_each(
             generate,
             prompts,

@@ -69,6 +69,7 @@ def run_tradeoff(
         grader=grader,
         settings=settings,
         thinking=thinking,
+        pictures=server is not None,
         notify=notify,
     )
     report.save(out)

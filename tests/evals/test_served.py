@@ -2,13 +2,15 @@
 
 import json
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from lenvm_rl.evals.completion_cache import kept, lenvm_identity
-from lenvm_rl.evals.served import ServedPolicy, ServedSampler
+from lenvm_rl.evals.served import ServedPolicy, ServedSampler, pictured
 from lenvm_rl.model.generate import Completion, Request
+from lenvm_rl.rollouts.prompts import Prompt
 from lenvm_rl.scoring import GuidanceSettings
 from tests.tiny import make_tokenizer
 
@@ -19,7 +21,7 @@ class Misbehaving:
     """Answers completions with the next of `script`, the last one for good: (status, body)."""
 
     def __init__(self, *script):
-        self.script, self.bodies = list(script), []
+        self.script, self.bodies, self.paths = list(script), [], []
         self._lock = threading.Lock()
         outer = self
 
@@ -31,6 +33,7 @@ class Misbehaving:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with outer._lock:
                     outer.bodies.append(body)
+                    outer.paths.append(self.path)
                     more = len(outer.script) > 1
                     status, answer = outer.script.pop(0) if more else outer.script[0]
                 self._send(status, answer)
@@ -76,6 +79,30 @@ def test_a_request_says_everything_and_its_guidance():
     assert first["vllm_xargs"] == {"lenvm_mode": "at_most", "lenvm_target": 12}
     assert "seed" not in first and "vllm_xargs" not in second
     assert second["thinking_token_budget"] == 6 and third["seed"] == 9
+
+
+def test_pictures_go_as_messages_and_guidance_with_them():
+    prompt = Prompt(
+        prompt_id="a",
+        messages=[{"role": "user", "content": "<image>\nHow many?"}],
+        images=["data:image/png;base64,AA"],
+    )
+    request = pictured(Request([3], 16, seed=2), prompt)
+    assert (request.prompt_ids, request.max_tokens, request.seed) == ([3], 16, 2)
+    guide = GuidanceSettings(mode="tilt", beta=-20.0)
+    with Misbehaving((200, GOOD)) as server:
+        [completion] = connect(server).generate([request], [guide])
+    assert completion.token_ids == [7, 8, 1] and server.paths == ["/v1/chat/completions"]
+    [body] = server.bodies
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}
+    said = {"type": "text", "text": "How many?"}
+    assert body["messages"] == [{"role": "user", "content": [image, said]}]
+    assert body["vllm_xargs"] == {"lenvm_mode": "tilt", "lenvm_beta": -20.0}
+    assert "prompt" not in body
+    with pytest.raises(ValueError, match="not one <image> for each picture"):
+        pictured(Request([3], 16), replace(prompt, images=[]))
+    with pytest.raises(ValueError, match="has a picture by path"):
+        pictured(Request([3], 16), replace(prompt, images=["a.png"]))
 
 
 def test_busy_broken_and_garbled_answers_are_asked_again():
