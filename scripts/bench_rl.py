@@ -18,27 +18,23 @@ Writes rl.json, rl.jsonl, rl_methods.csv, pareto.png and staleness.png to --out,
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import multiprocessing
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from rl_bench.comparison import LENGTHS, answer, compare
 from rl_bench.figures import plot_pareto, plot_staleness
+from rl_bench.jobs import digest, run_missing
 from rl_bench.methods import Method, all_methods
-from rl_bench.training import References, Settings, references, run, start_figures
+from rl_bench.training import Settings, references, run, start_figures
 
 from lenvm_rl.demo import lenvm_path
 from lenvm_rl.evals.results import finite, save_results
 from lenvm_rl.rollouts.atomic import replacing
-from lenvm_rl.rollouts.progress import progress_bar
 
 CONSOLE = Console(stderr=True)
 REDUCED = {"updates": 24, "eval_prompts": 64}
@@ -50,12 +46,13 @@ def main(argv: list[str] | None = None) -> None:
     settings = replace(settings, **{k: v for k, v in args.sizes.items() if v is not None})
     methods = all_methods(args.methods, args.levels)
     todo = [(m, s) for s in range(args.seeds) for m in methods]
-    folder = args.out / "runs" / _digest(settings)
+    folder = args.out / "runs" / digest(settings)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "settings.json") as file:
         file.write_text(json.dumps(asdict(settings), indent=2) + "\n")
     prepared = prepare(folder / "before.json", settings)
-    run_all(todo, settings, prepared["columns"], folder, jobs=args.jobs)
+    files = {_path(folder, m, s): (m, s, settings, prepared["columns"]) for m, s in todo}
+    run_missing(run, files, jobs=args.jobs)
     runs = [json.loads(_path(folder, m, s).read_text()) for m, s in todo]
     rows = compare(runs)
     figures = {
@@ -128,46 +125,8 @@ def prepare(path: Path, settings: Settings) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def run_all(
-    todo: list[tuple[Method, int]],
-    settings: Settings,
-    columns: References,
-    folder: Path,
-    *,
-    jobs: int,
-) -> None:
-    """Every run that has no file yet, `jobs` at a time."""
-    missing = [(m, s) for m, s in todo if not _path(folder, m, s).exists()]
-    context = multiprocessing.get_context("spawn")
-    with (
-        progress_bar("runs", len(todo), shown=True) as advance,
-        ProcessPoolExecutor(jobs, mp_context=context, initializer=_one_thread) as pool,
-    ):
-        advance(len(todo) - len(missing))
-        futures = {pool.submit(run, m, s, settings, columns): (m, s) for m, s in missing}
-        for future in as_completed(futures):
-            with replacing(_path(folder, *futures[future])) as file:
-                file.write_text(json.dumps(finite(future.result())) + "\n")
-            advance(1)
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def _path(folder: Path, method: Method, seed: int) -> Path:
     return folder / f"{method.name}-{method.level}-{seed}.json"
-
-
-def _digest(settings: Settings) -> str:
-    """Names the settings and the value model's weights, not where it lies: other ones are other
-    runs."""
-    weights = sorted(Path(settings.lenvm).glob("*.safetensors"))
-    sizes = {key: value for key, value in asdict(settings).items() if key != "lenvm"}
-    digest = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
-    for file in weights:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def show(rows: list[dict[str, Any]], start: dict[str, float]) -> None:

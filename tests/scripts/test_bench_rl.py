@@ -12,6 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import bench_rl  # noqa: E402  (scripts are not a package)
+from rl_bench import jobs  # noqa: E402
 from rl_bench.batches import Grid, length_values, policy_gradient  # noqa: E402
 from rl_bench.comparison import answer, compare, updates_to  # noqa: E402
 from rl_bench.methods import (  # noqa: E402
@@ -262,7 +263,7 @@ def test_a_whole_bench_goes_on_where_it_was_killed(lenvm, tmp_path, capsys, monk
             done.set_result(fn(*args))
             return done
 
-    monkeypatch.setattr(bench_rl, "ProcessPoolExecutor", InProcess)
+    monkeypatch.setattr(jobs, "ProcessPoolExecutor", InProcess)
     bench_rl.main(arguments)
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert started == names.split(",")
