@@ -43,7 +43,8 @@ function truth(model, i) {
   return state.view === "total" ? response().tokens.length : left;
 }
 
-// One colour scale for the page, so that responses can be compared: the 99th percentile of |s|.
+// One colour scale for the page, so that responses can be compared: the 99th percentile of |s|,
+// and on a page of few tokens at least a tenth of the largest.
 const scale = (() => {
   const all = [];
   for (const one of page.responses)
@@ -51,7 +52,8 @@ const scale = (() => {
       for (const s of numbers.score) if (s !== null) all.push(Math.abs(s));
   const sorted = Float64Array.from(all).sort();
   const at = (q) => sorted[Math.floor(q * (sorted.length - 1))] || 1e-6;
-  return { limit: at(0.99), largest: Math.max(at(1), 1e-6), usual: at(0.95) };
+  const largest = at(1);
+  return { limit: Math.max(at(0.99), largest / 10), largest, usual: at(0.95) };
 })();
 
 function level(score) {
