@@ -45,6 +45,7 @@ def eval_lifebench(
         str | None,
         typer.Option(help="Of unguided, guided, cut, countdown. Default all; demo: no countdown."),
     ] = None,
+    prefix: Annotated[str, typer.Option(help="Words before every prompt.")] = "",
     samples: Annotated[int, typer.Option(help="Completions per prompt and cell.", min=1)] = 1,
     max_tokens: Annotated[
         int | None, typer.Option(help="Longest response in tokens; default 4 times the target.")
@@ -87,6 +88,7 @@ def eval_lifebench(
         targets=lengths,
         unit=unit,
         methods=chosen,
+        prefix=prefix,
         samples=samples,
         max_tokens=max_tokens or max(512, 4 * max(lengths)),
         seed=seed,

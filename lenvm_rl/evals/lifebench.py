@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lenvm_rl.core import CONTROLS
@@ -57,6 +57,9 @@ class LifebenchSettings:
     unit: str = "tokens"
     """tokens or words."""
     methods: Sequence[str] = METHODS
+    prefix: str = ""
+    """Put before every user message. The paper's LenVM was trained on, and evaluated with,
+    "Please follow the instructions below." and an empty line."""
     samples: int = 1
     """Completions per prompt, control, target and method."""
     max_tokens: int = 4096
@@ -188,7 +191,8 @@ class _Run:
         return [self._uncounted(answer) for answer in counted]
 
     def _asked(self, control: str, target: int) -> list[Prompt]:
-        return [asking(p, control, target, unit=self.settings.unit) for p in self.prompts]
+        asked = (asking(p, control, target, unit=self.settings.unit) for p in self.prompts)
+        return [_prefixed(prompt, self.settings.prefix) for prompt in asked]
 
     def _sample(
         self,
@@ -288,6 +292,13 @@ class _Run:
             "right": answer.right,
             "logprob": answer.logprob if answer.came else math.nan,
         }
+
+
+def _prefixed(prompt: Prompt, prefix: str) -> Prompt:
+    if not prefix:
+        return prompt
+    *before, last = prompt.messages
+    return replace(prompt, messages=[*before, {**last, "content": prefix + last["content"]}])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -199,6 +199,19 @@ def test_equal_requests_are_sampled_once():
     assert calls == [1, 1], "and differ where they say it"
 
 
+def test_a_prefix_stands_before_every_prompt():
+    lengths = []
+
+    def sampler(requests, settings):
+        lengths.append(len(requests[0].prompt_ids))
+        return [completion(10) for _ in requests]
+
+    sampler.answer = object()
+    for prefix in ("", "w3 w4 "):
+        evaluate(sampler, [task("w5 w6")], targets=(5,), methods=("unguided",), prefix=prefix)
+    assert lengths == [2, 4]
+
+
 def test_in_words_the_guide_gets_tokens_and_words_are_measured():
     """Tokens w0..: `w5` is one word and one token, so 6 words are 6 tokens."""
     sampler = Sampler()
