@@ -5,9 +5,15 @@
 
 Clients send streaming requests of all modes, hang up on some, and send malformed ones. Measured:
 requests served and refused, failures (none allowed), tokens/s, the memory of all server processes
-over time (its growth after warming up, per minute), slots of the LenVM's pool that are still taken
-when all is quiet (none allowed), and whether greedy unguided requests return the same tokens before
-and after the load. The last line of stdout is one JSON object; exit status 1 when a bar is missed.
+over time, slots of the LenVM's pool that are still taken when all is quiet (none allowed), whether
+greedy unguided requests return the same tokens before and after the load, and how many do amid it.
+The last line of stdout is one JSON object; exit status 1 when a bar is missed.
+
+Memory counts as flat when its slope over the last two thirds of the run, by least squares, is below
+the bar; it is given for each process too. The first third is for warming up: keys and values of the
+policy and of the LenVM are reserved at the start, but memory becomes resident when a block or a
+column is first written, so it rises towards `reserved_mib` (of both) while longer and more requests
+than before come by.
 """
 
 from __future__ import annotations
@@ -15,9 +21,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import operator
 import os
 import random
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -55,6 +63,7 @@ MALFORMED: list[dict[str, Any]] = [
     {"lenvm_wish": 1},
 ]
 GROWTH = 8.0  # MiB per minute of all processes together that still counts as flat
+_POLICY_CACHE = 256 << 20  # bytes of the policy's keys and values
 
 
 class Load:
@@ -123,6 +132,17 @@ class Load:
         if (mode == "at_most" and used > target + 1) or (mode == "at_least" and used < target):
             self.failures.append(f"{args} returned {used} tokens")
 
+    async def greedy_amid(self, until: float, alone: list[str]) -> None:
+        """Unguided greedy requests beside the load, against what they return `alone`."""
+        while time.monotonic() < until and len(self.failures) < 20:
+            try:
+                texts = await self.greedy()
+            except httpx.HTTPError as error:
+                self.failures.append(f"greedy: {type(error).__name__}: {error}")
+                continue
+            self.counts["greedy"] += len(texts)
+            self.counts["greedy_same"] += sum(map(operator.eq, texts, alone))
+
     async def greedy(self) -> list[str]:
         """What unguided greedy requests return, one at a time."""
         texts = []
@@ -179,7 +199,7 @@ def start_server(
     """The server, with the processor that also counts its slots."""
     options = GuidanceOptions(checkpoint=lenvm)
     extra = ["--logits-processors", "lenvm_rl.vllm.audit:AuditedGuidance", "--enforce-eager"]
-    extra += ["--dtype", "float32", "--kv-cache-memory-bytes", str(256 << 20)]
+    extra += ["--dtype", "float32", "--kv-cache-memory-bytes", str(_POLICY_CACHE)]
     command = serve_command(policy, options, port=port, max_num_seqs=streams, extra=extra)
     environment = {
         **os.environ,
@@ -219,7 +239,10 @@ async def endure(
     started = time.monotonic()
     until = started + 60 * given.minutes
     watch = asyncio.create_task(watch_memory(process, started, until, load))
-    await asyncio.gather(*(load.client_loop(until) for _ in range(given.streams)))
+    await asyncio.gather(
+        load.greedy_amid(until, before),
+        *(load.client_loop(until) for _ in range(given.streams - 1)),
+    )
     seconds = time.monotonic() - started
     memory = await watch
     try:
@@ -228,7 +251,7 @@ async def endure(
         after = []
         load.failures.append(f"after the load: {type(error).__name__}: {error}")
     audit = json.loads(audit_file.read_text())
-    growth = growth_per_minute(memory)
+    growth = growth_per_minute([(t, sum(by_process.values())) for t, by_process in memory])
     alive = process.poll() is None
     await load.client.aclose()
     return {
@@ -243,9 +266,15 @@ async def endure(
         "alive": alive,
         "steps": audit["steps"],
         "slots_leaked": audit["slots_in_use"],
-        "memory_mib": memory,
+        "memory_mib": [(t, round(sum(m.values()), 1), m) for t, m in memory],
         "memory_growth_mib_per_minute": growth,
+        "memory_growth_by_process": {
+            name: growth_per_minute([(t, m.get(name, 0.0)) for t, m in memory])
+            for name in sorted({name for _, m in memory for name in m})
+        },
+        "reserved_mib": round((audit["cache_bytes"] + _POLICY_CACHE) / 2**20, 1),
         "unguided_unchanged": before == after,
+        "unguided_amid_the_load": [load.counts["greedy_same"], load.counts["greedy"]],
         "passed": bool(
             alive
             and not load.failures
@@ -256,39 +285,45 @@ async def endure(
     }
 
 
+Memory = list[tuple[float, dict[str, float]]]
+"""(seconds, process -> MiB)"""
+
+
 async def watch_memory(
     process: subprocess.Popen, started: float, until: float, load: Load
-) -> list[tuple[float, float]]:
-    """(seconds, MiB of the server and all its processes), about forty times."""
-    seen = []
-    pause = max(1.0, (until - started) / 40)
+) -> Memory:
+    """Resident memory of the server's processes, about sixty times."""
+    seen: Memory = []
+    pause = max(1.0, (until - started) / 60)
     while time.monotonic() < until:
         seen.append((round(time.monotonic() - started, 1), resident_mib(process.pid)))
-        CONSOLE.print(f"{seen[-1][0]:6.0f} s {seen[-1][1]:8.1f} MiB {dict(load.counts)}")
+        seconds, by_process = seen[-1]
+        CONSOLE.print(f"{seconds:6.0f} s {by_process} MiB {dict(load.counts)}")
         await asyncio.sleep(pause)
     return seen
 
 
-def resident_mib(pid: int) -> float:
-    """MiB of a process and all below it; 0 when it has gone."""
+def resident_mib(pid: int) -> dict[str, float]:
+    """MiB of a process and of all below it, by name; empty when it has gone."""
+    found: dict[str, float] = {}
     try:
         server = psutil.Process(pid)
-        total = sum(p.memory_info().rss for p in [server, *server.children(recursive=True)])
+        for p in [server, *server.children(recursive=True)]:
+            name = "server" if p.pid == pid else p.name()
+            found[name] = round(found.get(name, 0.0) + p.memory_info().rss / 2**20, 1)
     except psutil.NoSuchProcess:
-        return 0.0
-    return round(total / 2**20, 1)
+        return {}
+    return found
 
 
 def growth_per_minute(memory: list[tuple[float, float]]) -> float:
-    """Slope in MiB per minute of the second half, by least squares."""
-    half = memory[len(memory) // 2 :]
-    if len(half) < 3:
+    """Slope in MiB per minute over the last two thirds, by least squares; 0 for fewer than three
+    readings there."""
+    steady = memory[len(memory) // 3 :]
+    if len(steady) < 3:
         return 0.0
-    times = [t / 60 for t, _ in half]
-    sizes = [size for _, size in half]
-    centre, mean = sum(times) / len(times), sum(sizes) / len(sizes)
-    top = sum((t - centre) * (size - mean) for t, size in zip(times, sizes, strict=True))
-    return round(top / sum((t - centre) ** 2 for t in times), 2)
+    times, sizes = zip(*steady, strict=True)
+    return round(60 * statistics.linear_regression(times, sizes).slope, 2)
 
 
 if __name__ == "__main__":

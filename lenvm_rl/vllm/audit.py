@@ -47,6 +47,8 @@ class AuditFigures:
     """Guided requests in the batch now."""
     slots_in_use: int = 0
     """Slots of the pool that are taken now."""
+    cache_bytes: int = 0
+    """Memory reserved for all slots."""
 
 
 class RecomputingScorer:
@@ -123,7 +125,7 @@ class AuditedGuidance(LengthGuidance):
         if not file:
             raise ValueError("AuditedGuidance writes to LENVM_AUDIT_FILE: name a file there.")
         self._file = Path(file)
-        self._figures = AuditFigures()
+        self._figures = AuditFigures(cache_bytes=getattr(self._guide.scorer, "cache_bytes", 0))
         if os.environ.get("LENVM_AUDIT_VALUES") == "1":
             checkpoint = GuidanceOptions.read(vllm_config.additional_config).checkpoint
             model = LengthValueModel.from_pretrained(checkpoint).to(self._device)

@@ -1,5 +1,7 @@
 """The arithmetic of the two vLLM benchmarks; the benchmarks themselves start engines."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,11 +16,20 @@ import bench_endurance  # noqa: E402  (scripts are not a package)
 import bench_exactness  # noqa: E402
 
 
-def test_growth_is_the_slope_of_the_second_half():
+def test_growth_is_the_slope_of_the_last_two_thirds():
     warming = [(float(t), 500.0 + 100 * t) for t in range(10)]
-    steady = [(float(t), 1500.0 + 0.05 * t) for t in range(10, 21)]  # 3 MiB per minute
+    steady = [(float(t), 1500.0 + 0.05 * t) for t in range(10, 30)]  # 3 MiB per minute
     assert bench_endurance.growth_per_minute(warming + steady) == pytest.approx(3.0, abs=0.01)
     assert bench_endurance.growth_per_minute(warming[:2]) == 0.0
+
+
+def test_memory_is_that_of_a_process_and_all_below_it():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        found = bench_endurance.resident_mib(os.getpid())
+        assert found["server"] > 50 and len(found) > 1
+        assert child.stdin is not None
+        child.communicate(b"\n")
+    assert bench_endurance.resident_mib(child.pid) == {}
 
 
 def test_a_wrong_length_is_a_failure():
