@@ -13,6 +13,7 @@ from lenvm_rl.rollouts.prompt_sets.templates import ask
 from lenvm_rl.rollouts.prompts import Prompt
 
 _STUB = "Complete this function, and repeat the imports that it needs.\n\n```python\n{stub}\n```"
+_CHECK = "check_the_answer"
 _TESTS = "{task}\n\nThe code must pass these tests:\n\n```python\n{tests}\n```"
 
 
@@ -46,7 +47,11 @@ def _stub_prompt(row: Row, name: str) -> Prompt:
         raise ValueError(f"{row.where}: the prompt does not define {function!r}, its entry_point.")
     if "def check(" not in test:
         raise ValueError(f"{row.where}: 'test' does not define check, which the grader calls.")
-    checked = f"{before}\n{test}\ncheck({function})\n".lstrip()
+    if "math." in test and "import math" not in before:  # lost in copies of MBPP
+        before += "import math\n"
+    # one of MBPP's functions is called check itself
+    renamed = test.replace("def check(", f"def {_CHECK}(")
+    checked = f"{before}\n{renamed}\n{_CHECK}({function})\n".lstrip()
     return Prompt(
         prompt_id=row.id(name, "task_id"),
         messages=ask("python", _STUB.format(stub=stub.strip("\n"))),

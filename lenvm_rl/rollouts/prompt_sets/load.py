@@ -79,6 +79,10 @@ def load_prompt_set(
         raise ValueError(f"limit must be at least 1 prompt, got {limit}.")
     split = split or chosen.split
     place = None if source is None else str(source)
+    if not chosen.hub and place in (None, "hub"):
+        raise ValueError(
+            f"{chosen.about} of what? Name a folder, a file, or owner/name on the hub as source."
+        )
     rows = read_rows(place, hub=chosen.hub, config=chosen.config, split=split, drop=chosen.drop)
     loaded = LoadedPrompts()
     kept = list(

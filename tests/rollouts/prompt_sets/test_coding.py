@@ -81,6 +81,18 @@ def test_mbpp_in_its_layouts(tmp_path, row):
     assert grade(prompt, "def double(x):\n    return x") == 0.0
 
 
+@pytest.mark.parametrize("name", ["check", "double"])
+def test_stubs_of_a_function_called_check_and_of_tests_that_lack_math(tmp_path, name):
+    row = {
+        "prompt": f"def {name}(x):\n    pass\n",
+        "entry_point": name,
+        "test": f"def check(candidate):\n    assert {name}(math.pi) == 2 * math.pi\n",
+    }
+    prompt = one("mbpp", row, tmp_path)
+    assert grade(prompt, f"def {name}(x):\n    return 2 * x") == 1.0
+    assert grade(prompt, f"def {name}(x):\n    return x") == 0.0
+
+
 def test_mbpp_shows_its_tests(tmp_path):
     prompt = one("mbpp", MBPP, tmp_path)
     assert "assert double(2) == 4" in prompt.messages[0]["content"]

@@ -55,6 +55,12 @@ def test_rows_without_prompt_or_truth(tmp_path, row, sentence):
         )
 
 
+@pytest.mark.parametrize("source", [None, "hub"])
+def test_a_column_needs_a_source(source):
+    with pytest.raises(ValueError, match="column 'q' of what. Name a folder, a file, or owner/nam"):
+        load_prompt_set(column_set("q"), source=source)
+
+
 def test_a_wrong_template_is_told_before_anything_is_read():
     with pytest.raises(ValueError, match="template 'nope'"):
         column_set("q", template="nope")
