@@ -96,7 +96,11 @@ def serving(given: argparse.Namespace, scratch: Path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [vllm_program(), "serve", given.policy, "--port", str(port), "--host", "127.0.0.1"]
-    command += ["--dtype", "float32", "--enforce-eager", "--no-enable-log-requests"]
+    command += [
+        "--dtype",
+        "float32",
+        "--enforce-eager",
+    ]
     command += ["--max-num-seqs", str(given.max_num_seqs), "--disable-uvicorn-access-log"]
     log = scratch / "server.log"
     with log.open("w") as out:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from lenvm_rl.cli.app import JsonOption, OutOption, SeedOption, app, emit
+
+if TYPE_CHECKING:
+    from lenvm_rl.rollouts.fill import SamplingReport
+    from lenvm_rl.rollouts.sampling_run import Failure
 
 _ENGINES = ("transformers", "vllm", "ray", "server")
 _ERRORS = Console(stderr=True)
@@ -95,6 +101,7 @@ def sample(
     if policy is None and (engine != "server" or model is None):
         raise ValueError(f"--policy is missing: {engine} needs it (a server: --policy or --model).")
     named = resolve_policy(policy or model or "")
+    found = resolve_prompts(prompts, seed=seed, limit=limit)
     failures: dict[str, str] = {}
     common: dict[str, Any] = {
         "n": n,
@@ -107,58 +114,94 @@ def sample(
         "progress": True,
         "flush_seconds": flush_seconds,
     }
-    found = resolve_prompts(prompts, seed=seed, limit=limit)
     if engine == "server":
-        from lenvm_rl.evals.openai_engine import ServerSettings
-        from lenvm_rl.evals.openai_sampling import sample_from_servers
-        from lenvm_rl.evals.openai_servers import RetryPolicy
-
-        settings = ServerSettings(
-            servers=[address for address in (server or "").split(",") if address.strip()],
-            model=model or named,
-            chat=chat,
-            token_ids=token_ids,
-            concurrency=concurrency,
-            per_request=per_request,
-            own_seeds=send_seeds,
-            retry=RetryPolicy(retries=retries, timeout=timeout),
-        )
-        report = sample_from_servers(
-            settings,
+        report = _by_servers(
+            {
+                "servers": [address for address in (server or "").split(",") if address.strip()],
+                "model": model or named,
+                "chat": chat,
+                "token_ids": token_ids,
+                "concurrency": concurrency,
+                "per_request": per_request,
+                "own_seeds": send_seeds,
+            },
+            {"retries": retries, "timeout": timeout},
             resolve_policy(tokenizer) if tokenizer else named,
             found,
             out,
-            on_failure=lambda failure: failures.setdefault(
-                failure.kind, f"prompt {failure.task.prompt_id!r}: {failure.detail}"
-            ),
-            **common,
+            failures,
+            common,
         )
     elif engine == "transformers":
         from lenvm_rl.evals.sampling import sample_to_file
 
         report = sample_to_file(named, found, out, batch_size=batch_size or 128, **common)
     else:
-        from lenvm_rl.evals.encoding import tasks_of_prompts
-        from lenvm_rl.model import load_tokenizer
-        from lenvm_rl.vllm.sample import sample_with_vllm
-
-        tokens = load_tokenizer(named)
-        report = sample_with_vllm(
-            named,
-            tokens,
-            tasks_of_prompts(tokens, found, n=common.pop("n"), max_tokens=common.pop("max_tokens")),
-            out,
-            logprobs=logprobs,
-            batch_size=batch_size or 512,
-            engine=_engine_args(engine_args),
-            ray_engines=engines if engine == "ray" else None,
-            ray_address=ray_address,
-            **common,
-        )
+        chosen = {
+            "logprobs": logprobs,
+            "batch_size": batch_size or 1024,
+            "engine": _engine_args(engine_args),
+            "ray_engines": engines if engine == "ray" else None,
+            "ray_address": ray_address,
+        }
+        report = _by_vllm(named, found, out, failures, {**common, **chosen})
     emit(report.to_dict(), json_file)
     if report.rows_missing:
-        _ERRORS.print(_summary(report.failures, failures, report.rows_missing), highlight=False)
+        _ERRORS.print(
+            _summary(report.failures, failures, report.rows_missing), highlight=False, markup=False
+        )
         raise typer.Exit(1)
+
+
+def _by_servers(
+    settings: dict[str, Any],
+    retry: dict[str, Any],
+    tokenizer: str,
+    prompts: list[Any],
+    out: Path,
+    failures: dict[str, str],
+    common: dict[str, Any],
+) -> SamplingReport:
+    from lenvm_rl.evals.openai_engine import ServerSettings
+    from lenvm_rl.evals.openai_sampling import sample_from_servers
+    from lenvm_rl.evals.openai_servers import RetryPolicy
+
+    return sample_from_servers(
+        ServerSettings(**settings, retry=RetryPolicy(**retry)),
+        tokenizer,
+        prompts,
+        out,
+        on_failure=_first_of_each_kind(failures),
+        **common,
+    )
+
+
+def _by_vllm(
+    policy: str, prompts: list[Any], out: Path, failures: dict[str, str], settings: dict[str, Any]
+) -> SamplingReport:
+    from lenvm_rl.evals.encoding import tasks_of_prompts
+    from lenvm_rl.model import load_tokenizer
+    from lenvm_rl.vllm.sample import sample_with_vllm
+
+    tokenizer = load_tokenizer(policy)
+    n, max_tokens = settings.pop("n"), settings.pop("max_tokens")
+    return sample_with_vllm(
+        policy,
+        tokenizer,
+        tasks_of_prompts(tokenizer, prompts, n=n, max_tokens=max_tokens),
+        out,
+        on_failure=_first_of_each_kind(failures),
+        **settings,
+    )
+
+
+def _first_of_each_kind(failures: dict[str, str]) -> Callable[[Failure], None]:
+    """Keeps an example of every kind."""
+
+    def remember(failure: Failure) -> None:
+        failures.setdefault(failure.kind, f"prompt {failure.task.prompt_id!r}: {failure.detail}")
+
+    return remember
 
 
 def _engine_args(text: str) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lenvm_rl.model import tokenizer_sha
 from lenvm_rl.rollouts.fill import FLUSH_SECONDS, SamplingReport, fill
-from lenvm_rl.rollouts.sampling_run import SamplingRun, Task
+from lenvm_rl.rollouts.sampling_run import Failure, SamplingRun, Task
 from lenvm_rl.vllm.offline import AHEAD, OfflineEngine, start_llm
 
 
@@ -31,6 +31,7 @@ def sample_with_vllm(
     ray_address: str | None = None,
     progress: bool = False,
     flush_seconds: float = FLUSH_SECONDS,
+    on_failure: Callable[[Failure], None] | None = None,
 ) -> SamplingReport:
     """Make the completions of `tasks` that the rollout directory `out` does not hold yet.
 
@@ -78,7 +79,14 @@ def sample_with_vllm(
             batch_size=batch_size,
             address=ray_address,
         )
-    return fill(run, out, produce, progress=progress, flush_seconds=flush_seconds)
+    return fill(
+        run,
+        out,
+        produce,
+        progress=progress,
+        flush_seconds=flush_seconds,
+        on_failure=on_failure,
+    )
 
 
 def _start(policy: str, seed: int, settings: dict[str, Any], resumed: int) -> Any:
