@@ -18,6 +18,7 @@ A mistake of the user's ends with one sentence and exit status 2.
     scheduling  eval scheduling
     length_tokens   eval length-tokens
     scaling     eval scaling, ablation
+    report      eval report
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ for _module in (
     "scheduling",
     "length_tokens",
     "scaling",
+    "report",
 ):
     import_module(f"lenvm_rl.cli.{_module}")
 
