@@ -1,9 +1,9 @@
 """How do length tokens look: on a screen, on a page that opens from disk, as word clouds?
 
 The clouds are the paper's figure 4 with one change: a word's size is the number of its occurrences
-over the threshold, and only words take part whose mean score is over it too; otherwise frequent
-words that are as often positive as negative fill both clouds. White space and special tokens are
-left out; they are in the tables.
+over the threshold, and only words take part whose mean score is over it too and that occur often
+enough for a mean; otherwise frequent words that are as often positive as negative fill both clouds.
+White space and special tokens are left out; they are in the tables.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def draw_clouds(report: LengthTokenReport, out: Path, *, font: str | None = None
     special = {row["text"] for row in report.tables["tokens"] if row["special"]}
     paths = []
     for sign, colours in _COLOURS.items():
-        sizes = cloud_sizes(report.tables["words"], sign, report.figures["threshold"], special)
+        often = [r for r in report.tables["words"] if r["count"] >= report.figures["min_count"]]
+        sizes = cloud_sizes(often, sign, report.figures["threshold"], special)
         if not sizes:
             continue
         cloud = WordCloud(
