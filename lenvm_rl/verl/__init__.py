@@ -26,10 +26,15 @@ A policy in training:
     length_critic     a LenVM on workers of its own beside verl's actor and critic
     rollout_batch     a step's completions as tensors
     length_state      what a checkpoint keeps of the length term
+    data_columns      has every prompt the number that a setting reads
     length_terms      values -> advantage, potential or budget term of every token
     group_reward      published length rewards over the samples of a prompt
     reward_manager    true token counts for reward functions
-    policy_metrics    lengths, staleness, sizes of terms, alarms
+    rollout_guidance  rollouts of vLLM that the LenVM steers, and the right policy ratio
+    guided_agent_loop how a prompt's own target reaches vLLM
+    gdpo              GDPO as an estimator choice
+    staleness         how wrong the length critic is on fresh responses
+    policy_metrics    lengths, sizes of terms, alarms
     policy_trainer    the trainer mode that ties these together
 
 Importing this package imports nothing; its modules need `pip install "lenvm-rl[verl]"`.

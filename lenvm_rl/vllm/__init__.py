@@ -3,6 +3,7 @@
     processor     LengthGuidance, the logits processor of vLLM's V1 and V2 model runners
     options       where it finds its LenVM, and what is refused before the engine starts
     plugin        registers the pooling model with vLLM (entry point `vllm.general_plugins`)
+    cpu_weights   on a CPU, weights that a training run can replace
     pooling       the pooling model: any vLLM trunk under the value head, raw logits per token
     values        from pooling outputs, offline or over HTTP, to values, horizons and lengths
     generate      prompts or a rollout file in, guided completions as a rollout file out
