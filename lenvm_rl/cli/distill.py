@@ -47,7 +47,8 @@ def distill(
     from lenvm_rl.model import load_tokenizer, save_checkpoint
     from lenvm_rl.rollouts import RolloutStream
     from lenvm_rl.rollouts.progress import progress_bar
-    from lenvm_rl.scoring.distill import Distiller, DistillSettings
+    from lenvm_rl.scoring.distill import Distiller
+    from lenvm_rl.scoring.distill_states import DistillSettings
 
     torch.manual_seed(seed)
     settings = DistillSettings(

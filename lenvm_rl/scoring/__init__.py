@@ -8,7 +8,7 @@ histories    how the slots catch up with their rows
 exact        candidates run through the LenVM, one pass per step
 fixed_step   a step of fixed shape, prefix_kernels for its attention, graphs to replay it on CUDA
 q_head       all candidates from one hidden state, of the LenVM or of the policy
-distill      a candidate head learns from the exact values
+distill      a candidate head learns from the exact values (distill_states: at which states)
 guide        from logits to guided logits
 """
 

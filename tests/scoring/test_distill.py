@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lenvm_rl.model import LengthValueConfig, LengthValueModel
-from lenvm_rl.scoring.distill import Distiller, DistillSettings, check_pair, fresh_head
+from lenvm_rl.scoring.distill import Distiller, check_pair, fresh_head
+from lenvm_rl.scoring.distill_states import DistillSettings
 from tests.scoring.test_exact import make_lenvm
 from tests.tiny import VOCAB, make_policy
 
@@ -50,16 +51,16 @@ def test_targets_are_those_of_a_full_recompute_of_the_policys_candidates():
     distiller = make_distiller(candidates=6)
     completions = make_completions(4)
     tokens = [[*prompt, *response] for prompt, response in completions]
-    drawn = copy.deepcopy(distiller._random)
+    drawn = copy.deepcopy(distiller._teacher._random)
     batch = distiller.ask(completions)
-    distiller._random = drawn
-    _, places = distiller._draw(completions)
+    distiller._teacher._random = drawn
+    _, places = distiller._teacher._draw(completions)
     states = [tokens[i][: t + 1] for i, ts in enumerate(places) for t in ts]
     assert len(states) == len(batch.mask) > 8
-    exact = distiller._scorer.model
+    exact = distiller._teacher._scorer.model
     with torch.no_grad():
         for i, state in enumerate(states):
-            top = distiller._policy(torch.tensor([state])).logits[0, -1].topk(6).indices
+            top = distiller._teacher._policy(torch.tensor([state])).logits[0, -1].topk(6).indices
             assert batch.candidates[i].tolist() == top.tolist()
             assert batch.mask[i].tolist() == [x != EOS for x in top.tolist()]
             rows = torch.tensor([[*state, x] for x in top.tolist()])
@@ -71,10 +72,10 @@ def test_targets_are_those_of_a_full_recompute_of_the_policys_candidates():
 
 def test_states_are_those_before_a_token_of_the_response():
     distiller = make_distiller(states=50, completions=1)
-    _, [places] = distiller._draw([([5, 6, 7], [8, 9, EOS])])
+    _, [places] = distiller._teacher._draw([([5, 6, 7], [8, 9, EOS])])
     assert places == [2, 3, 4]  # s_0 after the prompt, s_2 before EOS
     cut = make_distiller(states=50, completions=1, max_length=4)
-    assert cut._draw([([5, 6, 7], [8, 9, EOS])]) == ([[5, 6, 7, 8]], [[2, 3]])
+    assert cut._teacher._draw([([5, 6, 7], [8, 9, EOS])]) == ([[5, 6, 7, 8]], [[2, 3]])
 
 
 def test_the_loss_is_the_mean_over_candidates_that_count():
@@ -99,7 +100,7 @@ def test_a_distilled_head_approaches_the_exact_values_and_nothing_else_moves():
     head = make_head(exact, head_hidden_size=128)
     distiller = make_distiller(exact, head, completions=8, states=8, learning_rate=3e-2)
     before = {name: x.clone() for name, x in head.state_dict().items()}
-    teacher = {name: x.clone() for name, x in distiller._scorer.model.state_dict().items()}
+    teacher = {name: x.clone() for name, x in distiller._teacher._scorer.model.state_dict().items()}
     train, held_out = make_completions(64), make_completions(8, seed=1)
     measured = [distiller.ask(held_out)]
     untrained = distiller.compare(measured)
@@ -113,9 +114,9 @@ def test_a_distilled_head_approaches_the_exact_values_and_nothing_else_moves():
     changed = {name for name, x in head.state_dict().items() if not torch.equal(x, before[name])}
     assert changed and all(name.startswith("score.") for name in changed)
     assert all(p.grad is None for name, p in head.named_parameters() if name[:6] == "model.")
-    for name, x in distiller._scorer.model.state_dict().items():
+    for name, x in distiller._teacher._scorer.model.state_dict().items():
         assert torch.equal(x, teacher[name])
-    assert distiller._scorer.in_use == 0
+    assert distiller._teacher._scorer.in_use == 0
 
 
 def test_an_exact_head_has_no_error():
