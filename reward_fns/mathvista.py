@@ -126,5 +126,6 @@ def compute_score(
     extra_info: Mapping[str, Any] | None = None,
     **_: Any,
 ) -> float:
-    """verl's reward function: the grade alone."""
-    return grade(solution_str, ground_truth)
+    """verl's reward function: the grade alone. The fields may be in `extra_info["extra"]` (an
+    object or its JSON), where the prompt set `mathvista` has them."""
+    return grade(solution_str, (extra_info or {}).get("extra") or ground_truth)

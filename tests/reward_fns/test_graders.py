@@ -211,6 +211,8 @@ def test_math_without_math_verify_says_how_to_get_it(monkeypatch):
 def test_mathvista_options(text, score):
     assert mathvista.grade(text, CHOICE) == score
     assert mathvista.compute_score("mathvista", text, json.dumps(CHOICE)) == score
+    extra = {"extra": json.dumps(CHOICE)}
+    assert mathvista.compute_score("multiple_choice/mathvista", text, "C", extra) == score
 
 
 @pytest.mark.parametrize(
