@@ -63,7 +63,7 @@ class BudgetSettings(Settings):
     scale: float = 0.3
     """lenvm: weight of the dense term."""
     warm_problems: int = 512
-    warm_epochs: int = 3
+    warm_epochs: int = 2
     warm_rate: float = 1e-3
     """Size of the warm-up."""
 
