@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lenvm_rl.evals.completion_cache import kept, lenvm_identity
-from lenvm_rl.evals.guided_runs import GuidedPolicy, longest_prompt
 from lenvm_rl.evals.lifebench import LifebenchSettings, evaluate_lifebench
 from lenvm_rl.evals.lifebench_report import LifebenchReport
 from lenvm_rl.evals.outcomes import Grader
 from lenvm_rl.evals.served import ServedSampler
+from lenvm_rl.evals.source import open_source
 from lenvm_rl.rollouts.prompts import Prompt
 
 
@@ -41,30 +40,25 @@ def run_lifebench(
     Raises:
         ValueError: neither a value model nor a server.
     """
-    folder = Path(out) / "completions"
-    if server is not None:
-        generate = kept(server.generate, folder, identity=server.identity)
-        model, tokenizer, notify = None, server.tokenizer, server.name_next
-    elif lenvm is not None:
-        longest = longest_prompt(policy, prompts) + settings.max_tokens
-        guided = GuidedPolicy(
-            policy,
-            lenvm,
-            max_length=longest,
-            max_batch=max_batch,
-            top_k=settings.top_k,
-            progress=progress,
-        )
-        identity = {"policy": str(policy), **lenvm_identity(lenvm)}
-        generate = kept(guided.generate, folder, identity=identity)
-        model, tokenizer, notify = guided.model, guided.tokenizer, guided.name_next
-    else:
-        raise ValueError(
-            "there is nothing to guide by: name the value model's directory (--lenvm), or a "
-            "server that has one (--server)."
-        )
+    source = open_source(
+        policy,
+        lenvm,
+        prompts,
+        Path(out) / "completions",
+        max_tokens=settings.max_tokens,
+        top_k=settings.top_k,
+        server=server,
+        max_batch=max_batch,
+        progress=progress,
+    )
     report = evaluate_lifebench(
-        generate, model, tokenizer, prompts, grader=grader, settings=settings, notify=notify
+        source.generate,
+        source.model,
+        source.tokenizer,
+        prompts,
+        grader=grader,
+        settings=settings,
+        notify=source.notify,
     )
     if server is not None:
         report.figures["failed_requests"] = dict(server.failures)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from lenvm_rl.evals.completion_cache import Generate, kept, lenvm_identity
-from lenvm_rl.evals.guided_runs import GuidedPolicy, longest_prompt
+from lenvm_rl.evals.completion_cache import Generate, kept
 from lenvm_rl.evals.outcomes import Grader
 from lenvm_rl.evals.served import ServedSampler
+from lenvm_rl.evals.source import open_source
 from lenvm_rl.evals.tradeoff import TradeoffReport, TradeoffSettings, evaluate_tradeoff
 from lenvm_rl.rollouts.prompts import Prompt
 
@@ -39,38 +39,27 @@ def run_tradeoff(
     """
     settings = settings or TradeoffSettings()
     folder = Path(out) / "completions"
-    thinking: Callable[[int], Generate] | None = None
-    if server is not None:
-        generate = kept(server.generate, folder, identity=server.identity)
-        model, tokenizer, notify = None, server.tokenizer, server.name_next
-        thinking = partial(_thinking, server, folder)
-    elif lenvm is not None:
-        guided = GuidedPolicy(
-            policy,
-            lenvm,
-            max_length=longest_prompt(policy, prompts) + settings.max_tokens,
-            max_batch=max_batch,
-            top_k=settings.top_k,
-            progress=progress,
-        )
-        identity = {"policy": str(policy), **lenvm_identity(lenvm)}
-        generate = kept(guided.generate, folder, identity=identity)
-        model, tokenizer, notify = guided.model, guided.tokenizer, guided.name_next
-    else:
-        raise ValueError(
-            "there is nothing to guide by: name the value model's directory (--lenvm), or a "
-            "server that has one (--server)."
-        )
+    source = open_source(
+        policy,
+        lenvm,
+        prompts,
+        folder,
+        max_tokens=settings.max_tokens,
+        top_k=settings.top_k,
+        server=server,
+        max_batch=max_batch,
+        progress=progress,
+    )
     report = evaluate_tradeoff(
-        generate,
-        model,
-        tokenizer,
+        source.generate,
+        source.model,
+        source.tokenizer,
         prompts,
         grader=grader,
         settings=settings,
-        thinking=thinking,
+        thinking=None if server is None else partial(_thinking, server, folder),
         pictures=server is not None,
-        notify=notify,
+        notify=source.notify,
     )
     report.save(out)
     return report
