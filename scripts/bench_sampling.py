@@ -1,7 +1,8 @@
 """Does sampling through a server keep up with vLLM's own offline engine, and survive kill -9?
 
-    python scripts/bench_sampling.py                     throughput, both ways in turns
-    python scripts/bench_sampling.py --kills 5           5,000 completions, killed five times
+    python scripts/bench_sampling.py                     both questions, about ten minutes
+    python scripts/bench_sampling.py --kills 0           throughput alone
+    python scripts/bench_sampling.py --rounds 0          5,000 completions, killed five times
 
 Throughput: the shipped policy behind `vllm serve` and in vLLM's `LLM`, one after the other on the
 same prompts, `--rounds` times; between its turns an engine is idle. Ours is `lenvm sample --server`
@@ -50,6 +51,7 @@ from lenvm_rl.evals.openai_sampling import sample_from_servers
 from lenvm_rl.model import load_tokenizer
 from lenvm_rl.rollouts import RolloutReader
 from lenvm_rl.rollouts.atomic import replacing
+from lenvm_rl.rollouts.prompts import Prompt
 from lenvm_rl.vllm.serve import vllm_program
 
 CONSOLE = Console(stderr=True)
@@ -59,9 +61,15 @@ SEED = 11
 
 def main() -> None:
     given = parse_args()
+    figures: dict[str, Any] = {"benchmark": "sampling"}
     with tempfile.TemporaryDirectory() as scratch, serving(given, Path(scratch)) as base:
-        run = kills if given.kills else throughput
-        figures = {"benchmark": "sampling", **run(given, base, Path(scratch))}
+        if given.rounds:
+            figures["throughput"] = throughput(given, base, Path(scratch))
+            CONSOLE.print_json(data=figures)
+        if given.kills:
+            figures["kills"] = kills(given, base, Path(scratch))
+    parts = [part for part in figures.values() if isinstance(part, dict)]
+    figures["passed"] = all(part["passed"] for part in parts)
     text = json.dumps(figures, allow_nan=False)
     if given.json:
         with replacing(given.json) as temporary:
@@ -74,17 +82,18 @@ def main() -> None:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--policy", default="demo", help="directory, hub name, or demo")
-    parser.add_argument("--prompts", type=int, help="different prompts (100; 625 with --kills)")
     parser.add_argument("-n", type=int, default=8, help="completions per prompt")
-    parser.add_argument("--max-tokens", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3, help="turns of either engine")
+    parser.add_argument("--prompts", type=int, default=50, help="different ones in a round")
+    parser.add_argument("--max-tokens", type=int, default=64, help="of throughput")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of either engine; 0 skips")
+    parser.add_argument("--kills", type=int, default=5, help="kill -9; 0 skips")
+    parser.add_argument("--kill-prompts", type=int, default=625, help="different ones, killed")
+    parser.add_argument("--kill-max-tokens", type=int, default=32)
     parser.add_argument("--max-num-seqs", type=int, default=64, help="of either engine")
     parser.add_argument("--concurrency", type=int, default=256, help="completions in flight")
     parser.add_argument("--per-request", type=int, default=8)
-    parser.add_argument("--kills", type=int, default=0, help="instead: so many kill -9")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     given = parser.parse_args()
-    given.prompts = given.prompts or (625 if given.kills else 100)
     given.policy = resolve_policy(given.policy)
     return given
 
@@ -117,54 +126,31 @@ def serving(given: argparse.Namespace, scratch: Path):
 
 
 def throughput(given: argparse.Namespace, base: str, scratch: Path) -> dict[str, Any]:
-    """Completions per second of both, in turns."""
-    from vllm import LLM, SamplingParams
+    """Completions and tokens per second of both, in turns."""
+    from vllm import LLM
 
     llm = LLM(
         given.policy, dtype="float32", enforce_eager=True, max_num_seqs=given.max_num_seqs, seed=1
     )
-    tokenizer = load_tokenizer(given.policy)
-    params = SamplingParams(n=given.n, temperature=1.0, max_tokens=given.max_tokens)
     rounds = []
     for number in range(given.rounds + 1):  # the first warms both up
         prompts = demo_prompts(given.prompts, seed=SEED + number)
-        inputs = [{"prompt_token_ids": encode_prompt(tokenizer, prompt)} for prompt in prompts]
-
-        def offline(inputs: list = inputs) -> tuple[float, float]:
-            started = time.monotonic()
-            answers = llm.generate(inputs, params, use_tqdm=False)
-            seconds = time.monotonic() - started
-            tokens = sum(len(o.token_ids) for answer in answers for o in answer.outputs)
-            return len(inputs) * given.n / seconds, tokens / seconds
-
-        def through_server(
-            prompts: list = prompts, out: Path = scratch / f"round-{number}"
-        ) -> tuple[float, float]:
-            settings = ServerSettings(
-                servers=[base],
-                model=given.policy,
-                concurrency=given.concurrency,
-                per_request=given.per_request,
-            )
-            report = sample_from_servers(
-                settings, given.policy, prompts, out, n=given.n, max_tokens=given.max_tokens
-            )
-            assert not report.rows_missing, report.failures
-            return report.completions_per_s, report.tokens_per_s
-
-        first, second = (offline, through_server) if number % 2 else (through_server, offline)
-        seen = {first: first(), second: second()}
-        rounds.append((seen[through_server], seen[offline]))
-        (server_c, server_t), (llm_c, llm_t) = rounds[-1]
+        out = scratch / f"round-{number}"
+        if number % 2:
+            offline = rates_offline(given, llm, prompts)
+            server = rates_through_server(given, base, prompts, out)
+        else:
+            server = rates_through_server(given, base, prompts, out)
+            offline = rates_offline(given, llm, prompts)
+        rounds.append((server, offline))
         CONSOLE.print(
-            f"{'warm-up' if not number else f'round {number}'}: server {server_c:.1f}/s "
-            f"({server_t:.0f} tok/s), offline {llm_c:.1f}/s ({llm_t:.0f} tok/s), "
-            f"ratio {server_c / llm_c:.3f}"
+            f"{f'round {number}' if number else 'warm-up'}: server {server[0]:.1f}/s "
+            f"({server[1]:.0f} tok/s), offline {offline[0]:.1f}/s ({offline[1]:.0f} tok/s), "
+            f"ratio {server[0] / offline[0]:.3f}"
         )
     rounds = rounds[1:]
-    ratio = statistics.median(server[0] / llm[0] for server, llm in rounds)
+    ratio = statistics.median(server[0] / offline[0] for server, offline in rounds)
     return {
-        "mode": "throughput",
         "completions_per_round": given.prompts * given.n,
         "rounds": given.rounds,
         "server_completions_per_s": round(statistics.median(s[0] for s, _ in rounds), 2),
@@ -178,16 +164,58 @@ def throughput(given: argparse.Namespace, base: str, scratch: Path) -> dict[str,
     }
 
 
+def rates_offline(
+    given: argparse.Namespace, llm: Any, prompts: list[Prompt]
+) -> tuple[float, float]:
+    """One call of `LLM.generate`, as vLLM's documentation has it."""
+    from vllm import SamplingParams
+
+    tokenizer = load_tokenizer(given.policy)
+    inputs = [{"prompt_token_ids": encode_prompt(tokenizer, prompt)} for prompt in prompts]
+    params = SamplingParams(n=given.n, temperature=1.0, max_tokens=given.max_tokens)
+    started = time.monotonic()
+    answers = llm.generate(inputs, params, use_tqdm=False)
+    seconds = time.monotonic() - started
+    tokens = sum(len(output.token_ids) for answer in answers for output in answer.outputs)
+    return len(inputs) * given.n / seconds, tokens / seconds
+
+
+def rates_through_server(
+    given: argparse.Namespace, base: str, prompts: list[Prompt], out: Path
+) -> tuple[float, float]:
+    """What `lenvm sample --server` reports, from the first request to the last row on disk."""
+    settings = ServerSettings(
+        servers=[base],
+        model=given.policy,
+        concurrency=given.concurrency,
+        per_request=given.per_request,
+    )
+    report = sample_from_servers(
+        settings, given.policy, prompts, out, n=given.n, max_tokens=given.max_tokens
+    )
+    if report.rows_missing:
+        raise RuntimeError(f"{report.rows_missing} completions failed: {report.failures}")
+    return report.completions_per_s, report.tokens_per_s
+
+
 # Kills
 
 
 def kills(given: argparse.Namespace, base: str, scratch: Path) -> dict[str, Any]:
     """Start, kill, start again, ...; then count by key."""
-    out, total = scratch / "killed", given.prompts * given.n
+    out, total = scratch / "killed", given.kill_prompts * given.n
     command = [sys.executable, "-m", "lenvm_rl.cli", "sample", "--server", base, "--model"]
-    command += [given.policy, "--prompts", f"demo:{given.prompts}", "-n", str(given.n)]
-    command += ["--max-tokens", str(given.max_tokens), "--out", str(out), "--flush-seconds", "1"]
+    command += [given.policy, "--prompts", f"demo:{given.kill_prompts}", "-n", str(given.n)]
+    command += [
+        "--max-tokens",
+        str(given.kill_max_tokens),
+        "--out",
+        str(out),
+        "--flush-seconds",
+        "1",
+    ]
     command += ["--concurrency", str(given.concurrency), "--per-request", str(given.per_request)]
+    command += ["--flush-seconds", "1"]
     rows_at_kill = []
     started = time.monotonic()
     for number in range(1, given.kills + 1):
@@ -203,13 +231,12 @@ def kills(given: argparse.Namespace, base: str, scratch: Path) -> dict[str, Any]
     last = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     report = json.loads(last.stdout.strip().splitlines()[-1])
     return {
-        "mode": "kills",
         "completions": total,
         "kills": given.kills,
         "rows_at_kill": rows_at_kill,
         "seconds": round(time.monotonic() - started, 1),
         "rows_resumed_at_last": report["rows_resumed"],
-        **account(out, given.prompts, given.n),
+        **account(out, given.kill_prompts, given.n),
     }
 
 
