@@ -19,6 +19,7 @@ A mistake of the user's ends with one sentence and exit status 2.
     length_tokens   eval length-tokens
     scaling     eval scaling, ablation
     report      eval report
+    eval_all    eval all
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ for _module in (
     "length_tokens",
     "scaling",
     "report",
+    "eval_all",
 ):
     import_module(f"lenvm_rl.cli.{_module}")
 
