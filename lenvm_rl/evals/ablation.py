@@ -25,9 +25,9 @@ from lenvm_rl.evals.plain_training import PRECISIONS, WEIGHTINGS
 
 PARTS = ("target", "batches", "precision", "gamma", "weighting")
 TARGET_LABELS = {
-    "length": "length + softplus",
-    "normalized_length": "normalised length + sigmoid",
-    "log_length": "log length + softplus",
+    "length": "raw length",
+    "normalized_length": "normalised length",
+    "log_length": "log length",
     "return": "discounted return",
 }
 HORIZONS = (0.3, 0.6, 3.0)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 from lenvm_rl.evals.cell import Cell
@@ -71,12 +72,19 @@ class GridReport:
 
     def table(self) -> Table:
         """Final numbers on one screen, to print with rich."""
-        view = Table(title=f"lenvm eval {self.name}: held-out errors", title_justify="left")
+        title = f"lenvm eval {self.name}: held-out errors (relative at 0 to 75 % of the response)"
+        view = Table(
+            title=title, title_justify="left", box=SIMPLE, padding=0, collapse_padding=True
+        )
         for column in ("question", "run"):
             view.add_column(column)
-        for column in ("mse x 1000", "|tokens off|", "0 %", "25 %", "50 %", "75 %", "paper"):
-            view.add_column(column, justify="right")
-        paper = {(row["group"], row["label"]): row for row in self.tables["paper"]}
+        # Sizes of the paper's are other sizes: only choices stand beside its numbers.
+        paper = {}
+        if self.name == "ablation":
+            paper = {(row["group"], row["label"]): row for row in self.tables["paper"]}
+        columns = ("1000 MSE", "tokens", "0", "25", "50", "75")
+        for column in (*columns, "paper") if paper else columns:
+            view.add_column(column, justify="right", no_wrap=True)
         previous = None
         for row in self.tables["finals"]:
             if previous not in (None, row["group"]):
@@ -87,8 +95,8 @@ class GridReport:
                 row["label"],
                 _with_spread(1000 * row["mse"], 1000 * row["mse_std"], 2),
                 _with_spread(row["length_error"], row["length_error_std"], 1),
-                *(f"{row[f'relative_error_{p}']:.3f}" for p in ("00", "25", "50", "75")),
-                "" if known is None else f"{known['final']:g}",
+                *(f"{row[f'relative_error_{p}']:.2f}" for p in ("00", "25", "50", "75")),
+                *([] if not paper else ["" if known is None else f"{known['final']:g}"]),
             )
             previous = row["group"]
         return view
