@@ -9,9 +9,9 @@ simulated server (`queueing`). The same requests are served in several orders:
                        may be put back until it has written `preempt_until` of its first prediction
     predicted-true, remaining-true      the same with the lengths themselves: perfect knowledge
 
-Predictors: lenvm; linear and survival (`naive`, fitted on training completions); siblings (the mean
-length of the other samples of the same prompt, which is about what any reader of the prompt could
-know); random (a number drawn per request). One order is judged by
+Predictors: lenvm; linear and survival (`naive`, fitted on training completions); prompt (the mean
+length of all samples of the prompt, the request's own among them: a little more than any reader of
+the prompt could know); random (a number drawn per request). One order is judged by
 
     share = (mean latency of fcfs - its own) / (mean latency of fcfs - that of perfect knowledge)
 
@@ -179,7 +179,7 @@ def simulate_orders(
         settings: loads, seeds, the server.
     """
     lengths = np.array([row.length for row in rows])
-    known = {**predictions, **_bars(rows, lengths, settings.seed)}
+    known = {**predictions, **_bars(rows, lengths)}
     runs = []
     total = len(settings.loads) * settings.seeds * len(_orders(known))
     with progress_bar("simulating", total, shown=progress) as advance:
@@ -197,39 +197,31 @@ def simulate_orders(
     return SchedulingReport(_figures(rows, lengths, settings, summary, predictors), tables)
 
 
-def _bars(rows: Sequence[Rollout], lengths: np.ndarray, seed: int) -> dict[str, Remaining]:
-    """Predictors that no server has: siblings, random, true."""
-    draws = np.random.default_rng([seed, 1]).random(len(rows)) * lengths.max() + 1
-    left = [np.arange(n, 0, -1, dtype=np.float64) for n in lengths]
-    guesses = {"siblings": sibling_means(rows), "random": draws}
-    bars = {name: _counted_down(totals, lengths) for name, totals in guesses.items()}
-    return {**bars, "true": left}
+def _bars(rows: Sequence[Rollout], lengths: np.ndarray) -> dict[str, Remaining]:
+    """Predictors that no server has: prompt, true."""
+    counted_down = [
+        np.maximum(1.0, mean - np.arange(n))
+        for mean, n in zip(prompt_means(rows), lengths, strict=True)
+    ]
+    return {"prompt": counted_down, "true": [np.arange(n, 0, -1.0) for n in lengths]}
 
 
-def _counted_down(totals: np.ndarray, lengths: np.ndarray) -> Remaining:
-    """A guess of the whole length as one of what is left of it, at least 1."""
-    return [np.maximum(1.0, x - np.arange(n)) for x, n in zip(totals, lengths, strict=True)]
+def prompt_means(rows: Sequence[Rollout]) -> np.ndarray:
+    """[N] mean length of the samples of each row's prompt.
 
-
-def sibling_means(rows: Sequence[Rollout]) -> np.ndarray:
-    """[N] mean length of the other samples of each row's prompt; of all rows where it has none."""
-    total: dict[str, list[int]] = {}
+    Its own is among them, for leaving it out would rank the samples of one prompt upside down.
+    """
+    groups: dict[str, list[int]] = {}
     for row in rows:
-        total.setdefault(row.prompt_id, []).append(row.length)
-    overall = sum(row.length for row in rows) / len(rows)
-    return np.array(
-        [
-            (sum(same) - row.length) / (len(same) - 1) if len(same) > 1 else overall
-            for row in rows
-            for same in (total[row.prompt_id],)
-        ]
-    )
+        groups.setdefault(row.prompt_id, []).append(row.length)
+    return np.array([np.mean(groups[row.prompt_id]) for row in rows])
 
 
 def _orders(known: Mapping[str, Remaining]) -> dict[str, tuple[str, bool]]:
     """Name of each order to (predictor, whether it may put back). `fcfs` comes first."""
     at_start = [name for name in known if name != "survival"]  # the same for all before the start
-    along = [name for name in known if name not in ("random", "siblings")]
+    at_start.insert(-1, "random")
+    along = [name for name in known if name != "prompt"]
     return (
         {"fcfs": ("", False)}
         | {f"predicted-{name}": (name, False) for name in at_start}
@@ -255,6 +247,8 @@ def _one_draw(
         hold: np.ndarray | float = 0.0
         if not predictor:
             keys = [np.full(k, t) for t, k in zip(arrival, drawn, strict=True)]
+        elif predictor == "random":
+            keys = [np.full(k, x) for x, k in zip(rng.random(n), drawn, strict=True)]
         else:
             keys = [known[predictor][i] for i in picked]
             if put_back:

@@ -21,7 +21,7 @@ _COLOURS = {
     "lenvm": "#2b5c8a",
     "linear": "#d1603d",
     "survival": "#5d8a4a",
-    "siblings": "#8a5a9e",
+    "prompt": "#8a5a9e",
     "random": "#b0b0b0",
     "true": "#c9a227",
 }
@@ -30,7 +30,7 @@ _NAMES = {
     "lenvm": "LenVM",
     "linear": "linear in prompt length",
     "survival": "training mean given tokens so far",
-    "siblings": "mean of the prompt's other samples",
+    "prompt": "mean of the prompt's samples",
     "random": "random",
     "true": "perfect knowledge",
 }
@@ -103,7 +103,7 @@ def _latencies(axes: Axes, report: SchedulingReport) -> None:
     orders = list(dict.fromkeys(row["order"] for row in rows))
     for order in orders:
         kind, _, predictor = order.partition("-")
-        if predictor in ("linear", "survival", "random", "siblings"):
+        if predictor in ("linear", "survival", "random", "prompt"):
             continue  # their shares are on the right
         line = [row for row in rows if row["order"] == order]
         put_back = kind == "remaining"
@@ -156,5 +156,5 @@ def _shares(axes: Axes, report: SchedulingReport) -> None:
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
     axes.axvline(100, color=_COLOURS["true"], linewidth=1.2)
-    axes.set_xlabel("share of the way from first come, first served to perfect knowledge (%)")
+    axes.set_xlabel("share of the way to perfect knowledge (%)")
     axes.set_title(f"Mean latency at load {load:g}", fontsize=10)

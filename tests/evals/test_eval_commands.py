@@ -41,7 +41,7 @@ def test_scheduling(files, tmp_path):
     figures = run(*words)
     assert figures["completions"] == 32 and figures["slots"] == 2
     assert figures["share"]["1.2"]["predicted-true"] == 1.0
-    assert {"linear", "lenvm", "siblings", "random"} == set(figures["predictors"])
+    assert {"linear", "lenvm", "prompt"} == set(figures["predictors"])
     assert json.loads((tmp_path / "line.json").read_text()) == figures
     assert (tmp_path / "out" / "scheduling.png").stat().st_size > 1000
 

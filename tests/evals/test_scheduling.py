@@ -17,7 +17,7 @@ from lenvm_rl.evals.results import load_tables
 from lenvm_rl.evals.scheduling import (
     SchedulingSettings,
     predict_remaining,
-    sibling_means,
+    prompt_means,
     simulate_orders,
 )
 from lenvm_rl.rollouts import RolloutReader
@@ -68,8 +68,8 @@ def test_the_true_mean_is_worth_much_and_less_than_the_outcome(report):
     for load in SETTINGS.loads:
         oracle = line(report, "predicted-lenvm", load)
         assert 0.3 < oracle["share"] < 1.0
-        # The mean of 15 other samples is nearly the same knowledge.
-        assert line(report, "predicted-siblings", load)["share"] == pytest.approx(
+        # The mean of 16 samples is nearly the same knowledge.
+        assert line(report, "predicted-prompt", load)["share"] == pytest.approx(
             oracle["share"], abs=0.15
         )
     perfect, fcfs = line(report, "remaining-true"), line(report, "fcfs")
@@ -107,15 +107,10 @@ def test_an_idle_server_has_no_way_to_go():
     assert report.to_dict()["share_predicted_lenvm"] is None
 
 
-def test_sibling_means_by_hand():
+def test_prompt_means_by_hand():
     rows = [ROWS[0], ROWS[1], ROWS[2], ROWS[-1]]  # three samples of one prompt, one of another
     a, b, c, d = (row.length for row in rows)
-    assert sibling_means(rows).tolist() == [
-        (b + c) / 2,
-        (a + c) / 2,
-        (a + b) / 2,
-        (a + b + c + d) / 4,
-    ]
+    assert prompt_means(rows).tolist() == [*[(a + b + c) / 3] * 3, d]
 
 
 def test_outcome_errors_by_hand():

@@ -19,7 +19,7 @@ def test_it_trains_once_and_simulates(answers, tmp_path, capsys):  # noqa: F811
     first = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert first["bench"] == "scheduling" and first["requests"] == 60
     assert first["share"]["1.1"]["predicted-true"] == 1.0
-    assert {"linear", "siblings", "lenvm"} <= set(first["predictors"])
+    assert {"linear", "prompt", "lenvm"} <= set(first["predictors"])
     checkpoint = tmp_path / "out" / "completions" / "config.json"
     stamp = checkpoint.stat().st_mtime_ns
     bench_scheduling.main([*words, "--json", str(tmp_path / "line.json")])
