@@ -27,6 +27,9 @@ def eval_length_tokens(
     min_count: Annotated[
         int, typer.Option(help="Occurrences that the ranking by mean asks for.", min=1)
     ] = 20,
+    min_prompts: Annotated[
+        int, typer.Option(help="Different prompts that it asks for.", min=0)
+    ] = 5,
     top: Annotated[int, typer.Option(help="Words per ranking.", min=1)] = 30,
     limit: Annotated[int | None, typer.Option(help="Use at most so many completions.")] = None,
     any_policy: Annotated[
@@ -46,7 +49,9 @@ def eval_length_tokens(
         lenvm,
         rollouts,
         out,
-        settings=LengthTokenSettings(threshold=threshold, min_count=min_count, top=top, seed=seed),
+        settings=LengthTokenSettings(
+            threshold=threshold, min_count=min_count, min_prompts=min_prompts, top=top, seed=seed
+        ),
         limit=limit,
         any_policy=any_policy,
         progress=True,

@@ -36,7 +36,7 @@ def domain_table(
         seed: of the halves behind the noise floor.
     """
     table = []
-    for domain in dict.fromkeys(row["data_source"] for row in prompts):
+    for domain in sorted({row["data_source"] for row in prompts}):
         part = [row for row in prompts if row["data_source"] == domain]
         names = {row["prompt_id"] for row in part}
         figures = boundary_metrics(

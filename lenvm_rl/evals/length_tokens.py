@@ -15,8 +15,9 @@ a few occurrences with the text around them, drawn at random from the positive a
 
 Two rankings, because they answer different questions: by `positive` (or `negative`) count, as the
 paper's word clouds, where frequent words lead; and by mean score among words that occur often
-enough, where words lead that always change the length. A perfect model scores 0 on average over
-what may come next, so a word's mean score says by how much it differs from its alternatives.
+enough, and in enough prompts, where words lead that always change the length. A perfect model
+scores 0 on average over what may come next, so a word's mean score says by how much it differs from
+its alternatives.
 
 The file is read as a stream; memory grows with the number of different tokens and words.
 """
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 
 BEFORE, AFTER = 24, 12  # tokens of context
 CONTEXTS = 4  # examples kept per word and sign
+MOST_PROMPTS = 64  # different prompts of a word are counted up to here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,8 @@ class LengthTokenSettings:
     """Least |score| of a positive or negative occurrence, unitless (paper: .01)."""
     min_count: int = 20
     """Occurrences that a word needs to be ranked by its mean."""
+    min_prompts: int = 5
+    """And different prompts: a word of one prompt says what that prompt is about."""
     top: int = 30
     """Words per ranking."""
     seed: int = 0
@@ -72,6 +76,11 @@ class LengthTokenSettings:
         if self.min_count < 1 or self.top < 1:
             raise ValueError(
                 f"min_count and top must be at least 1, got {self.min_count} and {self.top}."
+            )
+        if not 0 <= self.min_prompts <= MOST_PROMPTS:
+            raise ValueError(
+                f"min_prompts must be in 0..{MOST_PROMPTS}, got {self.min_prompts}: prompts of a "
+                "word are counted no further."
             )
 
 
@@ -87,13 +96,16 @@ class Tally:
     negative: int = 0
     least: float = math.inf
     greatest: float = -math.inf
+    prompts: set[str] = field(default_factory=set)
     examples: dict[str, list[dict[str, Any]]] = field(
         default_factory=lambda: {"positive": [], "negative": []}
     )
 
-    def add(self, score: float, threshold: float) -> str | None:
+    def add(self, score: float, threshold: float, prompt_id: str) -> str | None:
         """Count one occurrence; returns its sign if it is over the threshold."""
         self.count += 1
+        if len(self.prompts) < MOST_PROMPTS:
+            self.prompts.add(prompt_id)
         self.total += score
         self.squares += score * score
         self.least = min(self.least, score)
@@ -118,6 +130,7 @@ class Tally:
         return {
             "text": self.text,
             "count": self.count,
+            "prompts": len(self.prompts),
             "positive": self.positive,
             "negative": self.negative,
             "share_positive": self.positive / self.count,
@@ -222,11 +235,11 @@ def analyse(
                 tally = tokens.get(key) or tokens.setdefault(
                     key, Tally(text=_token_label(tokenizer, key, pieces[i]))
                 )
-                tally.add(score, settings.threshold)
+                tally.add(score, settings.threshold, row.prompt_id)
         for a, b, score in along.word_scores(starts):
             label = word_label("".join(pieces[a:b]))
             tally = words.get(label) or words.setdefault(label, Tally(text=label))
-            sign = tally.add(score, settings.threshold)
+            sign = tally.add(score, settings.threshold, row.prompt_id)
             if sign and (place := tally.place(sign, rng)) is not None:
                 tally.examples[sign][place : place + 1] = [along.example(a, b, score, starts)]
     if not completions:
@@ -305,6 +318,7 @@ def _report(
         "gamma": gamma,
         "threshold": settings.threshold,
         "min_count": settings.min_count,
+        "min_prompts": settings.min_prompts,
         "tokens": sum(tally.count for tally in tokens.values()),
         "share_positive": _share(tokens.values(), "positive"),
         "share_negative": _share(tokens.values(), "negative"),
@@ -334,7 +348,9 @@ def _rankings(
     often = [
         row
         for row in rows
-        if row["count"] >= settings.min_count and direction * row["mean"] > settings.threshold
+        if row["count"] >= settings.min_count
+        and row["prompts"] >= settings.min_prompts
+        and direction * row["mean"] > settings.threshold
     ]
     by_mean = sorted(often, key=lambda row: (-direction * row["mean"], row["text"]))
     by_count = sorted((row for row in rows if row[sign]), key=lambda row: (-row[sign], row["text"]))

@@ -96,7 +96,7 @@ def draw_clouds(report: LengthTokenReport, out: Path, *, font: str | None = None
     special = {row["text"] for row in report.tables["tokens"] if row["special"]}
     paths = []
     for sign, colours in _COLOURS.items():
-        often = [r for r in report.tables["words"] if r["count"] >= report.figures["min_count"]]
+        often = [row for row in report.tables["words"] if _often(row, report.figures)]
         sizes = cloud_sizes(often, sign, report.figures["threshold"], special)
         if not sizes:
             continue
@@ -114,6 +114,10 @@ def draw_clouds(report: LengthTokenReport, out: Path, *, font: str | None = None
         with replacing(paths[-1]) as file:
             cloud.to_image().save(file, format="PNG")
     return paths
+
+
+def _often(row: Mapping[str, Any], figures: Mapping[str, Any]) -> bool:
+    return row["count"] >= figures["min_count"] and row["prompts"] >= figures["min_prompts"]
 
 
 def cloud_sizes(
@@ -148,5 +152,6 @@ def _summary(figures: Mapping[str, Any]) -> str:
         f"{figures['tokens']:,} tokens of {figures['completions']:,} completions, gamma "
         f"{figures['gamma']:.5f}: {figures['share_positive']:.1%} above {figures['threshold']:g}, "
         f"{figures['share_negative']:.1%} below -{figures['threshold']:g}. "
-        f"By mean: words with at least {figures['min_count']} occurrences."
+        f"By mean: words with at least {figures['min_count']} occurrences in at least "
+        f"{figures['min_prompts']} prompts."
     )

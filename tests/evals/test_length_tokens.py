@@ -77,7 +77,7 @@ def rows():
 
 @pytest.fixture(scope="module")
 def report(rows):
-    settings = LengthTokenSettings(threshold=0.05, min_count=2, top=5)
+    settings = LengthTokenSettings(threshold=0.05, min_count=2, min_prompts=1, top=5)
     return analyse(LastToken(), make_tokenizer(), rows, settings)
 
 
@@ -149,6 +149,15 @@ def test_examples_are_a_sample_of_all_occurrences():
     assert max(names) > "p020"  # not the first four
 
 
+def test_a_word_of_few_prompts_is_not_ranked_by_mean():
+    rows = [row([WAIT, EOS], name=f"p{i % 3}", sample=i) for i in range(30)]
+    for needed, expected in ((3, ["wait"]), (4, [])):
+        settings = LengthTokenSettings(min_count=1, min_prompts=needed)
+        report = analyse(LastToken(), make_tokenizer(), rows, settings)
+        assert report.figures["top"]["positive_by_mean"] == expected
+        assert entry(report, "wait")["prompts"] == 3
+
+
 def test_clouds_take_words_over_the_threshold_in_mean_and_count(report):
     sizes = cloud_sizes(report.tables["words"], "positive", 0.05, {"<eos>"})
     assert sizes == {"wait": 2.0}
@@ -184,7 +193,7 @@ def test_markup_in_a_word_is_printed_as_it_is():
 
     tokenizer = make_tokenizer()
     rows = [row([WAIT, EOS], sample=i) for i in range(3)]
-    report = analyse(Red(), tokenizer, rows, LengthTokenSettings(min_count=1))
+    report = analyse(Red(), tokenizer, rows, LengthTokenSettings(min_count=1, min_prompts=1))
     report.tables["top"][0]["text"] = "[red]"
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(report.table())
@@ -196,6 +205,8 @@ def test_wrong_settings_and_no_rows_are_refused(tmp_path):
         LengthTokenSettings(threshold=50.0)
     with pytest.raises(ValueError, match="min_count and top"):
         LengthTokenSettings(min_count=0)
+    with pytest.raises(ValueError, match="min_prompts must be in 0..64, got 65"):
+        LengthTokenSettings(min_prompts=65)
     with pytest.raises(ValueError, match="no completion to analyse"):
         analyse(LastToken(), make_tokenizer(), [])
     with pytest.raises(ValueError, match="config.json"):
