@@ -1,6 +1,10 @@
 """`lenvm sample --server`: figures on the last line, failures by kind, mistakes in sentences."""
 
 import json
+import subprocess
+import sys
+import threading
+import time
 
 import pytest
 from typer.testing import CliRunner
@@ -86,3 +90,49 @@ def test_mistakes_end_with_a_sentence(sample, words, sentence, tmp_path):
     with pytest.raises(ValueError, match=sentence):
         sample(*words)
     assert not list((tmp_path / "out").glob("part-*"))
+
+
+@pytest.mark.slow
+def test_kill_9_twice_loses_and_repeats_nothing(policy, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"w{2 + i}"}) + "\n" for i in range(30)))
+    out = tmp_path / "out"
+    gate = {"answers": 0, "open": threading.Event()}
+
+    def behave(server, body, number):
+        with server.lock:
+            gate["answers"] -= 1
+            stuck = gate["answers"] < 0
+        if stuck:  # until the sampler has been killed
+            gate["open"].wait(120)
+
+    seen = 0
+    with serving(behave) as server:
+        words = ["sample", "--server", server.url, "--model", "tiny", "--tokenizer", str(policy)]
+        words += ["--prompts", str(prompts), "--out", str(out), "-n", "5", "--per-request", "2"]
+        command = [sys.executable, "-m", "lenvm_rl.cli", *words, "--concurrency", "4"]
+        command += ["--flush-seconds", "0"]
+        for answers in (20, 25):
+            gate["answers"] = answers
+            child = subprocess.Popen([*command, "--seed", "0"], stdout=subprocess.DEVNULL)
+            deadline = time.monotonic() + 120
+            while rows_in(out) < seen + 15 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            child.kill()
+            assert child.wait() == -9
+            gate["open"].set()  # the requests of the dead are answered into the void
+            while server.in_flight:
+                time.sleep(0.01)
+            gate["open"].clear()
+            before, seen = seen, rows_in(out)
+            assert before < seen < 150
+        gate["answers"] = 10**9
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    figures = json.loads(done.stdout.strip().splitlines()[-1])
+    assert (figures["rows"], figures["rows_resumed"]) == (150, seen)
+    keys = [(row.prompt_id, row.sample_id) for row in RolloutReader(out).iter_rows()]
+    assert len(keys) == 150 and set(keys) == {(str(i), k) for i in range(30) for k in range(5)}
+
+
+def rows_in(out):
+    return sum(len(RolloutReader(shard)) for shard in out.glob("part-*.parquet"))
