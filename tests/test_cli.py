@@ -24,6 +24,10 @@ COMMANDS = [
     ["predict"],
     ["generate"],
     ["serve"],
+    ["view"],
+    ["distill"],
+    ["eval", "report"],
+    ["eval", "all"],
     ["eval", "prediction"],
 ]
 

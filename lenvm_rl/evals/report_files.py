@@ -1,9 +1,10 @@
 """Which results lie under a run directory, and which files are none?
 
-A result is a JSON object beside the tables and pictures of the same name (`results.save_results`):
+A result is a JSON object beside the tables or pictures of the same name (`results.save_results`):
 NAME.json, NAME.jsonl with rows that name their table, or NAME_<table>.csv, and NAME*.png. Tables
-are read from the JSON lines where there are any. Model directories, rollout files and hidden
-folders are named and not entered. Every other file is named as unknown, never an error.
+are read from the JSON lines where there are any. Models, checkpoints and rollout files are named
+and not entered, hidden folders are passed over. Every other file is named as unknown; none is an
+error.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def _folders(root: Path, found: Found) -> Iterator[tuple[Path, list[str]]]:
 
 
 def _holds_data(folder: Path, files: list[str]) -> bool:
-    """Whether a folder is a rollout file or a model: its config.json names a model type."""
+    """Whether a folder is a rollout file, a checkpoint, or a model (config.json names its type)."""
+    if folder.name.startswith("global_step_"):
+        return True
     if any(name.startswith("part-") and name.endswith(".parquet") for name in files):
         return True
     if "config.json" not in files:
@@ -109,10 +112,11 @@ def _read_folder(folder: Path, files: list[str], found: Found) -> None:
 
 
 def _read_result(folder: Path, name: str, files: set[str], found: Found) -> Result | None:
-    """The result, or None for a JSON file that is no object of figures."""
+    """The result, or None for a JSON file that stands alone or holds no figures."""
     path = folder / f"{name}.json"
     figures = json.loads(path.read_text())
-    if not isinstance(figures, dict) or not figures:
+    alone = not any(file.endswith((".jsonl", ".csv", ".png")) for file in files)
+    if alone or not isinstance(figures, dict) or not figures:
         return None
     return Result(
         name=name,

@@ -19,7 +19,7 @@ EVIL = "<script>window.executed=1</script>"
 
 @pytest.fixture
 def run(tmp_path):
-    """Two whole results, a rollout file, a model, a log, and six files of other kinds."""
+    """Two whole results, a rollout file, a model, a checkpoint, a log, and files of other kinds."""
     root = tmp_path / "run"
     figures = {"mre_s0": 0.1234, "mre_noise_floor": 0.05, "kendall_tau_s0": None, "prompts": 12}
     rows = [{"prompt_id": EVIL, "lenvm": 12.5, "right": True}, {"prompt_id": "b", "lenvm": None}]
@@ -33,7 +33,9 @@ def run(tmp_path):
     (root / "model" / "config.json").write_text('{"model_type": "lenvm"}')
     (root / "run.log").write_text("hello")
     (root / "half.json").write_text('{"a": ')
-    (root / "list.json").write_text("[1]")
+    (root / "alone.json").write_text('{"a": 1}')
+    (root / "global_step_3").mkdir()
+    (root / "global_step_3" / "state.json").write_text('{"a": 1}')
     (root / "notes.txt").write_text("x")
     (root / "mine" / "new_thing_cut.png").write_bytes(PNG[:40])
     return root
@@ -51,8 +53,8 @@ def test_results_with_their_tables_and_pictures(run):
 def test_what_is_no_result_is_named(run):
     found = find_results(run)
     assert [path.name for path, _ in found.broken] == ["half.json", "new_thing_cut.png"]
-    assert [path.name for path in found.unknown] == ["list.json", "notes.txt"]
-    assert {path.name for path in found.data} == {"model", "states", "run.log"}
+    assert [path.name for path in found.unknown] == ["alone.json", "notes.txt"]
+    assert {path.name for path in found.data} == {"global_step_3", "model", "states", "run.log"}
 
 
 def test_the_page_holds_everything(run):
@@ -61,7 +63,7 @@ def test_the_page_holds_everything(run):
     assert figures["results"] == ["mine/new_thing", "prediction/prediction"]
     assert figures["pictures"] == 1 and figures["bytes"] == len(html.encode())
     assert list(figures["broken"]) == ["half.json", "mine/new_thing_cut.png"]
-    assert figures["unknown"] == ["list.json", "notes.txt"]
+    assert figures["unknown"] == ["alone.json", "notes.txt"]
     assert base64.b64encode(PNG).decode() in html
     assert "half.json" in html and "notes.txt" in html and "70 of them only in the file" in html
     assert "<script" not in html and "&lt;script&gt;window.executed=1" in html
