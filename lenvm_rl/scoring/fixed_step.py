@@ -133,8 +133,8 @@ class FixedPass:
             self._prefixes = self._lay_out(candidates * groups)
         flat = grouped.permute(0, 1, 3, 2, 4).reshape(rows, candidates * groups, heads, dim)
         flat = flat[:, None].expand(-1, self._pieces, -1, -1, -1).reshape(-1, heads, dim)
-        pages = (x[layer].unflatten(0, (-1, PAGE)) for x in (self._store.keys, self._store.values))
-        output, lse = self._kernel(flat, *pages, self._prefixes, scale)
+        keys, values = self._store.keys[layer], self._store.values[layer]
+        output, lse = self._kernel(flat, keys, values, self._prefixes, scale)
         shape = (rows, self._pieces, candidates, groups, heads)
         outputs = output.view(*shape, -1).transpose(0, 1)  # [pieces, R, K, G, H, D]
         lses = lse.reshape(shape).transpose(0, 1).float()
@@ -150,18 +150,17 @@ class FixedPass:
     def _lay_out(self, queries: int) -> Prefixes:
         rows, _, span = self._bucket
         device = self._length.device
-        pages = span // PAGE // self._pieces  # of a piece
-        starts = torch.arange(self._pieces, device=device) * (pages * PAGE)
-        used = (self._length[:, None] - starts).clamp(0, pages * PAGE)
-        table = self._slot[:, None] * (self._store.capacity // PAGE)
-        table = table + torch.arange(span // PAGE, device=device)
+        size = span // self._pieces  # columns of a piece, whole pages
+        columns = torch.arange(self._pieces, device=device) * size
+        used = (self._length[:, None] - columns).clamp(0, size)
+        starts = self._slot[:, None] * self._store.capacity + columns
         count = rows * self._pieces
         return Prefixes(
             cu_queries=torch.arange(count + 1, dtype=torch.int32, device=device) * queries,
+            starts=starts.flatten().to(torch.int32),
             used=used.flatten().to(torch.int32),
-            pages=table.view(count, pages).to(torch.int32),
             max_queries=queries,
-            max_keys=pages * PAGE,
+            max_keys=size,
         )
 
     # --- everything under a mask -----------------------------------------------------------------

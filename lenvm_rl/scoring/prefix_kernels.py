@@ -6,14 +6,14 @@ attention kernel reads the prefix once for all candidates of a row and knows not
 
     o = sum_i exp(lse_i) o_i / sum_i exp(lse_i),   lse = log sum_i exp(lse_i)
 
-Shapes: N sequences, Tq queries in all, H heads (as many for keys as for queries: query heads that
-share keys are laid out as further queries), D head dimension, P pages of `PAGE` tokens.
+Shapes: N sequences, Tq queries and Tk keys in all, H heads (as many for keys as for queries: query
+heads that share keys are laid out as further queries), D head dimension.
 
 Kernels, in the order in which they are tried: `torch.nn.attention.varlen.varlen_attn` (torch 2.12
-and newer; the one whose paged prefixes and log-sum-exp are documented), then the package
-flash_attn. Both need CUDA and half precision. Whether one works is not read off version numbers: it
-must reproduce a small case on the device in question (`prefix_kernel`), otherwise plain
-`scaled_dot_product_attention` is used.
+and newer; comes with torch and documents both its log-sum-exp and keys of which only the first are
+used), then the package flash_attn. Both need CUDA and half precision. Whether one works is not read
+off version numbers: it must reproduce a small case on the device in question (`prefix_kernel`),
+with prefixes in any order, otherwise plain `scaled_dot_product_attention` is used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import Tensor
 from lenvm_rl.scoring.attention import KeyValueStore
 
 PAGE = 256
-"""Tokens of a page; what every version of flash attention accepts."""
+"""Prefixes begin at multiples of so many tokens: the page size that flash attention accepts."""
 _CLOSE = 0.02  # of half-precision results of order 1
 
 logger = logging.getLogger("lenvm_rl.scoring")
@@ -42,18 +42,18 @@ class Prefixes:
 
     cu_queries: Tensor
     """[N + 1] int32, where each sequence's queries begin, and Tq."""
+    starts: Tensor
+    """[N] int32, where its keys begin, a multiple of PAGE; in any order."""
     used: Tensor
-    """[N] int32, keys of each sequence; may be 0."""
-    pages: Tensor
-    """[N, M] int32, its pages in order."""
+    """[N] int32, how many they are; may be 0."""
     max_queries: int
     """Queries of the longest sequence."""
     max_keys: int
-    """Bound of `used`, at most M * PAGE."""
+    """Bound of `used`, a multiple of PAGE."""
 
 
 class PrefixKernel(Protocol):
-    """Attention of queries [Tq, H, D] to pages of keys and values [P, PAGE, H, D].
+    """Attention of queries [Tq, H, D] to keys and values [Tk, H, D].
 
     Returns:
         The output [Tq, H, D] and the log-sum-exp of the scaled scores [Tq, H] float32; where a
@@ -92,18 +92,19 @@ def torch_kernel() -> PrefixKernel:
     from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
     def attend(query, keys, values, prefixes, scale):
+        # Where each one's keys begin; where they end is what `seqused_k` says.
+        begins = torch.cat([prefixes.starts, prefixes.starts.new_zeros(1)])
         return varlen_attn(
             query,
             keys,
             values,
             prefixes.cu_queries,
-            None,
+            begins,
             prefixes.max_queries,
             prefixes.max_keys,
             return_aux=AuxRequest(lse=True),
             scale=scale,
             seqused_k=prefixes.used,
-            block_table=prefixes.pages,
         )
 
     return attend
@@ -115,17 +116,19 @@ def flash_attn_kernel() -> PrefixKernel:
 
     def attend(query, keys, values, prefixes, scale):
         ends = prefixes.used.cumsum(0, dtype=torch.int32)
+        pages = torch.arange(prefixes.max_keys // PAGE, dtype=torch.int32, device=ends.device)
+        last = len(keys) // PAGE - 1  # pages behind the last one are named, not read
         output, lse, _ = flash_attn_varlen_func(
             query,
-            keys,
-            values,
+            keys.unflatten(0, (-1, PAGE)),
+            values.unflatten(0, (-1, PAGE)),
             prefixes.cu_queries,
             torch.cat([ends.new_zeros(1), ends]),
             prefixes.max_queries,
             prefixes.max_keys,
             softmax_scale=scale,
             return_attn_probs=True,
-            block_table=prefixes.pages,
+            block_table=(prefixes.starts[:, None] // PAGE + pages).clamp(max=last),
         )
         return output, lse
 
@@ -168,11 +171,11 @@ def checked(
     """
     rng = torch.Generator().manual_seed(0)
     query = torch.randn(7, 3, head_dim, generator=rng).to(device, dtype)
-    keys, values = torch.randn(2, 4, PAGE, 3, head_dim, generator=rng).to(device, dtype)
+    keys, values = torch.randn(2, 4 * PAGE, 3, head_dim, generator=rng).to(device, dtype)
     prefixes = Prefixes(
         cu_queries=torch.tensor([0, 2, 5, 7], dtype=torch.int32, device=device),
+        starts=torch.tensor([3 * PAGE, PAGE, 0], dtype=torch.int32, device=device),
         used=torch.tensor([5, PAGE + 9, 0], dtype=torch.int32, device=device),
-        pages=torch.tensor([[2, 0], [3, 1], [0, 0]], dtype=torch.int32, device=device),
         max_queries=3,
         max_keys=2 * PAGE,
     )
@@ -182,8 +185,8 @@ def checked(
     if not turned and lse.shape != (7, 3):
         raise ValueError(f"a log-sum-exp of shape {tuple(lse.shape)} for 7 queries of 3 heads")
     found = lse.T if turned else lse
-    for queries, pages, used in ((slice(0, 2), [2], 5), (slice(2, 5), [3, 1], PAGE + 9)):
-        k, v = (x[pages].flatten(0, 1)[:used].float() for x in (keys, values))
+    for queries, start, used in ((slice(0, 2), 3 * PAGE, 5), (slice(2, 5), PAGE, PAGE + 9)):
+        k, v = (x[start : start + used].float() for x in (keys, values))
         scores = torch.einsum("qhd,khd->qhk", query[queries].float(), k) * scale
         expected = torch.einsum("qhk,khd->qhd", scores.softmax(-1), v)
         worst = max(

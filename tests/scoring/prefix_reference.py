@@ -1,4 +1,4 @@
-"""Attention over paged prefixes, query by query: what a kernel of `prefix_kernels` must return."""
+"""Attention over prefixes, query by query: what a kernel of `prefix_kernels` must return."""
 
 import torch
 
@@ -13,11 +13,13 @@ def reference_kernel(query, keys, values, prefixes, scale, *, empty=torch.inf):
     assert bounds[-1] == len(query)
     for n, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
         used = int(prefixes.used[n])
-        assert 0 <= used <= prefixes.max_keys <= prefixes.pages.shape[1] * PAGE
+        start = int(prefixes.starts[n])
+        assert start % PAGE == prefixes.max_keys % PAGE == 0
+        assert 0 <= used <= prefixes.max_keys and start + used <= len(keys)
         assert end - begin <= prefixes.max_queries
         if not used:
             continue
-        k, v = (x[prefixes.pages[n]].flatten(0, 1)[:used].double() for x in (keys, values))
+        k, v = (x[start : start + used].double() for x in (keys, values))
         for q in range(begin, end):
             scores = torch.einsum("hd,khd->hk", query[q].double(), k) * scale
             output[q] = torch.einsum("hk,khd->hd", scores.softmax(-1), v).to(output.dtype)
