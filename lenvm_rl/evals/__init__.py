@@ -1,6 +1,7 @@
 """Evaluations: sample, measure, save the numbers, draw figures from the numbers.
 
-sampling     completions of prompts into a rollout file, resumable
+sampling     completions of prompts into a rollout file, resumable, with transformers
+openai_*     the same through OpenAI-compatible servers
 states       Monte Carlo continuations from states inside responses
 values       a LenVM's outputs along rollouts, in padded batches
 prediction   how good are the predictions? numbers of spec section "Evaluation"

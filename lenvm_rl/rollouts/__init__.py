@@ -2,6 +2,7 @@
 
 record, columns      one row, its checks, its content digest
 writer, reader       Parquet shards
+sampling_run, fill   what a sampling run makes, and how its missing rows get into the file
 stream               shuffled epochs for training, exact resume
 split, duplicates    by prompt content
 report, histogram    lengths, share cut, suggested gamma
