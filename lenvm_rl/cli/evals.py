@@ -69,7 +69,7 @@ def eval_prediction(
 def eval_control(
     policy: Annotated[str, typer.Option(help="Policy: directory, hub name, or `demo`.")],
     lenvm: LenvmOption,
-    prompts: Annotated[str, typer.Option(help="Prompts: .jsonl or .parquet, or `demo:COUNT`.")],
+    prompts: Annotated[str, typer.Option(help="File, `demo:COUNT`, or a set: `gsm8k@hub:100`.")],
     out: OutOption,
     controls: Annotated[str, typer.Option(help="Of equal, at_most, at_least.")] = (
         "equal,at_most,at_least"

@@ -16,7 +16,7 @@ def generate(
     lenvm: LenvmOption,
     out: OutOption,
     prompts: Annotated[
-        str | None, typer.Option(help="Prompts: .jsonl or .parquet, or `demo:COUNT`.")
+        str | None, typer.Option(help="File, `demo:COUNT`, or a set: `gsm8k@hub:100`.")
     ] = None,
     rollouts: Annotated[
         Path | None, typer.Option(help="Or a rollout file: completes its prompts anew.")

@@ -118,7 +118,7 @@ def import_(
 def predict(
     lenvm: LenvmOption,
     prompts: Annotated[
-        str | None, typer.Option(help="Prompts: .jsonl or .parquet, or `demo:COUNT`.")
+        str | None, typer.Option(help="File, `demo:COUNT`, or a set: `gsm8k@hub:100`.")
     ] = None,
     rollouts: Annotated[
         Path | None, typer.Option(help="Or a rollout file: predictions along its responses.")

@@ -22,7 +22,7 @@ _ERRORS = Console(stderr=True)
 
 @app.command()
 def sample(
-    prompts: Annotated[str, typer.Option(help="Prompts: .jsonl or .parquet, or `demo:COUNT`.")],
+    prompts: Annotated[str, typer.Option(help="File, `demo:COUNT`, or a set: `gsm8k@hub:100`.")],
     out: OutOption,
     policy: Annotated[
         str | None, typer.Option(help="Policy: directory, hub name, or `demo`.")
