@@ -29,6 +29,8 @@ COMMANDS = [
     ["eval", "report"],
     ["eval", "all"],
     ["eval", "prediction"],
+    ["eval", "scheduling"],
+    ["eval", "length-tokens"],
 ]
 
 
