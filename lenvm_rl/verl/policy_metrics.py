@@ -122,6 +122,7 @@ def dump_step(path: Path, rollouts: RolloutBatch, **terms: Any) -> None:
         "groups": rollouts.groups,
         "scores": rollouts.scores,
         "correct": rollouts.correct,
+        "old_log_probs": rollouts.get("old_log_probs"),
         **terms,
     }
     with replacing(path) as temporary:

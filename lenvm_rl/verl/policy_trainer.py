@@ -94,10 +94,11 @@ class LengthAwareTrainer(PPOTrainerSync):
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()
-        guided = None if self.guidance is None else self.guidance.column
         train, val = self.train_dataset, self.val_dataset
         check_column((train, val), "lenvm.budget_column", self.settings.budget_column)
-        check_column((train,), "lenvm.rollout_guidance.column", guided)
+        if self.guidance is not None:
+            setting, highest = "lenvm.rollout_guidance.column", self.guidance.highest(self.config)
+            check_column((train,), setting, self.guidance.column, highest=highest)
 
     # --- sampling and validating -----------------------------------------------------------
 
@@ -146,9 +147,7 @@ class LengthAwareTrainer(PPOTrainerSync):
             terms = self._add_length_advantage(metrics, rollouts, estimate, scale)
         if self.settings.dump_dir is not None:
             path = Path(self.settings.dump_dir).absolute() / f"step_{self.global_steps}.pt"
-            old = rollouts.get("old_log_probs")
-            terms |= {"rewards": rewards, "logits": logits, "scale": scale, "old_log_probs": old}
-            dump_step(path, rollouts, **terms)
+            dump_step(path, rollouts, rewards=rewards, logits=logits, scale=scale, **terms)
         if self.settings.refresh:
             self._refresh(rollouts, metrics)
         self.controller.update(

@@ -135,9 +135,22 @@ class RolloutGuidance:
                 "and conversations of several turns are not guided. Set it to false.",
             ),
         )
+        highest = self.highest(config)
+        target = 0 if self.column is not None else self.settings.target or 0
+        needed += (
+            (
+                highest is None or target <= highest,
+                f"lenvm.rollout_guidance has target={target} at least, but data."
+                f"max_response_length={highest} cuts responses before. Raise that.",
+            ),
+        )
         for holds, sentence in needed:
             if not holds:
                 raise ValueError(sentence)
+
+    def highest(self, config: DictConfig) -> int | None:
+        """Largest target that responses can reach; None where a larger one does no harm."""
+        return config.data.max_response_length if self.settings.mode == "at_least" else None
 
     def into(self, config: DictConfig) -> None:
         """Have verl's vLLM server load the processor and its LenVM; changes `config` in place.

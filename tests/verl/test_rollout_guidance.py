@@ -92,6 +92,24 @@ def test_data_without_targets_is_refused_before_the_run():
     bad = SimpleNamespace(dataframe=Frame(budget=[8, None]))
     with pytest.raises(ValueError, match="lenvm.rollout_guidance.column=budget: 1 of 2 prompts"):
         check_column((good, bad), "lenvm.rollout_guidance.column", "budget")
+    check_column((good,), "lenvm.rollout_guidance.column", "budget", highest=16)
+    with pytest.raises(ValueError, match="asks for 16 tokens, more than the 12 of data.max_resp"):
+        check_column((good,), "lenvm.rollout_guidance.column", "budget", highest=12)
+
+
+def test_responses_must_have_room_for_at_least_n(config):
+    def given(mode, **block):
+        with open_dict(config):
+            config.lenvm.rollout_guidance = {"mode": mode, **block}
+        return read_policy_settings(config)
+
+    assert config.data.max_response_length == 512
+    check_against_verl(config, given("at_least", target=512))
+    check_against_verl(config, given("at_most", target=600))
+    check_against_verl(config, given("at_least", column="budget"))
+    assert given("at_least", column="budget").guidance().highest(config) == 512
+    with pytest.raises(ValueError, match="target=513 at least, but data.max_response_length=512"):
+        check_against_verl(config, given("at_least", target=513))
 
 
 @pytest.mark.parametrize(
