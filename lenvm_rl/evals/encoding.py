@@ -51,7 +51,17 @@ def prompt_row(tokenizer: Any, prompt: Prompt) -> Rollout:
 def tasks_of_prompts(
     tokenizer: Any, prompts: Sequence[Prompt], *, n: int, max_tokens: int
 ) -> list[Task]:
-    """`n` completions of every prompt, of at most `max_tokens` tokens each."""
+    """`n` completions of every prompt, of at most `max_tokens` tokens each.
+
+    Raises:
+        ValueError: a prompt with images, or what `encode_prompt` refuses.
+    """
+    for prompt in prompts:
+        if prompt.images:
+            raise ValueError(
+                f"prompt {prompt.prompt_id!r} has {len(prompt.images)} images, and prompts are "
+                "sampled as text: without them the policy would answer another question."
+            )
     return [
         Task(
             prompt_id=prompt.prompt_id,

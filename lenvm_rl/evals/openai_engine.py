@@ -51,7 +51,7 @@ class ServerSettings:
         if not self.servers:
             raise ValueError("no server given: write http://HOST:PORT, several with commas.")
         for address in self.servers:
-            if not address.startswith(("http://", "https://")):
+            if not _is_address(address.strip()):
                 raise ValueError(f"server {address!r}: write http://HOST:PORT or https://HOST.")
         if self.token_ids not in ("server", "text"):
             raise ValueError(f"token_ids must be server or text, got {self.token_ids!r}.")
@@ -60,6 +60,14 @@ class ServerSettings:
                 "concurrency and completions per request must be at least 1, got "
                 f"{self.concurrency} and {self.per_request}."
             )
+
+
+def _is_address(text: str) -> bool:
+    try:
+        url = httpx.URL(text)
+    except httpx.InvalidURL:
+        return False
+    return url.scheme in ("http", "https") and bool(url.host)
 
 
 class ServerEngine:

@@ -310,6 +310,12 @@ def test_no_server_at_all_is_a_sentence(run, tmp_path):
     assert not list((tmp_path / "out").glob("part-*"))
 
 
+def test_prompts_with_images_are_not_sampled_without_them(run):
+    seen = Prompt(prompt_id="seen", messages=prompts(1)[0].messages, images=["a.png"])
+    with serving() as server, pytest.raises(ValueError, match="'seen' has 1 images"):
+        run(server, asked=[seen])
+
+
 def test_a_model_that_the_server_does_not_have_is_a_sentence(run):
     with serving() as server, pytest.raises(ValueError, match=r"not serve 'big', it has \['tiny'"):
         run(server, model="big")
@@ -361,6 +367,8 @@ def test_seeds_are_sent_one_a_request(run, tmp_path):
     [
         ({"servers": []}, "no server given"),
         ({"servers": ["localhost:8000"]}, "write http://HOST:PORT"),
+        ({"servers": ["http://"]}, "write http://HOST:PORT"),
+        ({"servers": ["http://a:8000", "http://b:port"]}, "write http://HOST:PORT"),
         ({"token_ids": "maybe"}, "must be server or text"),
         ({"concurrency": 0}, "at least 1"),
         ({"per_request": 0}, "at least 1"),
