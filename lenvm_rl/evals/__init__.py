@@ -5,6 +5,8 @@ openai_*     the same through OpenAI-compatible servers
 states       Monte Carlo continuations from states inside responses
 values       a LenVM's outputs along rollouts, in padded batches
 prediction   how good are the predictions? numbers of spec section "Evaluation"
+scheduling   what are predictions worth to a server? orders of service in a simulation
+length_tokens   which words change the expected length?
 plots        one figure per question
 results      JSON lines, CSV and JSON on disk
 """
