@@ -11,7 +11,7 @@ let plot = null; // geometry of the last drawing
 const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 function geometry() {
-  const { width, height } = byId("chart").getBoundingClientRect();
+  const { width, height } = cross.getBoundingClientRect();
   const strips = page.models.length * (EDGE.strip + EDGE.gap);
   const bottom = height - EDGE.bottom - strips;
   const count = Math.max(1, state.to - state.from);
