@@ -8,6 +8,9 @@ prediction   how good are the predictions? numbers of spec section "Evaluation"
 scheduling   what are predictions worth to a server? orders of service in a simulation
 length_tokens   which words change the expected length?
 plots        one figure per question
+view         values along responses, as a page to open from disk
+report       all results of a run directory on one page
+all_runs     several evaluations, each once, whatever happens to the others
 results      JSON lines, CSV and JSON on disk
 """
 

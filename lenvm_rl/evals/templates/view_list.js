@@ -90,7 +90,8 @@ function drawContext(i) {
     return;
   }
   const line = element("div");
-  const join = (from, to) => pieces.slice(Math.max(0, from), to).map(written).join("").replaceAll("·", " ");
+  const join = (from, to) =>
+    pieces.slice(Math.max(0, from), to).map((piece) => written(piece, " ")).join("");
   line.append(join(i - 7, i), element("b", "", written(pieces[i])), join(i + 1, i + 8));
   const where = "token " + i.toLocaleString("en") + " of 0 to " + (pieces.length - 1).toLocaleString("en");
   box.replaceChildren(line, element("div", "soft", where));

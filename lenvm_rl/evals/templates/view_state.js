@@ -62,11 +62,11 @@ function level(score) {
 }
 
 // A token as one line: what cannot be seen is written out.
-const SIGNS = { "\n": "⏎", "\t": "→", "\r": "␍", " ": "·" };
-function written(token) {
+const SIGNS = { "\n": "⏎", "\t": "→", "\r": "␍" };
+function written(token, space = "·") {
   if (token === "") return "◌";
   return token.replace(/[\n\t\r]|^ +| +$|[\p{Cc}\p{Cf}\p{Co}]/gu, (found) => {
-    if (found[0] === " ") return "·".repeat(found.length);
+    if (found[0] === " ") return space.repeat(found.length);
     return SIGNS[found] || "\\u{" + found.codePointAt(0).toString(16) + "}";
   });
 }
