@@ -1,6 +1,7 @@
 """Evaluations against a local server that misbehaves on purpose; completions that are kept."""
 
 import json
+import math
 import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,7 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from lenvm_rl.evals.completion_cache import kept, lenvm_identity
+from lenvm_rl.evals.lifebench import LifebenchSettings
+from lenvm_rl.evals.lifebench_run import run_lifebench
 from lenvm_rl.evals.served import ServedPolicy, ServedSampler, pictured
+from lenvm_rl.evals.tradeoff import TradeoffSettings
+from lenvm_rl.evals.tradeoff_run import run_tradeoff
 from lenvm_rl.model.generate import Completion, Request
 from lenvm_rl.rollouts.prompts import Prompt
 from lenvm_rl.scoring import GuidanceSettings
@@ -155,6 +160,44 @@ def test_the_sampler_of_an_evaluation(tmp_path):
         sampler.generate([Request([3], 8)], [None])
     assert [body.get("thinking_token_budget") for body in server.bodies] == [6, None]
     assert sampler.identity != limited.identity
+
+
+def test_lifebench_and_the_tradeoff_by_a_server(tmp_path):
+    """Every answer has two tokens; the guide, the budgets and the words reach the server."""
+    make_tokenizer().save_pretrained(tmp_path / "policy")
+    asked = [Prompt(prompt_id="a", messages=[{"role": "user", "content": "w3"}], ground_truth="4")]
+    with Misbehaving((200, GOOD)) as server:
+        sampler = ServedSampler(connect(server), tmp_path / "policy")
+        lifebench = run_lifebench(
+            "unused",
+            None,
+            asked,
+            tmp_path / "lifebench",
+            settings=LifebenchSettings(controls=("at_least",), targets=(2, 5), max_tokens=9),
+            server=sampler,
+        )
+        guides = [body["vllm_xargs"] for body in server.bodies if "vllm_xargs" in body]
+        assert [guide["lenvm_target"] for guide in guides] == [2, 5]
+        server.bodies.clear()
+        tradeoff = run_tradeoff(
+            "unused",
+            None,
+            asked,
+            tmp_path / "tradeoff",
+            grader=lambda text, truth: True,
+            settings=TradeoffSettings(
+                betas=(-5,), prompt_budgets=(7,), thinking_budgets=(3, 4), samples=1
+            ),
+            server=sampler,
+        )
+    assert [row["score"] for row in lifebench.tables["points"] if row["method"] == "guided"] == [
+        100,
+        pytest.approx(100 * math.exp(-5 * 3 / 5)),
+    ]
+    assert lifebench.figures["failed_requests"] == {}
+    assert [body.get("thinking_token_budget") for body in server.bodies] == [None] * 3 + [3, 4]
+    assert [row["length"] for row in tradeoff.tables["thinking"]] == [2, 2]
+    assert (tmp_path / "tradeoff" / "tradeoff.png").stat().st_size > 0
 
 
 def test_completions_are_kept_group_by_group(tmp_path):
