@@ -94,7 +94,7 @@ def torch_kernel() -> PrefixKernel:
     def attend(query, keys, values, prefixes, scale):
         # Where each one's keys begin; where they end is what `seqused_k` says.
         begins = torch.cat([prefixes.starts, prefixes.starts.new_zeros(1)])
-        return varlen_attn(
+        output, lse = varlen_attn(
             query,
             keys,
             values,
@@ -106,6 +106,7 @@ def torch_kernel() -> PrefixKernel:
             scale=scale,
             seqused_k=prefixes.used,
         )
+        return output, lse
 
     return attend
 
