@@ -74,7 +74,7 @@ def _truth(answer: str | Mapping[str, Any]) -> Mapping[str, Any]:
             f"the ground truth {answer!r:.80} is no object: mathvista needs {', '.join(_FIELDS)}, "
             "and choices or precision, of the question"
         )
-    needed = list(_FIELDS)
+    needed: list[str] = [*_FIELDS]
     if truth.get("question_type") == "multi_choice":
         needed.append("choices")
     elif truth.get("answer_type") == "float":

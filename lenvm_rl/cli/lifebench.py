@@ -72,8 +72,13 @@ def eval_lifebench(
     --prompts lifebench --out runs/lifebench`
     """
     from lenvm_rl.demo.prompts import resolve_policy, resolve_prompts
-    from lenvm_rl.evals.lifebench import METHODS, OFFICIAL_TARGETS, TARGETS, LifebenchSettings
     from lenvm_rl.evals.lifebench_run import run_lifebench
+    from lenvm_rl.evals.lifebench_settings import (
+        METHODS,
+        OFFICIAL_TARGETS,
+        TARGETS,
+        LifebenchSettings,
+    )
     from lenvm_rl.evals.lifebench_view import lifebench_view
 
     demo = prompts.startswith("demo:")

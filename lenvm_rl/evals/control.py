@@ -24,10 +24,10 @@ import torch
 
 from lenvm_rl.core import CONTROLS, lifebench_deviation, lifebench_score
 from lenvm_rl.evals.completion_cache import Generate
+from lenvm_rl.evals.encoding import encode_prompt
 from lenvm_rl.evals.outcomes import Grader, Outcome, lengths_of, mean_of, measure, share_right
+from lenvm_rl.evals.pictures import pictured
 from lenvm_rl.evals.results import finite, save_results
-from lenvm_rl.evals.sampling import encode_prompt
-from lenvm_rl.evals.served import pictured
 from lenvm_rl.model.generate import Completion, Request
 from lenvm_rl.rollouts.prompts import Prompt
 from lenvm_rl.rollouts.resume import completion_seed

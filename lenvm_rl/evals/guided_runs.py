@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lenvm_rl.evals.control import ControlReport, ControlSettings, evaluate_control
+from lenvm_rl.evals.encoding import encode_prompt
 from lenvm_rl.evals.guided import guided_completions
 from lenvm_rl.evals.outcomes import Grader
-from lenvm_rl.evals.sampling import encode_prompt
 from lenvm_rl.model import LengthValueModel, check_tokenizer, load_tokenizer
 from lenvm_rl.model.decoder import context_length
 from lenvm_rl.model.generate import Completion, ContinuousSampler, Request

@@ -23,11 +23,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lenvm_rl.core import CONTROLS
 from lenvm_rl.evals.control import Generate, sample_each
+from lenvm_rl.evals.encoding import encode_prompt
 from lenvm_rl.evals.lifebench_report import LifebenchReport, lifebench_report
+from lenvm_rl.evals.lifebench_settings import LifebenchSettings
 from lenvm_rl.evals.lifebench_tasks import (
-    UNITS,
     asking,
     asks_for_length,
     count_words,
@@ -36,59 +36,11 @@ from lenvm_rl.evals.lifebench_tasks import (
     without_markers,
 )
 from lenvm_rl.evals.outcomes import Grader, measure
-from lenvm_rl.evals.sampling import encode_prompt
 from lenvm_rl.model.generate import Completion
 from lenvm_rl.rollouts.prompts import Prompt
 from lenvm_rl.scoring import GuidanceSettings
 
-METHODS = ("unguided", "guided", "cut", "countdown")
-TARGETS = (32, 64, 128, 256, 512, 1024)
-OFFICIAL_TARGETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 _TOKENS_PER_COUNT = 8  # a marker like <128> and its word: a countdown gets at least so much room
-
-
-@dataclass(frozen=True, kw_only=True)
-class LifebenchSettings:
-    """What to ask and how to sample."""
-
-    controls: Sequence[str] = CONTROLS
-    targets: Sequence[int] = TARGETS
-    """Lengths in `unit`; `OFFICIAL_TARGETS` are the benchmark's own, for words."""
-    unit: str = "tokens"
-    """tokens or words."""
-    methods: Sequence[str] = METHODS
-    prefix: str = ""
-    """Put before every user message. The paper's LenVM was trained on, and evaluated with,
-    "Please follow the instructions below." and an empty line."""
-    samples: int = 1
-    """Completions per prompt, control, target and method."""
-    max_tokens: int = 4096
-    """Longest response, EOS included: leave room above the largest target."""
-    seed: int = 0
-    top_k: int = 20
-    """Candidates per step, at most ... (the paper: top-k 15, top-p 0.999, no min-p)"""
-    min_p: float = GuidanceSettings.min_p
-    """... and none below this share of the most probable one's probability."""
-    short_weight: float = 5.0
-    """equal: what a token too few costs, in tokens too many; see `control.ControlSettings`."""
-
-    def __post_init__(self) -> None:
-        for name, given, known in (
-            ("controls", self.controls, CONTROLS),
-            ("methods", self.methods, METHODS),
-            ("unit", [self.unit], UNITS),
-        ):
-            unknown = [choice for choice in given if choice not in known]
-            if unknown or not given:
-                raise ValueError(f"{name} must be some of {', '.join(known)}, got {list(given)}.")
-        if not self.targets or not all(n >= 1 for n in self.targets):
-            raise ValueError(f"targets must be at least 1 {self.unit}, got {list(self.targets)}.")
-        if self.unit == "tokens" and self.max_tokens <= max(self.targets):
-            raise ValueError(
-                f"max_tokens is {self.max_tokens}, but a response shall have {max(self.targets)} "
-                "tokens and an end: raise it above the largest target, or drop that target."
-            )
-        GuidanceSettings(top_k=self.top_k, min_p=self.min_p, short_weight=self.short_weight)
 
 
 def evaluate_lifebench(

@@ -6,18 +6,16 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from lenvm_rl.core import CONTROLS, lifebench_deviation, lifebench_score
 from lenvm_rl.evals.lifebench_official import SCORERS, official_figures
+from lenvm_rl.evals.lifebench_settings import LifebenchSettings
 from lenvm_rl.evals.outcomes import share_right
 from lenvm_rl.evals.paper_control import table_2_rows
 from lenvm_rl.evals.results import finite, save_results
-
-if TYPE_CHECKING:
-    from lenvm_rl.evals.lifebench import LifebenchSettings
 
 Row = dict[str, Any]
 _TABLE_2 = ("deviation", *CONTROLS)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lenvm_rl.evals.lifebench import LifebenchSettings, evaluate_lifebench
+from lenvm_rl.evals.lifebench import evaluate_lifebench
 from lenvm_rl.evals.lifebench_report import LifebenchReport
+from lenvm_rl.evals.lifebench_settings import LifebenchSettings
 from lenvm_rl.evals.outcomes import Grader
 from lenvm_rl.evals.served import ServedSampler
 from lenvm_rl.evals.source import open_source

@@ -22,9 +22,9 @@ import numpy as np
 
 from lenvm_rl.evals.completion_cache import Generate
 from lenvm_rl.evals.control import MIN_P, sample_each
+from lenvm_rl.evals.encoding import encode_prompt
 from lenvm_rl.evals.outcomes import Grader, Outcome, mean_of, measure, pass_at_k
 from lenvm_rl.evals.results import finite, save_results
-from lenvm_rl.evals.sampling import encode_prompt
 from lenvm_rl.rollouts.prompts import Prompt
 from lenvm_rl.scoring import GuidanceSettings
 
@@ -105,7 +105,7 @@ def evaluate_tradeoff(
         policy: the same policy as a transformers causal LM, for log-probabilities; None leaves
             them undefined.
         thinking: B -> unguided sampling with at most B thinking tokens.
-        pictures: `generate` takes `served.PicturedRequest`; else pictures are refused.
+        pictures: `generate` takes `pictures.PicturedRequest`; else pictures are refused.
     Raises:
         ValueError: a prompt without ground truth, thinking budgets without `thinking`, or
             completions that a server could not make.

@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 from lenvm_rl.core import CONTROLS
-from lenvm_rl.evals.lifebench import LifebenchSettings, evaluate_lifebench
+from lenvm_rl.evals.lifebench import evaluate_lifebench
 from lenvm_rl.evals.lifebench_official import official_figures
+from lenvm_rl.evals.lifebench_settings import LifebenchSettings
 from lenvm_rl.evals.lifebench_tasks import (
     asking,
     count_words,

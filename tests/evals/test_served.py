@@ -9,9 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from lenvm_rl.evals.completion_cache import kept, lenvm_identity
-from lenvm_rl.evals.lifebench import LifebenchSettings
 from lenvm_rl.evals.lifebench_run import run_lifebench
-from lenvm_rl.evals.served import ServedPolicy, ServedSampler, pictured
+from lenvm_rl.evals.lifebench_settings import LifebenchSettings
+from lenvm_rl.evals.pictures import pictured
+from lenvm_rl.evals.served import ServedPolicy, ServedSampler
 from lenvm_rl.evals.tradeoff import TradeoffSettings
 from lenvm_rl.evals.tradeoff_run import run_tradeoff
 from lenvm_rl.model.generate import Completion, Request
