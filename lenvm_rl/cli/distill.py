@@ -44,12 +44,15 @@ def distill(
     import torch
 
     from lenvm_rl.demo.prompts import resolve_policy
-    from lenvm_rl.model import load_tokenizer, save_checkpoint
+    from lenvm_rl.model import is_lenvm_checkpoint, load_tokenizer, save_checkpoint
     from lenvm_rl.rollouts import RolloutStream
     from lenvm_rl.rollouts.progress import progress_bar
     from lenvm_rl.scoring.distill import Distiller
     from lenvm_rl.scoring.distill_states import DistillSettings
 
+    for name, path in (("--lenvm", lenvm), ("--head", head)):
+        if path is not None and not is_lenvm_checkpoint(path):
+            raise ValueError(f"{name} {path} holds no LenVM: name a directory that training saved.")
     torch.manual_seed(seed)
     settings = DistillSettings(
         candidates=top_k,
