@@ -1,8 +1,13 @@
-"""The viewer in a real browser: it opens from disk, links curve and text, and runs nothing else."""
+"""The viewer in a real browser: it opens from disk, links curve and text, and runs nothing else.
+
+Waiting is done with `expect`: the page's policy forbids what `wait_for_function` does, evaluating
+strings.
+"""
 
 import shutil
 
 import pytest
+from playwright.sync_api import expect, sync_playwright
 
 from lenvm_rl.evals.view import write_page
 from tests.evals.view_pages import EVIL, page
@@ -22,8 +27,6 @@ WORDS = [" one", " two", EVIL, ".\n", "    x", " wait", " so", " end", "<eos>"]
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
     chromium = shutil.which("chromium")
     assert chromium, "there is no Chromium: scripts/setup.sh --browser installs it"
     with sync_playwright() as playwright:
@@ -71,7 +74,7 @@ def test_a_token_under_the_pointer_shows_its_numbers_and_its_place_on_the_curve(
     tab = opened(page(WORDS))
     before = canvas(tab)
     tab.locator(".t").nth(5).hover()
-    tab.wait_for_function("document.querySelector('#context b')?.textContent === ' wait'")
+    expect(tab.locator("#context b")).to_have_text("·wait")
     # Before the token 4 + 10 remain by the model, after it 3; it scores gamma (u(3) - u(13)).
     line = tab.locator("#numbers tr").nth(1).inner_text().split()
     assert line[:3] == ["model-0", "14.0", "3.0"] and line[-2] == "−10.0"
@@ -79,7 +82,7 @@ def test_a_token_under_the_pointer_shows_its_numbers_and_its_place_on_the_curve(
     assert float(line[3].replace("−", "-")) == pytest.approx(score, abs=1e-3)
     assert tab.locator(".t.hot").count() == 1 and canvas(tab) != before
     tab.mouse.move(5, 5)
-    tab.wait_for_function("!document.querySelector('.t.hot')")
+    expect(tab.locator(".t.hot")).to_have_count(0)
     assert canvas(tab) == before
 
 
@@ -88,13 +91,12 @@ def test_the_curve_under_the_pointer_lights_its_token(opened):
     box = tab.locator("#cross").bounding_box()
     left, right = box["x"] + 62, box["x"] + box["width"] - 14  # the plot within its margins
     tab.mouse.move(left + (right - left) * 7.5 / len(WORDS), box["y"] + 60)
-    tab.wait_for_selector(".t.hot")
-    assert tab.locator(".t.hot").text_content() == " end"
+    expect(tab.locator(".t.hot")).to_have_text("end")
     tab.mouse.click(left + (right - left) * 1.5 / len(WORDS), box["y"] + 60)
     tab.mouse.move(5, 5)  # a clicked token stays
-    tab.wait_for_function("document.querySelector('.t.hot')?.textContent === ' two'")
+    expect(tab.locator(".t.hot")).to_have_text("two")
     tab.keyboard.press("ArrowRight")
-    tab.wait_for_function("document.querySelector('.t.hot')?.textContent.includes('</script>')")
+    expect(tab.locator(".t.hot")).to_contain_text("</script>")
 
 
 def test_length_tokens_follow_the_slider(opened):
@@ -104,7 +106,7 @@ def test_length_tokens_follow_the_slider(opened):
     assert tab.locator("#shifts button").all_text_contents()[0].startswith("·wait")
     # The last token is right, but for rounding to 1e-6: at the slider's least it stays unmarked.
     tab.locator("#threshold").fill("0")
-    tab.wait_for_function("document.querySelector('#limit').textContent < 0.01")
+    expect(tab.locator("#limit")).to_have_text("0.00009")  # 0.0919 / 10 / 100
     assert tab.locator(".t.down").all_text_contents() == [" wait"]
 
 

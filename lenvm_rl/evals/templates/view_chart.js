@@ -47,7 +47,7 @@ function drawChart() {
   plot.top = highest();
   plot.y = (v) => plot.bottom - (v / plot.top) * (plot.bottom - EDGE.top);
   drawAxes(context);
-  drawLine(context, (i) => truth(0, i), ink("--ink"), [4, 4], response().ended ? 1.2 : 0.8);
+  drawSmooth(context, (i) => truth(0, i), ink("--ink"), [4, 4], response().ended ? 1.2 : 0.8);
   page.models.forEach((_, m) =>
     drawLine(context, (i) => shown(m, i), ink("--model-" + (m % 4)), DASHES[m % 4], 1.7));
   page.models.forEach((_, m) => drawStrip(context, m));
@@ -92,6 +92,19 @@ function drawLine(context, value, colour, dash, width) {
   context.lineWidth = width;
   context.setLineDash(per <= 2 ? dash : []);
   context.lineJoin = "round";
+  context.stroke();
+  context.setLineDash([]);
+}
+
+// A line without peaks: one point per pixel is enough, so that it keeps its dashes.
+function drawSmooth(context, value, colour, dash, width) {
+  const step = Math.max(1, Math.floor(plot.count / plot.inner));
+  context.beginPath();
+  for (let i = state.from; i < state.to - 1; i += step) context.lineTo(plot.x(i), plot.y(value(i)));
+  context.lineTo(plot.x(state.to - 1), plot.y(value(state.to - 1)));
+  context.strokeStyle = colour;
+  context.lineWidth = width;
+  context.setLineDash(dash);
   context.stroke();
   context.setLineDash([]);
 }
@@ -147,7 +160,7 @@ function ticks(low, high, about) {
 function drawAxes(context) {
   context.textBaseline = "middle";
   context.textAlign = "right";
-  for (const v of ticks(0, plot.top, 4)) {
+  for (const v of ticks(0, plot.top, 5)) {
     context.fillStyle = ink("--line");
     context.fillRect(EDGE.left, plot.y(v), plot.inner, 0.7);
     context.fillStyle = ink("--soft");
@@ -157,7 +170,8 @@ function drawAxes(context) {
   context.textAlign = "center";
   context.textBaseline = "alphabetic";
   for (const v of ticks(state.from, state.to - 1, Math.max(3, plot.inner / 110))) {
-    if (v !== Math.round(v)) continue;
+    const named = plot.x(v) > plot.width - EDGE.right - 110; // the axis has its name there
+    if (v !== Math.round(v) || named) continue;
     context.fillText(v.toLocaleString("en"), plot.x(v), plot.height - 7);
   }
   context.save();

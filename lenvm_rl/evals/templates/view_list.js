@@ -17,7 +17,7 @@ function drawList() {
     const entry = element("button");
     entry.type = "button";
     entry.value = r;
-    entry.append(element("span", "name", one.id + " · sample " + one.sample));
+    entry.append(element("span", "name", one.id + " #" + one.sample));
     const facts = one.tokens.length.toLocaleString("en") + (one.ended ? "" : "+ cut") +
       " tokens, guessed " + tokens(first(one));
     entry.append(element("span", "facts soft number", facts));
