@@ -129,18 +129,20 @@ def test_the_ratio_is_taken_against_the_guided_distribution(output, work):
     batch = dump(work, 1)
     guided, plain = log_probs(work, batch)
     mask = batch["mask"].bool()
-    assert_close(batch["old_log_probs"][mask], guided[mask], atol=2e-3, rtol=0)
+    assert_close(batch["old_log_probs"][mask], guided[mask], atol=1e-3, rtol=0)
     assert (guided - plain)[mask].abs().max() > 0.1, "guidance changed something"
     # The actor's first update: its own log-probabilities are still the shipped policy's.
-    kl = (batch["old_log_probs"] - plain)[mask].mean().item()
-    assert steps(output, "actor/ppo_kl")[1] == pytest.approx(kl, abs=2e-3)
+    # verl takes the difference of log-probabilities between -20 and 20: an EOS that the budget
+    # forced may be rarer than that.
+    kl = (batch["old_log_probs"] - plain)[mask].clamp(-20, 20).mean().item()
+    assert steps(output, "actor/ppo_kl")[1] == pytest.approx(kl, abs=1e-4)
 
 
 def test_the_second_step_samples_from_the_trained_policy(output, work):
     batch = dump(work, 2)
     guided, _ = log_probs(work, batch)
-    mask = batch["mask"].bool()
-    assert (batch["old_log_probs"] - guided)[mask].abs().max() > 1e-2
+    known = batch["mask"].bool() & guided.isfinite()  # candidates of the shipped policy as well
+    assert (batch["old_log_probs"] - guided)[known].abs().max() > 1e-2
     assert math.isfinite(steps(output, "actor/pg_loss")[2])
 
 
