@@ -100,6 +100,7 @@ def test_init_predict_and_eval_agree_on_gamma(policy, rollouts, tmp_path):
         tmp_path / "result",
         "--json",
         tmp_path / "figures.json",
+        "--any-policy",
     )
     assert figures["gamma"] == 0.9 and figures["prompts"] == 10
     assert figures == json.loads((tmp_path / "figures.json").read_text())

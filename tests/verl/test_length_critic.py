@@ -184,13 +184,16 @@ def test_how_a_completion_ended():
 
 def test_budgets_that_some_prompts_lack_end_the_run_before_it_starts():
     datasets = pytest.importorskip("datasets")
-    from lenvm_rl.verl.length_terms import budgets_of
-    from lenvm_rl.verl.policy_trainer import _data_column
+    from types import SimpleNamespace
 
-    table = datasets.Dataset.from_list([{"budget": 8}, {"budget": None}, {"budget": 16}])
-    with pytest.raises(ValueError, match=r"1 of 3 prompts have no budget \(row 1: None\)"):
-        budgets_of(_data_column(table, "budget"), "budget")
-    nested = datasets.Dataset.from_list([{"extra_info": {"budget": 8}}])
-    assert _data_column(nested, "budget") == [8]
+    from lenvm_rl.verl.data_columns import check_column
+
+    def check(rows, column):
+        frame = datasets.Dataset.from_list(rows)
+        check_column([SimpleNamespace(dataframe=frame)], "lenvm.budget_column", column)
+
+    with pytest.raises(ValueError, match=r"1 of 3 prompts have no .*row 1: None"):
+        check([{"budget": 8}, {"budget": None}, {"budget": 16}], "budget")
+    check([{"extra_info": {"budget": 8}}], "budget")
     with pytest.raises(ValueError, match="1 of 1 prompts"):
-        budgets_of(_data_column(nested, "budgets"), "budgets")
+        check([{"extra_info": {"budget": 8}}], "budgets")

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf, open_dict
 from verl.experimental.agent_loop import SingleTurnAgentLoop
 from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
 
+from lenvm_rl.demo import policy_path
 from lenvm_rl.verl.data_columns import check_column
 from lenvm_rl.verl.guided_agent_loop import GuidedAgentLoop
 from lenvm_rl.verl.policy_settings import (
@@ -150,7 +151,8 @@ def test_vllm_reads_what_verls_server_hands_it(config):
     own.into(config)
     engine = dict(config.actor_rollout_ref.rollout.engine_kwargs.vllm)
     parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())
-    args = AsyncEngineArgs.from_cli_args(parser.parse_args(build_cli_args_from_config(engine)))
+    words = ["--model", str(policy_path()), *build_cli_args_from_config(engine)]
+    args = AsyncEngineArgs.from_cli_args(parser.parse_args(words))
     assert args.logits_processors == [PROCESSOR]
     assert args.additional_config == {"lenvm": {"checkpoint": "lenvm"}}
     # verl's server makes SamplingParams of the agent loop's dictionary.
