@@ -103,7 +103,11 @@ def ablation_grid(data: Data, settings: AblationSettings, base: Mapping[str, Any
     )
     gammas = settings.gammas or [gamma_for_length(x * data.p99) for x in HORIZONS]
     choices = {
-        "target": [(label, {"target": name}) for name, label in TARGET_LABELS.items()],
+        # A raw length is in tokens, whatever the normalised one is divided by.
+        "target": [
+            (label, {"target": name} | ({"length_scale": 1.0} if name == "length" else {}))
+            for name, label in TARGET_LABELS.items()
+        ],
         "batches": [("grouped", {"grouped": True}), ("shuffled", {"grouped": False})],
         "precision": [(name, {"precision": name}) for name in PRECISIONS],
         "gamma": [(f"{gamma:.4f}", {"gamma": gamma}) for gamma in gammas],

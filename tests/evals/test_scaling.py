@@ -86,6 +86,8 @@ def test_the_ablation_has_the_method_in_every_part(data):  # noqa: F811
         ("weighting", "token_mean"),
     ):
         assert {v.cell for v in variants if (v.group, v.label) == (part, method)} == middle
+    scales = {v.cell.target: v.cell.length_scale for v in variants if v.group == "target"}
+    assert scales["length"] == 1.0 and scales["normalized_length"] == data.longest_response
     gammas = [v.cell.gamma for v in variants if v.group == "gamma"][::2]
     lengths = [factor * data.p99 for factor in (0.3, 0.6, 3.0)]
     assert [
