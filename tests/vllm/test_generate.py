@@ -159,4 +159,6 @@ def test_kill_9_loses_and_repeats_nothing(vllm, lenvm, tmp_path, monkeypatch):
         assert row.length <= 20 + (row.finish_reason == "stop")
         assert len(row.response_logprobs) == row.length
         assert all(logprob <= 1e-6 for logprob in row.response_logprobs)
-    assert [row.prompt_id for row in prompts_of_rollouts(out)] == [f"demo-0-{i}" for i in range(12)]
+    # Rows lie in the order in which they ended, every prompt is there once.
+    found = [row.prompt_id for row in prompts_of_rollouts(out)]
+    assert sorted(found) == sorted(f"demo-0-{i}" for i in range(12))

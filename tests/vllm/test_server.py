@@ -13,6 +13,11 @@ import httpx
 import pytest
 
 from lenvm_rl.demo import policy_path
+from lenvm_rl.demo.prompts import demo_prompts
+from lenvm_rl.evals.lifebench_run import run_lifebench
+from lenvm_rl.evals.lifebench_settings import LifebenchSettings
+from lenvm_rl.evals.served import ServedPolicy, ServedSampler
+from lenvm_rl.model.generate import Request
 
 pytestmark = pytest.mark.slow
 NAME = str(policy_path())
@@ -158,3 +163,26 @@ def test_a_client_that_hangs_up_leaves_the_server_well(server, prompts):
     done = complete(server, prompts[2], {"lenvm_mode": "at_most", "lenvm_target": 12})
     assert done["usage"]["completion_tokens"] <= 13
     assert httpx.get(server + "/health").status_code == 200
+
+
+def test_evaluations_sample_from_it(server, tmp_path):
+    """The control that a prompt asks for reaches the guide, and the run can be repeated."""
+    settings = LifebenchSettings(
+        controls=("at_most", "at_least"),
+        targets=(12,),
+        methods=("unguided", "guided", "cut"),
+        max_tokens=100,
+    )
+    sampler = ServedSampler(ServedPolicy(server), NAME)
+    prompts = demo_prompts(4, seed=5)
+    report = run_lifebench(NAME, None, prompts, tmp_path, settings=settings, server=sampler)
+    assert report.figures["at_most_guided_score"] == 100
+    at_least = [row for row in report.tables["points"] if row["control"] == "at_least"]
+    guided = [row for row in at_least if row["method"] == "guided"]
+    assert guided and all(row["length"] >= 12 for row in guided)
+    assert report.figures["failed_requests"] == {}
+    again = run_lifebench(NAME, None, prompts, tmp_path, settings=settings, server=sampler)
+    assert again.to_dict() == report.to_dict(), "kept completions are read"
+    limited = sampler.with_fields(thinking_token_budget=8)
+    with pytest.raises(ValueError, match="reasoning"):
+        limited.generate([Request([5, 6, 7], 8)], [None])
