@@ -135,7 +135,7 @@ def test_naive_predictors_of_a_file_leave_cut_rows_out(tmp_path):
 
 def test_another_policy_and_another_tokenizer_are_refused(tmp_path):
     rows = rollouts([0, 1], 2)
-    for row, name in zip(rows, ("org/geometric", "/tmp/Geometric/policy", None, ""), strict=True):
+    for row, name in zip(rows, ("org/geometric", "models/Geometric/policy", None, ""), strict=True):
         row.policy["name"] = name  # the folder does not matter, and an unknown name is accepted
     path = write(tmp_path / "same", rows)
     assert len(open_rollouts(Oracle(), path)) == 4

@@ -97,6 +97,7 @@ def test_the_curve_under_the_pointer_lights_its_token(opened):
     expect(tab.locator(".t.hot")).to_have_text("two")
     tab.keyboard.press("ArrowRight")
     expect(tab.locator(".t.hot")).to_contain_text("</script>")
+    assert tab.locator(".t.hot").count() == 1
 
 
 def test_length_tokens_follow_the_slider(opened):

@@ -217,14 +217,17 @@ class TestOnGPU:
         scorer = make_scorer(make_lenvm().cuda().bfloat16())
         histories = [History(prompt(n, n), []) for n in (3, 50, 21)]
         slots = [scorer.open(history) for history in histories]
-        drawn = [draw(3, step) for step in range(4)]
+        drawn, found = [draw(3, step) for step in range(4)], []
         for step, candidates in enumerate(x.cuda() for x in drawn):
             if step == 2:  # captured, and the last step's candidates are kept
                 torch.cuda.synchronize()
                 torch.cuda.set_sync_debug_mode("error")
             try:
-                scorer.score(slots, histories, candidates, torch.ones_like(candidates) > 0)
+                mask = torch.ones_like(candidates) > 0
+                found.append(scorer.score(slots, histories, candidates, mask))
             finally:
                 torch.cuda.set_sync_debug_mode("default")
             for row, history in enumerate(histories):
                 history.output.append(int(drawn[step][row, 0]))
+        # A step that waits has raised above; those that did not have values.
+        assert all(logits.isfinite().all() for logits in found)
