@@ -143,7 +143,7 @@ def test_sample_and_convert(policy, tmp_path):
         (["sample", "--policy", "demo", "--prompts", "none.jsonl", "--out", "x"], "does not exist"),
         (["init", "--out", "x"], "either --from-policy"),
         (["init", "--from-policy", "demo", "--gamma", "1", "--out", "x"], r"gamma must be in"),
-        (["predict", "--lenvm", "x"], "exactly one of"),
+        (["predict", "--lenvm", "demo"], "exactly one of"),
         (["convert", "csv", "x", "--tokenizer", "demo", "--out", "y"], "text, reference, verl"),
     ],
 )

@@ -76,7 +76,7 @@ def test_only_some(calls, tmp_path):
     [
         (["--policy", "demo", "--lenvm", "demo", "--only", "all"], "there are prediction, length"),
         (["--policy", "other", "--lenvm", "demo"], "--prompts is missing"),
-        (["--policy", "demo", "--lenvm", "nowhere"], r"nowhere holds no \*\.safetensors"),
+        (["--policy", "demo", "--lenvm", "nowhere"], r"nowhere holds no LenVM"),
     ],
 )
 def test_mistakes_end_with_a_sentence(words, sentence, tmp_path):

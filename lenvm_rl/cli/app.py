@@ -30,10 +30,19 @@ GammaOption = Annotated[
 
 
 def _resolve_lenvm(path: Path | None) -> Path | None:
-    """`demo` is the value model that ships with the package."""
+    """`demo` is the value model that ships with the package; anything else must hold one."""
     from lenvm_rl.demo import lenvm_path
+    from lenvm_rl.model import is_lenvm_checkpoint
 
-    return lenvm_path() if path is not None and str(path) == "demo" else path
+    if path is None:
+        return None
+    found = lenvm_path() if str(path) == "demo" else path
+    if not is_lenvm_checkpoint(found):
+        raise ValueError(
+            f"--lenvm {path} holds no LenVM (config.json with model_type 'lenvm'): name a "
+            "directory that `lenvm init` or training wrote, or `demo`."
+        )
+    return found
 
 
 LenvmOption = Annotated[

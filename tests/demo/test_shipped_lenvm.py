@@ -28,3 +28,14 @@ def test_before_the_first_token_it_expects_more_of_longer_problems():
     short = [z for z, n in zip(expected, operands, strict=True) if n <= 3]
     long = [z for z, n in zip(expected, operands, strict=True) if n >= 8]
     assert len(short) > 5 and len(long) > 5 and max(short) < min(long)
+
+
+def test_a_directory_without_a_lenvm_gets_a_sentence(tmp_path):
+    from typer.testing import CliRunner
+
+    from lenvm_rl.cli import app
+
+    words = ["predict", "--lenvm", str(tmp_path), "--text", "x"]
+    result = CliRunner().invoke(app, words)
+    assert isinstance(result.exception, ValueError)
+    assert f"--lenvm {tmp_path} holds no LenVM" in str(result.exception)
