@@ -179,8 +179,8 @@ def against_the_floor(
             )
             floor = 1e3 * step_bytes(model, n * context) / bandwidth
             rows[n] |= {
-                f"{name}_ms": round(ms, 4),
-                f"{name}_floor_ms": round(floor, 4),
+                f"{name}_ms": _digits(ms),
+                f"{name}_floor_ms": _digits(floor),
                 f"{name}_to_floor": round(ms / floor, 3),
             }
             advance(f"{name}, {n} requests: {ms:.3f} ms, floor {floor:.3f} ms")
@@ -192,3 +192,8 @@ def against_the_floor(
         row["overhead"] = round((theirs + ours) / theirs, 3)
         row["overhead_at_floor"] = round((least + ours) / least, 3)
     return list(rows.values())
+
+
+def _digits(ms: float) -> float:
+    """Four significant digits: a small shape's floor is far below a microsecond."""
+    return float(f"{ms:.4g}")
