@@ -84,17 +84,18 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--methods", default="l1_exact,lenvm", help=f"some of {','.join(METHODS)}")
     add("--seeds", type=int, default=3, help="runs per method (3)")
-    add("--updates", type=int, help="updates per run (40)")
+    add("--updates", type=int, help="updates per run (30)")
     add("--prompts", type=int, help="prompts per update (16)")
     add("--samples", type=int, help="completions per prompt (8)")
-    add("--learning-rate", type=float, help="of the policy (2e-4)")
+    add("--learning-rate", type=float, help="of the policy (1e-4)")
     add("--alpha", type=float, help="L1-Exact: reward per token of deviation (0.003)")
     add("--scale", type=float, help="LenVM: weight of the dense term (0.3)")
     add("--max-tokens", type=int, help="longest response (256)")
     add("--pool", type=int, help="different training prompts (1024)")
     add("--eval-prompts", type=int, help="held-out problems, each at every budget (48)")
     add("--eval-samples", type=int, help="completions of each (4)")
-    add("--warm-problems", type=int, help="problems of the warm-up (512)")
+    add("--warm-problems", type=int, help="problems of the warm-up (1536)")
+    add("--warm-epochs", type=int, help="passes over their right answers (4)")
     add("--jobs", type=int, default=1, help="runs at a time (1)")
     add("--out", type=Path, default=Path("runs/bench_budgets"), help="results")
     add("--json", type=Path, help="write the last line to this file too")
@@ -107,7 +108,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--lenvm {args.lenvm} is no directory: make one with `lenvm demo`.")
     names = (
         "updates prompts samples learning_rate alpha scale max_tokens pool eval_prompts "
-        "eval_samples warm_problems"
+        "eval_samples warm_problems warm_epochs"
     )
     args.sizes = {name: getattr(args, name) for name in names.split()}
     return args

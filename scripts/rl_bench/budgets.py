@@ -62,8 +62,8 @@ class BudgetSettings(Settings):
     """l1_exact: reward per token of deviation."""
     scale: float = 0.3
     """lenvm: weight of the dense term."""
-    warm_problems: int = 512
-    warm_epochs: int = 2
+    warm_problems: int = 1536
+    warm_epochs: int = 4
     warm_rate: float = 1e-3
     """Size of the warm-up."""
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -33,7 +35,7 @@ def run_missing(
     context = multiprocessing.get_context("spawn")
     with (
         progress_bar("runs", len(todo), shown=True) as advance,
-        ProcessPoolExecutor(jobs, mp_context=context, initializer=one_thread) as pool,
+        ProcessPoolExecutor(jobs, mp_context=context, initializer=start_worker) as pool,
     ):
         advance(len(todo) - len(missing))
         futures = {pool.submit(run, *arguments): path for path, arguments in missing.items()}
@@ -41,6 +43,23 @@ def run_missing(
             with replacing(futures[future]) as file:
                 file.write_text(json.dumps(finite(future.result())) + "\n")
             advance(1)
+
+
+def start_worker() -> None:
+    """One thread of computation, and an end when the bench is killed.
+
+    A pool's worker waits for its next run on a pipe that it holds open itself, so it would outlive
+    a parent that got `kill -9`, and compute beside the bench that is started again.
+    """
+    one_thread()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 def one_thread() -> None:

@@ -36,7 +36,7 @@ class Settings:
 
     lenvm: str
     """Directory of the frozen length value model."""
-    updates: int = 40
+    updates: int = 30
     prompts: int = 16
     """Prompts per update."""
     samples: int = 8
@@ -44,7 +44,7 @@ class Settings:
     pool: int = 256
     """Different training prompts, seen in epochs."""
     max_tokens: int = 256
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-4
     lam: float = 0.95
     """Of the dense advantages."""
     refresh_rate: float = 5e-4
@@ -247,9 +247,16 @@ def _measure(batch: Graded) -> dict[str, float]:
     return {
         "accuracy": sum(batch.correct) / len(batch.correct),
         "length": sum(batch.lengths) / len(batch.lengths),
+        **_reference(batch),
         "share_cut": 1.0 - batch.finished.float().mean().item(),
         **_staleness(batch, ended),
     }
+
+
+def _reference(batch: Graded) -> dict[str, float]:
+    """What the untrained policy needs for these prompts, where that is known: batches differ."""
+    known = [batch.columns[p].get("reference_tokens") for p in batch.prompt_ids]
+    return {} if None in known else {"reference_length": sum(known) / len(known)}
 
 
 def _staleness(batch: Graded, ended: torch.Tensor) -> dict[str, float]:
