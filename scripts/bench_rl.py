@@ -11,8 +11,8 @@ one process with one thread; a run that is finished is not run again, so a bench
 goes on, and one with more seeds or methods adds to what is there. Runs go seed by seed: what is
 there when the bench is stopped is a whole table of fewer seeds.
 
-Writes rl.json, rl.jsonl, rl_methods.csv, pareto.png and staleness.png to --out, one JSON per run to
---out/runs. The last line of stdout is one JSON object.
+Writes rl.json, rl.jsonl, rl_methods.csv, pareto.png, curves.png and staleness.png to --out, one
+JSON per run to --out/runs. The last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rl_bench.comparison import LENGTHS, answer, compare
-from rl_bench.figures import plot_pareto, plot_staleness
+from rl_bench.comparison import SHARES, answer, column, compare
+from rl_bench.figures import plot_curves, plot_pareto, plot_staleness
 from rl_bench.jobs import digest, run_missing
 from rl_bench.methods import Method, all_methods
 from rl_bench.training import Settings, references, run, start_figures
@@ -67,6 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     save_results(args.out, "rl", figures, {"methods": rows})
     start = prepared["start"]
     plot_pareto(rows, (start["length"], start["accuracy"]), args.out / "pareto.png")
+    plot_curves(runs, args.out / "curves.png")
     plot_staleness(runs, args.out / "staleness.png")
     show(rows, start)
     line = json.dumps(finite(figures), allow_nan=False)
@@ -136,15 +137,15 @@ def show(rows: list[dict[str, Any]], start: dict[str, float]) -> None:
         title_justify="left",
     )
     view.add_column("method")
-    wanted = [n for n in LENGTHS if any(row[f"updates_to_{n}"] is not None for row in rows)]
+    wanted = [share for share in SHARES if any(row[column(share)] is not None for row in rows)]
     for name in ("strength", "accuracy", "length", "per right", "cut", "dominated"):
         view.add_column(name, justify="right")
-    for length in wanted:
-        view.add_column(f"to {length}", justify="right")
+    for share in wanted:
+        view.add_column(f"to {100 * share:.0f} %", justify="right")
     for row in sorted(rows, key=lambda row: -row["accuracy"]):
         spread = f" ± {100 * row['accuracy_std']:.1f}" if row["seeds"] > 1 else ""
         per_right = row["tokens_per_correct"]
-        reached = [row[f"updates_to_{length}"] for length in wanted]
+        reached = [row[column(share)] for share in wanted]
         view.add_row(
             row["method"],
             "" if row["strength"] is None else f"{row['strength']:g}",

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 FIGURES = ("accuracy", "length", "tokens_per_correct", "share_cut")
-LENGTHS = (64, 56, 48, 40, 32, 24, 16)
-"""Mean training lengths whose first update is reported."""
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+"""Of the untrained policy's length on the same prompts; the first update at each is reported."""
 SMOOTHING = 3  # updates averaged before a length counts as reached
 
 Run = dict[str, Any]
@@ -19,8 +19,8 @@ Run = dict[str, Any]
 
 def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """One row per method and strength: mean and standard deviation over seeds of every figure,
-    mean updates to each length (None unless every seed got there), and `dominated_by`: how many
-    rows of other methods are at least as accurate and as short, and better in one of both."""
+    mean updates to each of `SHARES` (None unless every seed got there), and `dominated_by`: how
+    many rows of other methods are at least as accurate and as short, and better in one of both."""
     groups: dict[tuple[str, int], list[Run]] = {}
     for run in runs:
         groups.setdefault((run["method"], run["level"]), []).append(run)
@@ -32,11 +32,12 @@ def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
     return rows
 
 
-def updates_to(history: Sequence[dict[str, float]], length: float) -> int | None:
-    """First update (from 1) by which the mean length of the last few is at most `length`."""
-    lengths = [step["length"] for step in history]
-    for end in range(SMOOTHING, len(lengths) + 1):
-        if statistics.fmean(lengths[end - SMOOTHING : end]) <= length:
+def updates_to(history: Sequence[dict[str, float]], share: float) -> int | None:
+    """First update (from 1) by which the last few are, together, at most `share` as long as the
+    untrained policy on their prompts: batches of long and of short problems count alike."""
+    for end in range(SMOOTHING, len(history) + 1):
+        last = history[end - SMOOTHING : end]
+        if sum(u["length"] for u in last) <= share * sum(u["reference_length"] for u in last):
             return end
     return None
 
@@ -45,9 +46,10 @@ def answer(rows: Sequence[dict[str, Any]], *, tolerance: float = 0.01) -> dict[s
     """The bench's question, for every LenVM row: is there a published reward that does as well?
 
     reaches_alone   no published row is within `tolerance` of its accuracy at its length or below
-    speed_up        updates of the best published reward / its own, to the shortest length that
-                    both reach with accuracies within `tolerance`; the best is the published row
-                    that is shortest among those at least as accurate; None where there is none
+    speed_up        updates of the best published reward / its own, to the smallest share of the
+                    untrained length that both reach with accuracies within `tolerance`; the best
+                    is the published row that is shortest among those at least as accurate; None
+                    where there is none
     """
     published = [row for row in rows if row["family"] == "published"]
     return {
@@ -63,6 +65,11 @@ def answer(rows: Sequence[dict[str, Any]], *, tolerance: float = 0.01) -> dict[s
     }
 
 
+def column(share: float) -> str:
+    """Name of the figure "updates to this share of the untrained length"."""
+    return f"updates_to_{round(100 * share)}_percent"
+
+
 def _speed_up(
     row: dict[str, Any], published: Sequence[dict[str, Any]], tolerance: float
 ) -> float | None:
@@ -70,8 +77,8 @@ def _speed_up(
     if not equal:
         return None
     best = min(equal, key=lambda p: p["length"])
-    for length in reversed(LENGTHS):
-        mine, theirs = row[f"updates_to_{length}"], best[f"updates_to_{length}"]
+    for share in reversed(SHARES):
+        mine, theirs = row[column(share)], best[column(share)]
         if mine is not None and theirs is not None:
             return theirs / mine
     return None
@@ -87,9 +94,9 @@ def _row(group: Sequence[Run]) -> dict[str, Any]:
         values = torch.tensor(known, dtype=torch.float64)
         row[name] = values.mean().item()
         row[f"{name}_std"] = values.std().item() if len(group) > 1 else math.nan
-    for length in LENGTHS:
-        reached = [updates_to(run["history"], length) for run in group]
-        row[f"updates_to_{length}"] = (
+    for share in SHARES:
+        reached = [updates_to(run["history"], share) for run in group]
+        row[column(share)] = (
             None if None in reached else statistics.fmean(n for n in reached if n is not None)
         )
     last = [run["history"][-1] for run in group]

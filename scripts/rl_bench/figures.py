@@ -58,6 +58,56 @@ def plot_pareto(rows: Sequence[Mapping[str, Any]], start: tuple[float, float], p
     return save_figure(figure, path)
 
 
+def plot_curves(runs: Sequence[Mapping[str, Any]], path: Path) -> Path:
+    """Length and accuracy on the training prompts over updates, middle strength, mean of seeds.
+
+    Lengths are relative to the untrained policy's on the same prompts; both are running means.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(10.4, 4.0), sharex=True)
+    level = sorted({run["level"] for run in runs if run["method"] != "none"} or {0})
+    middle = level[len(level) // 2]
+    for i, name in enumerate(dict.fromkeys(run["method"] for run in runs)):
+        mine = [
+            run["history"]
+            for run in runs
+            if run["method"] == name and (name == "none" or run["level"] == middle)
+        ]
+        steps = list(zip(*mine, strict=True))
+        totals = [
+            [sum(run[key] for run in step) for step in steps]
+            for key in ("length", "reference_length", "accuracy")
+        ]
+        lengths, references, right = (_running(total) for total in totals)
+        relative = [100 * a / b for a, b in zip(lengths, references, strict=True)]
+        style = {
+            "color": _LENVM.get(name, "#8a8a8a" if name != "none" else "black"),
+            "linewidth": 2.0 if name in _LENVM or name == "none" else 0.9,
+            "marker": _MARKERS[i % len(_MARKERS)],
+            "markersize": 4,
+            "markevery": 4,
+            "zorder": 3 if name in _LENVM else 2,
+            "label": name.replace("_", " "),
+        }
+        updates = range(1, len(steps) + 1)
+        axes[0].plot(updates, relative, **style)
+        axes[1].plot(updates, [100 * n / len(mine) for n in right], **style)
+    axes[0].set_ylabel("length (% of the untrained policy's)")
+    axes[1].set_ylabel("accuracy (%)")
+    for axis in axes:
+        axis.set_xlabel("update")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return save_figure(figure, path)
+
+
+def _running(values: Sequence[float], window: int = 5) -> list[float]:
+    """Mean of the last `window` values at every one."""
+    ends = range(1, len(values) + 1)
+    held = [values[max(0, end - window) : end] for end in ends]
+    return [sum(part) / len(part) for part in held]
+
+
 def plot_staleness(runs: Sequence[Mapping[str, Any]], path: Path) -> Path | None:
     """Error of the values on fresh rollouts over training, frozen and refreshed; mean of seeds."""
     shown = {"objective": "frozen", "objective_refresh": "refreshed"}

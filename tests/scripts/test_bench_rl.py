@@ -205,7 +205,8 @@ def test_lambda_scan_differs_from_objective_right_by_lambda_alone():
 
 
 def history(lengths):
-    return [{"length": n, "value_rmse": 0.1, "value_bias": 0.0} for n in lengths]
+    same = {"reference_length": 100.0, "accuracy": 0.5, "value_rmse": 0.1, "value_bias": 0.0}
+    return [{"length": n, **same} for n in lengths]
 
 
 def outcome(method, family, accuracy, length, lengths, seed=0, strength=1.0):
@@ -224,8 +225,14 @@ def outcome(method, family, accuracy, length, lengths, seed=0, strength=1.0):
 
 
 def test_updates_to_a_length_average_three_updates():
-    assert updates_to(history([70, 30, 60, 50, 40]), 48) == 4  # (30 + 60 + 50) / 3 = 46.7
-    assert updates_to(history([70, 30]), 64) is None
+    assert updates_to(history([70, 30, 60, 50, 40]), 0.48) == 4  # (30 + 60 + 50) / 3 = 46.7
+    assert updates_to(history([70, 30]), 0.64) is None
+
+
+def test_short_prompts_are_no_progress():
+    steps = [{"length": 50.0, "reference_length": 50.0}] * 3
+    assert updates_to(steps, 0.9) is None
+    assert updates_to([*steps, {"length": 20.0, "reference_length": 50.0}], 0.8) == 4
 
 
 def test_the_comparison_says_who_is_dominated_and_how_much_faster_lenvm_is():
@@ -240,7 +247,7 @@ def test_the_comparison_says_who_is_dominated_and_how_much_faster_lenvm_is():
     assert kimi["accuracy_std"] == pytest.approx(0.1 * math.sqrt(2))
     assert (kimi["dominated_by"], ours["dominated_by"]) == (1, 0)
     said = answer([kimi, ours])["objective@1"]
-    # 32 is reached by three updates of 30: at update 9 and at update 4.
+    # 30 % is reached by three updates of 30 tokens: at update 9 and at update 4.
     assert said == {"reaches_alone": True, "speed_up": pytest.approx(9 / 4)}
 
 
@@ -268,9 +275,14 @@ def test_a_whole_bench_goes_on_where_it_was_killed(lenvm, tmp_path, capsys, monk
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert started == names.split(",")
     assert [row["method"] for row in figures["methods"]] == names.split(",")
-    assert {"rl.json", "rl.jsonl", "rl_methods.csv", "pareto.png", "staleness.png"} <= {
-        path.name for path in tmp_path.iterdir()
-    }
+    assert {
+        "rl.json",
+        "rl.jsonl",
+        "rl_methods.csv",
+        "pareto.png",
+        "curves.png",
+        "staleness.png",
+    } <= {path.name for path in tmp_path.iterdir()}
     started.clear()
     next(tmp_path.glob("runs/*/kimi-1-0.json")).unlink()
     bench_rl.main(arguments)
