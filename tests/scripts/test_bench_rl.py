@@ -2,10 +2,13 @@
 
 import json
 import math
+import subprocess
 import sys
+import time
 from concurrent.futures import Future
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -300,3 +303,54 @@ def test_nonsense_is_refused(lenvm, tmp_path, capsys):
         with pytest.raises(SystemExit):
             bench_rl.parse_args(arguments)
         assert said in capsys.readouterr().err
+
+
+PARENT = """
+import os, sys, time
+sys.path.insert(0, {scripts!r})
+from pathlib import Path
+from rl_bench.jobs import run_missing
+import killed_run
+
+if __name__ == "__main__":
+    run_missing(killed_run.run, {{Path({out!r}): ({out!r},)}}, jobs=1)
+"""
+RUN = """
+import os, time
+from pathlib import Path
+
+def run(out):
+    Path(out + ".pid").write_text(str(os.getpid()))
+    time.sleep(120)
+"""
+
+
+def test_a_worker_ends_with_a_bench_that_is_killed(tmp_path):
+    out = tmp_path / "run.json"
+    scripts = str(Path(bench_rl.__file__).parent)
+    (tmp_path / "killed_run.py").write_text(RUN)
+    (tmp_path / "parent.py").write_text(PARENT.format(scripts=scripts, out=str(out)))
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")], cwd=tmp_path)
+    pid_file = Path(f"{out}.pid")
+    wait_for(lambda: pid_file.exists() and pid_file.read_text())
+    worker = int(pid_file.read_text())
+    assert computes(worker)
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not computes(worker))
+    assert not out.exists()
+
+
+def computes(pid):
+    """Whether the process is there, and no zombie that nobody has waited for."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.1)
