@@ -37,7 +37,7 @@ from lenvm_rl.evals.results import finite, save_results
 from lenvm_rl.rollouts.atomic import replacing
 
 CONSOLE = Console(stderr=True)
-REDUCED = {"updates": 24, "eval_prompts": 64}
+REDUCED = {"updates": 16, "eval_prompts": 64}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -86,7 +86,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--methods", help="comma-separated; `all`, or some of rl_bench/methods.py")
     add("--levels", default="0,1,2", help="strengths: 0 weak, 1 middle, 2 strong (all)")
     add("--seeds", type=int, default=3, help="runs per method and strength (3)")
-    add("--updates", type=int, help="updates per run (30)")
+    add("--updates", type=int, help="updates per run (24)")
     add("--prompts", type=int, help="prompts per update (16)")
     add("--samples", type=int, help="completions per prompt (8)")
     add("--learning-rate", type=float, help="of the policy (1e-4)")
@@ -96,7 +96,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--eval-prompts", type=int, help="held-out problems (128)")
     add("--eval-samples", type=int, help="completions of each (8)")
     add("--jobs", type=int, default=2, help="runs at a time (2)")
-    add("--reduced", action="store_true", help="one seed, the middle strength, 24 updates")
+    add("--reduced", action="store_true", help="one seed, the middle strength, 16 updates")
     add("--out", type=Path, default=Path("runs/bench_rl"), help="results (runs/bench_rl)")
     add("--json", type=Path, help="write the last line to this file too")
     args = parser.parse_args(argv)

@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from lenvm_rl.scoring.key_values import ALIGN, KeyValueShape, KeyValueStore, to_device
+
 PREFIX_ATTENTION = "lenvm_prefix"
-ALIGN = 16  # columns; kernels for accelerators want the rows of a mask aligned
 # Products of queries with keys that a tier may compute in vain, as a multiple of the useful ones.
 # A kernel call costs a CPU little, and reading slots that lie apart costs it a copy.
 _WASTE = {"cpu": 1.5}
@@ -40,60 +41,6 @@ class Segment(NamedTuple):
     start: int
     new: int
     siblings: int
-
-
-class KeyValueStore:
-    """Keys and values of all layers: two tensors [layers, S * C, H, D], allocated once.
-
-    A token's heads lie together, so that a token is written, moved and copied in one piece.
-    """
-
-    def __init__(
-        self,
-        shapes: Sequence[KeyValueShape],
-        *,
-        slots: int,
-        capacity: int,
-        device: Any,
-        align: int = ALIGN,
-    ):
-        capacity = -(-capacity // align) * align
-        self.slots, self.capacity, self.device = slots, capacity, torch.device(device)
-        heads, key_dim, value_dim, self.dtype = shapes[0]
-        size = (len(shapes), slots * capacity, heads)
-        # Zeros, not empty: what is masked out is still multiplied (by zero).
-        self.keys = torch.zeros(*size, key_dim, dtype=self.dtype, device=device)
-        self.values = torch.zeros(*size, value_dim, dtype=self.dtype, device=device)
-
-    @property
-    def bytes(self) -> int:
-        """Memory of the store in bytes."""
-        return self.keys.nbytes + self.values.nbytes
-
-    def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of one layer, [S, C, H, D] views."""
-        shape = (self.slots, self.capacity)
-        return self.keys[index].unflatten(0, shape), self.values[index].unflatten(0, shape)
-
-    def move(self, cells: Tensor) -> None:
-        """Copy tokens, `cells` [2, n] from and to `slot * C + column`, in every layer."""
-        for buffer in (self.keys, self.values):
-            buffer.index_copy_(1, cells[1], buffer.index_select(1, cells[0]))
-
-    def copy(self, source: int, target: int, start: int, stop: int) -> None:
-        """Copy columns start..stop of one slot to another, in every layer."""
-        for buffer in (self.keys, self.values):
-            slots = buffer.unflatten(1, (self.slots, self.capacity))
-            slots[:, target, start:stop] = slots[:, source, start:stop]
-
-
-class KeyValueShape(NamedTuple):
-    """What one layer keeps of a token."""
-
-    heads: int
-    key_dim: int
-    value_dim: int
-    dtype: torch.dtype
 
 
 class Attends(Protocol):
@@ -273,14 +220,6 @@ def _bounds(slot, ends, counts, device: torch.device) -> list[tuple[int, int]]:
     return [*bounds, (begin, len(slot))]
 
 
-def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """Host data on a device, without waiting for the device."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
-
-
 def prefix_attention(
     module: nn.Module,
     query: Tensor,
@@ -315,30 +254,6 @@ def prefix_attention(
         module.layer_idx, query, key, value, scaling=scaling, window=sliding_window
     )
     return output.to(query.dtype).unsqueeze(0), None
-
-
-def check_trunk(config: Any, max_length: int) -> None:
-    """Refuse a trunk (ValueError) whose keys cannot be kept, or not for sequences this long."""
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    others = sorted(kinds - {"full_attention", "sliding_attention"})
-    if others:
-        raise ValueError(
-            f"{type(config).__name__} has layers of kind {', '.join(others)}, whose state is not "
-            "keys and values of each token: put the LenVM on a trunk with attention in every layer."
-        )
-    context = getattr(config, "max_position_embeddings", None) or max_length
-    if max_length > context:
-        raise ValueError(
-            f"max_length {max_length} is longer than the LenVM's context of {context} tokens: "
-            "serve shorter sequences, or train the LenVM on a trunk with a longer context."
-        )
-    rope = getattr(config, "rope_parameters", None) or {}
-    original = rope.get("original_max_position_embeddings") or context
-    if rope.get("rope_type") in ("dynamic", "longrope") and max_length > original:
-        raise ValueError(
-            f"rope type {rope['rope_type']!r} turns earlier keys anew beyond {original} tokens, so "
-            f"they cannot be kept; max_length is {max_length}. Serve at most {original} tokens."
-        )
 
 
 AttentionInterface.register(PREFIX_ATTENTION, prefix_attention)

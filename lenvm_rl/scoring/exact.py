@@ -29,11 +29,12 @@ import torch
 from torch import Tensor
 
 from lenvm_rl.model import LengthValueModel
-from lenvm_rl.scoring.attention import ALIGN, Pass, Segment, to_device
+from lenvm_rl.scoring.attention import Pass, Segment
 from lenvm_rl.scoring.fixed_step import FixedPass
 from lenvm_rl.scoring.graphs import FixedSteps
 from lenvm_rl.scoring.histories import HistoryRow, HistoryTrunk
 from lenvm_rl.scoring.interface import History
+from lenvm_rl.scoring.key_values import ALIGN, to_device
 from lenvm_rl.scoring.prefix_kernels import PAGE, prefix_kernel
 from lenvm_rl.scoring.slots import LateRead, Siblings
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lenvm_rl.scoring.attention import KeyValueStore
+from lenvm_rl.scoring.key_values import KeyValueStore
 from lenvm_rl.scoring.prefix_kernels import PAGE, Prefixes, PrefixKernel, merge_attention
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenvm_rl.scoring.attention import KeyValueStore, to_device
 from lenvm_rl.scoring.fixed_step import Bucket, FixedPass, StepInputs, bucket_of, pieces_of
+from lenvm_rl.scoring.key_values import KeyValueStore, to_device
 from lenvm_rl.scoring.prefix_kernels import PrefixKernel
 
 _WARM_UP = 2  # runs before a capture: libraries choose and allocate in the first ones

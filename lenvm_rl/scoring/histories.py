@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from lenvm_rl.model import LengthValueModel
-from lenvm_rl.scoring.attention import Pass, Segment, to_device
+from lenvm_rl.scoring.attention import Pass, Segment
 from lenvm_rl.scoring.interface import History
+from lenvm_rl.scoring.key_values import to_device
 from lenvm_rl.scoring.slots import common_prefix
 from lenvm_rl.scoring.trunk import CachedTrunk
 

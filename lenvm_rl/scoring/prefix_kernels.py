@@ -27,7 +27,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lenvm_rl.scoring.attention import KeyValueStore
+from lenvm_rl.scoring.key_values import KeyValueStore
 
 PAGE = 256
 """Prefixes begin at multiples of so many tokens: the page size that flash attention accepts."""

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from lenvm_rl.model import LengthValueModel
-from lenvm_rl.scoring.attention import Pass, Segment, to_device
+from lenvm_rl.scoring.attention import Pass, Segment
 from lenvm_rl.scoring.exact import ExactScorer
 from lenvm_rl.scoring.histories import HistoryRow, HistoryTrunk
 from lenvm_rl.scoring.interface import History
+from lenvm_rl.scoring.key_values import to_device
 
 
 class CandidateTable:

@@ -7,6 +7,7 @@ passes over tokens of several slots (`scoring.attention`), and slots that rows o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,17 +15,9 @@ from torch import Tensor
 
 from lenvm_rl.model import LengthValueModel
 from lenvm_rl.model.decoder import attending_by
-from lenvm_rl.scoring.attention import (
-    ALIGN,
-    PREFIX_ATTENTION,
-    Attends,
-    KeyValueShape,
-    KeyValueStore,
-    Pass,
-    Probe,
-    check_trunk,
-)
+from lenvm_rl.scoring.attention import PREFIX_ATTENTION, Attends, Pass, Probe
 from lenvm_rl.scoring.interface import History
+from lenvm_rl.scoring.key_values import ALIGN, KeyValueShape, KeyValueStore
 from lenvm_rl.scoring.slots import SlotTable
 
 
@@ -203,3 +196,27 @@ class CachedTrunk:
                 f"token id {worst} is outside the LenVM's vocabulary of {size}: it was trained for "
                 "another tokenizer. Use a LenVM of this policy."
             )
+
+
+def check_trunk(config: Any, max_length: int) -> None:
+    """Refuse a trunk (ValueError) whose keys cannot be kept, or not for sequences this long."""
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    others = sorted(kinds - {"full_attention", "sliding_attention"})
+    if others:
+        raise ValueError(
+            f"{type(config).__name__} has layers of kind {', '.join(others)}, whose state is not "
+            "keys and values of each token: put the LenVM on a trunk with attention in every layer."
+        )
+    context = getattr(config, "max_position_embeddings", None) or max_length
+    if max_length > context:
+        raise ValueError(
+            f"max_length {max_length} is longer than the LenVM's context of {context} tokens: "
+            "serve shorter sequences, or train the LenVM on a trunk with a longer context."
+        )
+    rope = getattr(config, "rope_parameters", None) or {}
+    original = rope.get("original_max_position_embeddings") or context
+    if rope.get("rope_type") in ("dynamic", "longrope") and max_length > original:
+        raise ValueError(
+            f"rope type {rope['rope_type']!r} turns earlier keys anew beyond {original} tokens, so "
+            f"they cannot be kept; max_length is {max_length}. Serve at most {original} tokens."
+        )

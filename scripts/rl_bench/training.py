@@ -36,7 +36,7 @@ class Settings:
 
     lenvm: str
     """Directory of the frozen length value model."""
-    updates: int = 30
+    updates: int = 24
     prompts: int = 16
     """Prompts per update."""
     samples: int = 8

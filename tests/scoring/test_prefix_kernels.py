@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lenvm_rl.scoring.attention import KeyValueShape, KeyValueStore
+from lenvm_rl.scoring.key_values import KeyValueShape, KeyValueStore
 from lenvm_rl.scoring.prefix_kernels import KERNELS, checked, merge_attention, prefix_kernel
 from tests.scoring.prefix_reference import reference_kernel
 
