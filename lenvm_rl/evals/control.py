@@ -17,24 +17,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from lenvm_rl.core import CONTROLS, lifebench_deviation, lifebench_score
+from lenvm_rl.core import CONTROLS
 from lenvm_rl.evals.completion_cache import Generate
+from lenvm_rl.evals.control_report import ControlReport, make_report, rows_of
+from lenvm_rl.evals.each_prompt import MIN_P, sample_each
 from lenvm_rl.evals.encoding import encode_prompt
-from lenvm_rl.evals.outcomes import Grader, Outcome, lengths_of, mean_of, measure, share_right
-from lenvm_rl.evals.pictures import pictured
-from lenvm_rl.evals.results import finite, save_results
-from lenvm_rl.model.generate import Completion, Request
+from lenvm_rl.evals.outcomes import Grader, Outcome, measure
 from lenvm_rl.rollouts.prompts import Prompt
-from lenvm_rl.rollouts.resume import completion_seed
 from lenvm_rl.scoring import GuidanceSettings
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
-MIN_P = GuidanceSettings.min_p
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,26 +74,6 @@ class ControlSettings:
                 f"prompt_template {self.prompt_template!r} does not say the target: put "
                 "{target} where the number belongs."
             )
-
-
-@dataclass(frozen=True, eq=False)
-class ControlReport:
-    """Figures and tables of one evaluation."""
-
-    figures: dict[str, Any]
-    tables: dict[str, list[dict[str, Any]]]
-    """summary (per control and method), targets (per goal too), points (per completion)."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Figures for JSON: None where a number is not defined."""
-        return finite(self.figures)
-
-    def save(self, out: str | Path) -> list[Path]:
-        """Write control.json, .jsonl, one CSV per table, and control.png into `out`."""
-        from lenvm_rl.evals.control_plots import plot_control
-
-        paths = save_results(out, "control", self.figures, self.tables)
-        return [*paths, plot_control(self.tables, Path(out) / "control.png")]
 
 
 def evaluate_control(
@@ -151,8 +125,8 @@ def evaluate_control(
         targets = {str(n): [n] * len(prompts) for n in settings.targets}
     points: list[dict[str, Any]] = []
     for control in settings.controls:
-        points += _rows("unguided", control, targets, unguided)
-        points += _rows("cut", control, targets, unguided)
+        points += rows_of("unguided", control, targets, unguided)
+        points += rows_of("cut", control, targets, unguided)
         for goal, asked in targets.items():
             notify(f"{control} {goal}")
             name, here = f"{control}-{goal}", {goal: asked}
@@ -166,14 +140,14 @@ def evaluate_control(
                 )
                 for n in asked
             ]
-            points += _rows("guided", control, here, sample(name, ids, guides))
+            points += rows_of("guided", control, here, sample(name, ids, guides))
             if settings.prompt_template is not None:
                 said = [
                     encode_prompt(tokenizer, _asking(prompt, settings.prompt_template, n))
                     for prompt, n in zip(prompts, asked, strict=True)
                 ]
-                points += _rows("prompted", control, here, sample(f"{name}-said", said, nothing))
-    return _report(points, unguided, settings)
+                points += rows_of("prompted", control, here, sample(f"{name}-said", said, nothing))
+    return make_report(points, unguided, settings)
 
 
 def reachable_targets(
@@ -203,127 +177,9 @@ def reachable_targets(
     }
 
 
-def sample_each(
-    generate: Generate,
-    prompts: Sequence[Prompt],
-    ids: Sequence[Sequence[int]],
-    *,
-    samples: int,
-    max_tokens: int,
-    seed: int,
-    name: str,
-    top_k: int,
-    min_p: float,
-    guides: Sequence[GuidanceSettings | None],
-) -> list[tuple[int, Completion]]:
-    """`samples` completions of every prompt, as (index of the prompt, completion).
-
-    Unguided completions choose among the same candidates as guided ones: dropping improbable
-    tokens alone makes a policy better, and guidance shall not get the credit for it.
-
-    Args:
-        ids: token ids of each prompt.
-        name: of the random stream: the same name gives the same random numbers.
-        top_k, min_p: the candidates, which guided requests name in their settings.
-        guides: settings of each prompt.
-    """
-    free = [guide is None or guide.changes_nothing for guide in guides]
-    which = [i for i in range(len(prompts)) for _ in range(samples)]
-    requests = [
-        Request(
-            prompt_ids=ids[i],
-            max_tokens=max_tokens,
-            top_k=top_k if free[i] else 0,
-            min_p=min_p if free[i] else 0.0,
-            seed=completion_seed(seed, f"{name}/{prompts[i].prompt_id}", k % samples),
-        )
-        for k, i in enumerate(which)
-    ]
-    requests = [
-        pictured(request, prompts[i]) if prompts[i].images else request
-        for request, i in zip(requests, which, strict=True)
-    ]
-    return list(zip(which, generate(requests, [guides[i] for i in which]), strict=True))
-
-
 def _asking(prompt: Prompt, template: str, target: int) -> Prompt:
     *before, last = prompt.messages
     said = {**last, "content": last["content"] + template.replace("{target}", str(target))}
     return Prompt(
         prompt_id=prompt.prompt_id, messages=[*before, said], ground_truth=prompt.ground_truth
     )
-
-
-def _rows(
-    method: str, control: str, targets: dict[str, list[int]], outcomes: Sequence[Outcome]
-) -> list[dict[str, Any]]:
-    """One row per completion and target."""
-    rows = []
-    for goal, asked in targets.items():
-        for outcome in outcomes:
-            target = asked[outcome.prompt]
-            within = outcome.ended and outcome.length <= target
-            cut = method == "cut" and not within
-            rows.append(
-                {
-                    "control": control,
-                    "method": method,
-                    "goal": goal,
-                    "prompt": outcome.prompt,
-                    "target": target,
-                    "length": min(outcome.length, target) if cut else outcome.length,
-                    "ended": outcome.ended and not cut,
-                    "right": None if outcome.right is None else outcome.right and not cut,
-                    "logprob": outcome.logprob,
-                }
-            )
-    return rows
-
-
-def _report(
-    points: list[dict[str, Any]], unguided: Sequence[Outcome], settings: ControlSettings
-) -> ControlReport:
-    def grouped(*keys: str) -> list[dict[str, Any]]:
-        groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-        for point in points:
-            groups.setdefault(tuple(point[key] for key in keys), []).append(point)
-        return [
-            {**dict(zip(keys, values, strict=True)), **_scores(values[0], rows)}
-            for values, rows in groups.items()
-        ]
-
-    summary = grouped("control", "method")
-    figures: dict[str, Any] = {
-        "prompts": len({point["prompt"] for point in points}),
-        "samples": settings.samples,
-        "unguided_accuracy": share_right([outcome.right for outcome in unguided]),
-        "unguided_length": lengths_of(unguided).mean().item(),
-        "unguided_logprob": mean_of(unguided, "logprob"),
-    }
-    for row in summary:
-        for name in ("score", "deviation", "accuracy", "logprob"):
-            figures[f"{row['control']}_{row['method']}_{name}"] = row[name]
-    tables = {
-        "summary": summary,
-        "targets": grouped("control", "method", "goal"),
-        "points": points,
-    }
-    return ControlReport(figures, tables)
-
-
-def _scores(control: str, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Means over completions; a completion that never ended fails unless it was cut on purpose."""
-    length = torch.tensor([row["length"] for row in rows], dtype=torch.float64)
-    target = torch.tensor([row["target"] for row in rows], dtype=torch.float64)
-    failed = torch.tensor([not row["ended"] and row["method"] != "cut" for row in rows])
-    deviation = lifebench_deviation(length, target, failed=failed)
-    return {
-        "completions": len(rows),
-        "target": target.mean().item(),
-        "length": length.mean().item(),
-        "score": lifebench_score(length, target, control=control, failed=failed).mean().item(),
-        "deviation": 100 * deviation.abs().mean().item(),
-        "accuracy": share_right([row["right"] for row in rows]),
-        "ended": sum(row["ended"] for row in rows) / len(rows),
-        "logprob": sum(row["logprob"] for row in rows) / len(rows),
-    }

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lenvm_rl.evals.control import ControlReport, ControlSettings, evaluate_control
+from lenvm_rl.evals.control import ControlSettings, evaluate_control
+from lenvm_rl.evals.control_report import ControlReport
 from lenvm_rl.evals.encoding import encode_prompt
 from lenvm_rl.evals.guided import guided_completions
 from lenvm_rl.evals.outcomes import Grader

@@ -27,17 +27,18 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lenvm_rl.core import horizon_to_length, td_scores, value_of_logit
+from lenvm_rl.evals.length_tally import MOST_PROMPTS, Tally
+from lenvm_rl.evals.length_tokens_report import LengthTokenReport, make_report
 from lenvm_rl.evals.policy_check import open_rollouts
-from lenvm_rl.evals.results import finite, save_results
 from lenvm_rl.evals.values import iter_logits, model_space
 from lenvm_rl.evals.view_tokens import token_texts
 from lenvm_rl.evals.words import visible, word_label, word_starts
@@ -45,12 +46,7 @@ from lenvm_rl.model import LengthValueModel, check_tokenizer, load_tokenizer
 from lenvm_rl.rollouts import Rollout
 from lenvm_rl.rollouts.progress import progress_bar
 
-if TYPE_CHECKING:
-    from rich.console import Group
-
 BEFORE, AFTER = 24, 12  # tokens of context
-CONTEXTS = 4  # examples kept per word and sign
-MOST_PROMPTS = 64  # different prompts of a word are counted up to here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,91 +78,6 @@ class LengthTokenSettings:
                 f"min_prompts must be in 0..{MOST_PROMPTS}, got {self.min_prompts}: prompts of a "
                 "word are counted no further."
             )
-
-
-@dataclass(kw_only=True, slots=True)
-class Tally:
-    """Scores of one token or word, so far."""
-
-    text: str
-    count: int = 0
-    total: float = 0.0
-    squares: float = 0.0
-    positive: int = 0
-    negative: int = 0
-    least: float = math.inf
-    greatest: float = -math.inf
-    prompts: set[str] = field(default_factory=set)
-    examples: dict[str, list[dict[str, Any]]] = field(
-        default_factory=lambda: {"positive": [], "negative": []}
-    )
-
-    def add(self, score: float, threshold: float, prompt_id: str) -> str | None:
-        """Count one occurrence; returns its sign if it is over the threshold."""
-        self.count += 1
-        if len(self.prompts) < MOST_PROMPTS:
-            self.prompts.add(prompt_id)
-        self.total += score
-        self.squares += score * score
-        self.least = min(self.least, score)
-        self.greatest = max(self.greatest, score)
-        if score > threshold:
-            self.positive += 1
-            return "positive"
-        if score < -threshold:
-            self.negative += 1
-            return "negative"
-        return None
-
-    def place(self, sign: str, rng: random.Random) -> int | None:
-        """Where the newest occurrence goes among the examples: a uniform sample of all so far."""
-        seen = self.positive if sign == "positive" else self.negative
-        place = seen - 1 if seen <= CONTEXTS else rng.randrange(seen)
-        return place if place < CONTEXTS else None
-
-    def row(self) -> dict[str, Any]:
-        """The tally as a table row."""
-        mean = self.total / self.count
-        return {
-            "text": self.text,
-            "count": self.count,
-            "prompts": len(self.prompts),
-            "positive": self.positive,
-            "negative": self.negative,
-            "share_positive": self.positive / self.count,
-            "share_negative": self.negative / self.count,
-            "mean": mean,
-            "sd": math.sqrt(max(0.0, self.squares / self.count - mean * mean)),
-            "least": self.least,
-            "greatest": self.greatest,
-        }
-
-
-@dataclass(frozen=True, eq=False)
-class LengthTokenReport:
-    """Figures and tables of one analysis."""
-
-    figures: dict[str, Any]
-    """Counts, settings, and the leading words of every ranking."""
-    tables: dict[str, list[dict[str, Any]]]
-    """words and tokens (all of them), top (ranked words) and contexts (their examples)."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Figures for JSON: None where a number is not defined."""
-        return finite(self.figures)
-
-    def table(self) -> Group:
-        """The report on one screen, to print with rich."""
-        from lenvm_rl.evals.length_tokens_page import length_tokens_view
-
-        return length_tokens_view(self)
-
-    def save(self, out: str | Path) -> list[Path]:
-        """Write length_tokens.json, .jsonl, CSVs, .html, and a word cloud for each sign."""
-        from lenvm_rl.evals.length_tokens_page import draw_clouds, write_page
-
-        paths = save_results(out, "length_tokens", self.figures, self.tables)
-        return [*paths, write_page(self, Path(out)), *draw_clouds(self, Path(out))]
 
 
 def run_length_tokens(
@@ -244,7 +155,7 @@ def analyse(
                 tally.examples[sign][place : place + 1] = [along.example(a, b, score, starts)]
     if not completions:
         raise ValueError("no completion to analyse: the rollout file is empty, or limit is 0.")
-    return _report(tokens, words, special, completions, cut, gamma, settings)
+    return make_report(tokens, words, special, completions, cut, gamma, settings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,73 +201,3 @@ class _Along:
 def _token_label(tokenizer: Any, token: int, piece: str) -> str:
     """How a token looks: its text with spaces visible, or its own name where it is no text yet."""
     return visible(piece) if piece else str(tokenizer.convert_ids_to_tokens(token))
-
-
-def _report(
-    tokens: dict[int, Tally],
-    words: dict[str, Tally],
-    special: set[int],
-    completions: int,
-    cut: int,
-    gamma: float,
-    settings: LengthTokenSettings,
-) -> LengthTokenReport:
-    ends = {tally.text for key, tally in tokens.items() if key in special}
-    table = sorted((t.row() for t in words.values()), key=lambda row: (-row["count"], row["text"]))
-    ranked = [row for row in table if row["text"] not in ends]
-    top, contexts = [], []
-    for sign in ("positive", "negative"):
-        for by, rows in _rankings(ranked, sign, settings).items():
-            for rank, row in enumerate(rows, 1):
-                top.append({"sign": sign, "by": by, "rank": rank, **row})
-        for text in dict.fromkeys(row["text"] for row in top if row["sign"] == sign):
-            examples = sorted(words[text].examples[sign], key=lambda e: -abs(e["score"]))
-            contexts += [{"sign": sign, "text": text, **example} for example in examples]
-    figures = {
-        "completions": completions,
-        "share_cut": cut / completions,
-        "gamma": gamma,
-        "threshold": settings.threshold,
-        "min_count": settings.min_count,
-        "min_prompts": settings.min_prompts,
-        "tokens": sum(tally.count for tally in tokens.values()),
-        "share_positive": _share(tokens.values(), "positive"),
-        "share_negative": _share(tokens.values(), "negative"),
-        "different_tokens": len(tokens),
-        "different_words": len(words),
-        "top": {
-            f"{sign}_by_{by}": [
-                row["text"] for row in top if row["sign"] == sign and row["by"] == by
-            ]
-            for sign in ("positive", "negative")
-            for by in ("mean", "count")
-        },
-    }
-    by_token = [
-        {"token_id": key, "special": key in special, **tally.row()}
-        for key, tally in sorted(tokens.items(), key=lambda item: (-item[1].count, item[0]))
-    ]
-    tables = {"top": top, "words": table, "tokens": by_token, "contexts": contexts}
-    return LengthTokenReport(figures, tables)
-
-
-def _rankings(
-    rows: Sequence[dict[str, Any]], sign: str, settings: LengthTokenSettings
-) -> dict[str, list[dict[str, Any]]]:
-    """The top of the words, by mean score and by the number over the threshold."""
-    direction = 1.0 if sign == "positive" else -1.0
-    often = [
-        row
-        for row in rows
-        if row["count"] >= settings.min_count
-        and row["prompts"] >= settings.min_prompts
-        and direction * row["mean"] > settings.threshold
-    ]
-    by_mean = sorted(often, key=lambda row: (-direction * row["mean"], row["text"]))
-    by_count = sorted((row for row in rows if row[sign]), key=lambda row: (-row[sign], row["text"]))
-    return {"mean": by_mean[: settings.top], "count": by_count[: settings.top]}
-
-
-def _share(tallies: Iterable[Tally], sign: str) -> float:
-    pairs = [(getattr(tally, sign), tally.count) for tally in tallies]
-    return sum(n for n, _ in pairs) / max(1, sum(count for _, count in pairs))

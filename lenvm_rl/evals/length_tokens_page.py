@@ -22,7 +22,7 @@ from lenvm_rl.evals.words import visible
 from lenvm_rl.rollouts.atomic import replacing
 
 if TYPE_CHECKING:
-    from lenvm_rl.evals.length_tokens import LengthTokenReport
+    from lenvm_rl.evals.length_tokens_report import LengthTokenReport
 
 _TITLES = {
     ("positive", "mean"): "Longer, by mean score",

@@ -23,7 +23,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lenvm_rl.evals.control import Generate, sample_each
+from lenvm_rl.evals.completion_cache import Generate
+from lenvm_rl.evals.each_prompt import sample_each
 from lenvm_rl.evals.encoding import encode_prompt
 from lenvm_rl.evals.lifebench_report import LifebenchReport, lifebench_report
 from lenvm_rl.evals.lifebench_settings import LifebenchSettings

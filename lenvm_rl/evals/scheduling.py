@@ -28,7 +28,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,15 +37,17 @@ from lenvm_rl.core import predicted_length
 from lenvm_rl.evals.naive import NaivePredictors
 from lenvm_rl.evals.outcome_errors import outcome_errors
 from lenvm_rl.evals.policy_check import open_rollouts
-from lenvm_rl.evals.queueing import Served, Server, poisson_arrivals, serve
-from lenvm_rl.evals.results import finite, save_results
+from lenvm_rl.evals.queueing import Server, poisson_arrivals, serve
+from lenvm_rl.evals.scheduling_report import (
+    SchedulingReport,
+    key_figures,
+    measures,
+    over_seeds,
+)
 from lenvm_rl.evals.values import iter_logits, model_space
 from lenvm_rl.model import LengthValueModel
 from lenvm_rl.rollouts import Rollout
 from lenvm_rl.rollouts.progress import progress_bar
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 LOADS = (0.8, 0.95, 1.1, 1.3)
 Remaining = list[np.ndarray]
@@ -78,33 +80,6 @@ class SchedulingSettings:
         for load in self.loads:
             if not 0 < load < math.inf:
                 raise ValueError(f"loads must be positive numbers, got {load}.")
-
-
-@dataclass(frozen=True, eq=False)
-class SchedulingReport:
-    """Figures and tables of one evaluation."""
-
-    figures: dict[str, Any]
-    """Numbers by name; `share` has one entry per load and order."""
-    tables: dict[str, list[dict[str, Any]]]
-    """summary: load x order, mean and sd over seeds; runs: every simulation; predictors."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Figures for JSON: None where a number is not defined."""
-        return finite(self.figures)
-
-    def table(self) -> Table:
-        """The report on one screen, to print with rich."""
-        from lenvm_rl.evals.scheduling_plots import scheduling_view
-
-        return scheduling_view(self)
-
-    def save(self, out: str | Path) -> list[Path]:
-        """Write scheduling.json, .jsonl, one CSV per table, and scheduling.png into `out`."""
-        from lenvm_rl.evals.scheduling_plots import plot_scheduling
-
-        paths = save_results(out, "scheduling", self.figures, self.tables)
-        return [*paths, plot_scheduling(self, Path(out))]
 
 
 def run_scheduling(
@@ -186,7 +161,7 @@ def simulate_orders(
         for load in settings.loads:
             for seed in range(settings.seeds):
                 runs += _one_draw(lengths, known, settings, load, seed, advance)
-    summary = _summary(runs, settings.loads, list(_orders(known)))
+    summary = over_seeds(runs, settings.loads, list(_orders(known)))
     outcomes = torch.as_tensor(lengths, dtype=torch.float64)
     predictors = [
         {"predictor": name, **outcome_errors(torch.tensor([x[0] for x in values]), outcomes)}
@@ -194,7 +169,7 @@ def simulate_orders(
         if name not in ("true", "survival")
     ]
     tables = {"summary": summary, "runs": runs, "predictors": predictors}
-    return SchedulingReport(_figures(rows, lengths, settings, summary, predictors), tables)
+    return SchedulingReport(key_figures(rows, lengths, settings, summary, predictors), tables)
 
 
 def _bars(rows: Sequence[Rollout], lengths: np.ndarray) -> dict[str, Remaining]:
@@ -256,7 +231,7 @@ def _one_draw(
             else:
                 keys = [np.full(len(key), key[0]) for key in keys]
         served = serve(arrival, drawn, keys, settings.server, keeps_slot_after=hold)
-        table.append({"load": load, "seed": seed, "order": order, **_measures(served, drawn)})
+        table.append({"load": load, "seed": seed, "order": order, **measures(served, drawn)})
         advance(1)
     least = {row["order"]: row["latency_mean"] for row in table}
     for row in table:
@@ -264,72 +239,3 @@ def _one_draw(
         gain = least["fcfs"] - least["remaining-true" if put_back else "predicted-true"]
         row["share"] = (least["fcfs"] - row["latency_mean"]) / gain if gain > 0 else math.nan
     return table
-
-
-def _measures(served: Served, lengths: np.ndarray) -> dict[str, float]:
-    """Of one simulation. Latency: arrival to last token; per token: latency / length."""
-    latency = served.latency
-    return {
-        "latency_mean": float(latency.mean()),
-        "latency_p50": float(np.quantile(latency, 0.5)),
-        "latency_p99": float(np.quantile(latency, 0.99)),
-        "latency_per_token": float((latency / lengths).mean()),
-        "first_token_mean": float((served.first_token - served.arrival).mean()),
-        "preemptions": served.preemptions,
-        "busy": served.slot_steps / served.steps,
-    }
-
-
-def _summary(
-    runs: Sequence[Mapping[str, Any]], loads: Sequence[float], orders: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Mean over seeds of every measure; `_sd` is the standard deviation over seeds."""
-    table = []
-    for load in loads:
-        for order in orders:
-            rows = [row for row in runs if row["load"] == load and row["order"] == order]
-            line: dict[str, Any] = {"load": load, "order": order}
-            for name in rows[0].keys() - {"load", "seed", "order"}:
-                values = np.array([row[name] for row in rows], dtype=np.float64)
-                line[name] = float(values.mean())
-                line[f"{name}_sd"] = float(values.std(ddof=1)) if len(rows) > 1 else math.nan
-            table.append({key: line[key] for key in ("load", "order", *sorted(line))})
-    return table
-
-
-def _figures(
-    rows: Sequence[Rollout],
-    lengths: np.ndarray,
-    settings: SchedulingSettings,
-    summary: Sequence[Mapping[str, Any]],
-    predictors: Sequence[Mapping[str, Any]],
-) -> dict[str, Any]:
-    near = min(settings.loads, key=lambda load: abs(load - 0.95))
-    chosen = {line["order"]: line for line in summary if line["load"] == near}
-    return {
-        "completions": len(rows),
-        "prompts": len({row.prompt_id for row in rows}),
-        "length_mean": float(lengths.mean()),
-        "length_p50": float(np.quantile(lengths, 0.5)),
-        "length_p99": float(np.quantile(lengths, 0.99)),
-        "share_cut": sum(row.cut for row in rows) / len(rows),
-        "requests": settings.requests,
-        "seeds": settings.seeds,
-        "slots": settings.server.slots,
-        "step_seconds": settings.server.step_seconds,
-        "step_seconds_per_request": settings.server.step_seconds_per_request,
-        "resume_steps": settings.server.resume_steps,
-        "preempt_until": settings.preempt_until,
-        "load": near,
-        "share_predicted_lenvm": chosen["predicted-lenvm"]["share"],
-        "share_predicted_lenvm_sd": chosen["predicted-lenvm"]["share_sd"],
-        "share_remaining_lenvm": chosen["remaining-lenvm"]["share"],
-        "share_remaining_lenvm_sd": chosen["remaining-lenvm"]["share_sd"],
-        "latency_mean": {order: line["latency_mean"] for order, line in chosen.items()},
-        "latency_p99": {order: line["latency_p99"] for order, line in chosen.items()},
-        "share": {
-            f"{load:g}": {line["order"]: line["share"] for line in summary if line["load"] == load}
-            for load in settings.loads
-        },
-        "predictors": {line["predictor"]: dict(line) for line in predictors},
-    }

@@ -14,7 +14,7 @@ from rich.table import Table
 from lenvm_rl.rollouts.atomic import replacing
 
 if TYPE_CHECKING:
-    from lenvm_rl.evals.scheduling import SchedulingReport
+    from lenvm_rl.evals.scheduling_report import SchedulingReport
 
 _COLOURS = {
     "fcfs": "#444444",

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from lenvm_rl.evals.completion_cache import Generate
-from lenvm_rl.evals.control import MIN_P, sample_each
+from lenvm_rl.evals.each_prompt import MIN_P, sample_each
 from lenvm_rl.evals.encoding import encode_prompt
 from lenvm_rl.evals.outcomes import Grader, Outcome, mean_of, measure, pass_at_k
 from lenvm_rl.evals.results import finite, save_results

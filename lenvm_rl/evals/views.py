@@ -12,7 +12,7 @@ from rich.text import Text
 from lenvm_rl.evals.domain_views import domain_views
 
 if TYPE_CHECKING:
-    from lenvm_rl.evals.control import ControlReport
+    from lenvm_rl.evals.control_report import ControlReport
     from lenvm_rl.evals.prediction import PredictionReport
     from lenvm_rl.evals.tradeoff import TradeoffReport
 
