@@ -36,11 +36,11 @@ from reward_fns import LENGTH_REWARDS, BoundReward
 
 NONE = "none"
 LENVM = {
-    "objective": ("scale", (0.03, 0.1, 0.3)),
-    "objective_right": ("scale", (0.1, 0.3, 1.0)),
-    "objective_refresh": ("scale", (0.03, 0.1, 0.3)),
-    "right_lam0": ("scale", (0.1, 0.3, 1.0)),
-    "right_lam1": ("scale", (0.1, 0.3, 1.0)),
+    "objective": ("scale", (0.1, 0.3, 1.0)),
+    "objective_right": ("scale", (0.3, 1.0, 3.0)),
+    "objective_refresh": ("scale", (0.1, 0.3, 1.0)),
+    "right_lam0": ("scale", (0.3, 1.0, 3.0)),
+    "right_lam1": ("scale", (0.3, 1.0, 3.0)),
     "shaping": ("scale", (0.1, 0.3, 1.0)),
     "budget": ("tokens", (56.0, 40.0, 28.0)),
 }
