@@ -9,7 +9,8 @@ are). Each run is one process with one thread; a run that is finished is not run
 that was killed goes on.
 
 Writes budgets.json, budgets.jsonl, budgets_rows.csv and budgets.png to --out, one JSON per run and
-the start (policy and LenVM) to --out/runs. The last line of stdout is one JSON object.
+the start (policy and LenVM, the same for other --alpha and --scale) to --out/runs. The last line of
+stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from rl_bench.budget_report import budget_rows, plot_budgets
-from rl_bench.budgets import METHODS, UNTRAINED, BudgetSettings, run
+from rl_bench.budgets import METHODS, UNTRAINED, WARM_UP, BudgetSettings, run
 from rl_bench.jobs import digest, one_thread, run_missing
 from rl_bench.warm_up import warm_up
 
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     one_thread()
     start = warm_up(
         settings,
-        folder / "start",
+        args.out / "runs" / f"start-{digest(settings, only=WARM_UP)}",
         problems=settings.warm_problems,
         epochs=settings.warm_epochs,
         learning_rate=settings.warm_rate,

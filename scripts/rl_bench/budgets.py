@@ -68,6 +68,10 @@ class BudgetSettings(Settings):
     """Size of the warm-up."""
 
 
+WARM_UP = ("max_tokens", "warm_problems", "warm_epochs", "warm_rate")
+"""Settings that the start depends on."""
+
+
 def budget_world(settings: BudgetSettings) -> World:
     """Training problems with one random budget each, held-out ones with each of `budgets`."""
     choices = range(-(-settings.low // UNIT) * UNIT, settings.high + 1, UNIT)

@@ -7,7 +7,7 @@ import json
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -67,11 +67,15 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def digest(settings: Settings) -> str:
-    """Names the settings and the value model's weights, not where it lies: other ones are other
-    runs."""
+def digest(settings: Settings, only: Collection[str] | None = None) -> str:
+    """Names the settings (or `only` some) and the value model's weights, not where it lies: other
+    ones are other runs."""
     weights = sorted(Path(settings.lenvm).glob("*.safetensors"))
-    sizes = {key: value for key, value in asdict(settings).items() if key != "lenvm"}
+    sizes = {
+        key: value
+        for key, value in asdict(settings).items()
+        if key != "lenvm" and (only is None or key in only)
+    }
     found = hashlib.sha256(json.dumps(sizes, sort_keys=True).encode())
     for file in weights:
         found.update(file.read_bytes())

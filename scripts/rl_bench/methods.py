@@ -45,7 +45,7 @@ LENVM = {
     "budget": ("tokens", (56.0, 40.0, 28.0)),
 }
 """Forms, what their strength is, and its three values from weak to strong."""
-BUDGET_SCALE = 0.3
+BUDGET_SCALE = 1.0
 LAMBDAS = {"right_lam0": 0.0, "right_lam1": 1.0}
 """Forms with a lambda of their own; the others take the run's."""
 DEFAULT = (
