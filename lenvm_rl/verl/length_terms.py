@@ -81,16 +81,18 @@ def advantage_term(
     *,
     gamma: float,
     budget: Tensor | None = None,
+    correct: Tensor | None = None,
 ) -> Tensor:
     """A_len [B, T] of `use=objective` or `use=budget`, in its own unit, before the scale.
 
     Args:
-        settings: use, lam, normalise, budget_kind.
+        settings: use, lam, normalise, budget_kind, applies_to.
         estimate: of the length critic.
         mask: [B, T] tokens of the policy.
         finished: [B].
         gamma: the checkpoint's.
         budget: [B] tokens, for use=budget.
+        correct: [B] task scores, for applies_to=right.
     """
     if settings.use == "budget":
         assert budget is not None
@@ -112,7 +114,11 @@ def advantage_term(
             lam=settings.lam,
             end_value=estimate.end_value,
         )
-    return normalise_advantage(term, mask, how=settings.normalise)
+    term = normalise_advantage(term, mask, how=settings.normalise)
+    if settings.applies_to == "right":
+        assert correct is not None
+        term = term * correct.to(term.dtype).clamp(0.0, 1.0)[:, None]
+    return term
 
 
 def shaping_term(

@@ -24,6 +24,7 @@ from lenvm_rl.verl.rollout_guidance import RolloutGuidance
 from lenvm_rl.verl.settings import AUTO, check_choice, number, read_block
 
 USES = ("none", "objective", "shaping", "budget")
+APPLIES_TO = ("all", "right")
 
 DISCOUNTING = ("gae", "reinforce_plus_plus")
 """verl's estimators that discount token rewards by algorithm.gamma; all others sum them."""
@@ -50,6 +51,9 @@ class PolicyLengthSettings:
     """Discount of shaping. auto: algorithm.gamma where the estimator discounts, else 1."""
     normalise: str = "none"
     """none, or batch_std: divide the length advantage by its own standard deviation."""
+    applies_to: str = "all"
+    """all: every completion gets the length term. right: each gets it times its task score (the
+    grader's `acc`, else its reward, within 0..1), so wrong answers are not pushed to be short."""
     refresh: bool = False
     """Train the length critic on every batch of rollouts with the pretraining loss."""
     cut: str = "drop"
@@ -77,6 +81,7 @@ class PolicyLengthSettings:
     def __post_init__(self) -> None:
         check_choice("lenvm.use", self.use, USES)
         check_choice("lenvm.normalise", self.normalise, NORMALISATIONS)
+        check_choice("lenvm.applies_to", self.applies_to, APPLIES_TO)
         check_choice("lenvm.cut", self.cut, CUTS)
         check_choice("lenvm.budget_kind", self.budget_kind, BUDGETS)
         if self.gamma != AUTO:
@@ -92,6 +97,12 @@ class PolicyLengthSettings:
                 "multiples of the first mean length, one below and one above 1."
             )
         self._check_critic()
+        if self.applies_to != "all" and self.use not in ("objective", "budget"):
+            raise ValueError(
+                f"lenvm.applies_to={self.applies_to} with lenvm.use={self.use}: only the terms of "
+                "objective and budget can be left out of wrong answers (a potential in some "
+                "completions alone is none). Set applies_to=all."
+            )
         self._check_scale()
         self._check_budget()
         self.guidance()

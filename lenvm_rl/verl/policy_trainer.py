@@ -219,6 +219,7 @@ class LengthAwareTrainer(PPOTrainerSync):
             rollouts.finished,
             gamma=self.length_critic.gamma,
             budget=None if column is None else budgets_of(rollouts.columns[column], column),
+            correct=rollouts.correct,
         )
         trained = rollouts.get("response_mask")  # verl's rejection sampling may have masked rows
         total = combine(task, term, trained, scale=scale).to(task.dtype)

@@ -120,6 +120,28 @@ def test_batch_std_gives_the_term_a_unit_of_its_own():
     assert got[rollouts.mask != 0].std(correction=0).item() == pytest.approx(1.0, rel=1e-5)
 
 
+def test_wrong_answers_can_be_left_alone():
+    correct = (1.0, 0.0, 0.5, 3.0)  # a score above 1 counts as right, once
+    rollouts = batch(correct=correct)
+    logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+    estimate = LengthValues.of_logits(logits, torch.tensor(LENGTHS), model())
+    asked = {"checkpoint": "x", "scale": 1.0, "normalise": "batch_std"}
+
+    def term(**more):
+        return advantage_term(
+            PolicyLengthSettings(**asked, **more),
+            estimate,
+            rollouts.mask,
+            rollouts.finished,
+            gamma=GAMMA,
+            correct=rollouts.correct,
+        )
+
+    weight = torch.tensor([1.0, 0.0, 0.5, 1.0])[:, None]
+    assert_close(term(applies_to="right"), term() * weight)
+    assert term()[1].any(), "else nothing was left out"
+
+
 def test_the_budget_term_reads_every_rows_own_budget():
     rollouts = batch(finished=(True,) * 4)
     estimate = LengthValues.of_logits(oracle(rollouts), torch.tensor(LENGTHS), model())

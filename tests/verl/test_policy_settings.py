@@ -52,6 +52,8 @@ def set_keys(config, keys):
         ({"gamma_shape": 1.5}, r"gamma must be in \(0, 1\), got 1.5"),
         ({"lam": 1.1}, r"lenvm.lam must be in \[0, 1\], got 1.1"),
         ({"normalise": "whiten"}, "lenvm.normalise must be one of none, batch_std"),
+        ({"applies_to": "correct"}, "lenvm.applies_to must be one of all, right"),
+        ({"applies_to": "right", "use": "shaping"}, "a potential in some completions alone"),
         ({"checkpoint": None}, "lenvm.checkpoint is not set.*lenvm.use=none"),
         ({"checkpoint": None, "use": "none", "scale": None, "refresh": True}, "is not set"),
         ({"use": "shaping", "refresh": True}, "a potential that moves is no longer one"),

@@ -157,6 +157,16 @@ def test_the_length_advantage_is_added_to_any_estimators(step, estimator):
     assert metrics["lenvm/advantage_rms"] == pytest.approx(rms, rel=1e-5)
 
 
+def test_the_length_term_of_right_answers_alone(step):
+    task = verls(step, adv_estimator="grpo")
+    queue, metrics, _ = step({"adv_estimator": "grpo"}, applies_to="right")
+    right = torch.tensor(SCORES)[:, None]
+    assert 0 < right.sum() < len(right)
+    wanted = task + 0.5 * right * a_len() * MASK
+    assert_close(queue.padded("advantages"), wanted, atol=1e-6, rtol=0)
+    assert metrics["lenvm/scale"] == 0.5
+
+
 def test_the_task_critic_learns_the_tasks_returns_alone(step):
     plain, *_ = step({"adv_estimator": "gae"}, checkpoint=None, use="none", scale=None)
     queue, *_ = step({"adv_estimator": "gae"})
