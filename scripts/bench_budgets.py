@@ -85,7 +85,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--methods", default="l1_exact,lenvm", help=f"some of {','.join(METHODS)}")
     add("--seeds", type=int, default=3, help="runs per method (3)")
-    add("--updates", type=int, help="updates per run (24)")
+    add("--updates", type=int, help="updates per run (40)")
     add("--prompts", type=int, help="prompts per update (16)")
     add("--samples", type=int, help="completions per prompt (8)")
     add("--learning-rate", type=float, help="of the policy (1e-4)")

@@ -50,6 +50,7 @@ LONGEST_PROMPT = 32  # tokens
 class BudgetSettings(Settings):
     """What all runs share."""
 
+    updates: int = 40
     pool: int = 1024
     eval_prompts: int = 48
     eval_samples: int = 4
