@@ -137,7 +137,8 @@ def show(rows: list[dict[str, Any]], start: dict[str, float]) -> None:
         title_justify="left",
     )
     view.add_column("method")
-    wanted = [share for share in SHARES if any(row[column(share)] is not None for row in rows)]
+    reached_by_one = [n for n in SHARES if any(row[column(n)] is not None for row in rows)]
+    wanted = [share for share in reached_by_one if round(100 * share) % 10 == 0]
     for name in ("strength", "accuracy", "length", "per right", "cut", "dominated"):
         view.add_column(name, justify="right")
     for share in wanted:

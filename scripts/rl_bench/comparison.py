@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 FIGURES = ("accuracy", "length", "tokens_per_correct", "share_cut")
-SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+SHARES = tuple(percent / 100 for percent in range(95, 20, -5))
 """Of the untrained policy's length on the same prompts; the first update at each is reported."""
 SMOOTHING = 3  # updates averaged before a length counts as reached
 
