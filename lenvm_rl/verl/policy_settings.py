@@ -97,11 +97,11 @@ class PolicyLengthSettings:
                 "multiples of the first mean length, one below and one above 1."
             )
         self._check_critic()
-        if self.applies_to != "all" and self.use not in ("objective", "budget"):
+        if self.applies_to == "right" and self.use == "shaping":
             raise ValueError(
-                f"lenvm.applies_to={self.applies_to} with lenvm.use={self.use}: only the terms of "
-                "objective and budget can be left out of wrong answers (a potential in some "
-                "completions alone is none). Set applies_to=all."
+                "lenvm.applies_to=right with lenvm.use=shaping: a potential in some completions "
+                "alone is none, and pays for the others. Set lenvm.applies_to=all, or use "
+                "objective or budget."
             )
         self._check_scale()
         self._check_budget()
