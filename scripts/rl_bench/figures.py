@@ -30,17 +30,21 @@ def plot_pareto(rows: Sequence[Mapping[str, Any]], start: tuple[float, float], p
 
     Args:
         rows: of `comparison.compare`.
-        start: mean length and accuracy before training.
+        start: mean length and accuracy (0..1) before training.
     """
     figure, axis = plt.subplots(figsize=(8.6, 5.4))
-    axis.plot(*start, marker="*", markersize=15, color="black", linestyle="", label="untrained")
+    length, accuracy = start
+    style = {"marker": "*", "markersize": 15, "color": "black", "linestyle": ""}
+    axis.plot(length, 100 * accuracy, **style, label="untrained")
     for i, name in enumerate(dict.fromkeys(row["method"] for row in rows)):
         mine = [row for row in rows if row["method"] == name]
         color = _LENVM.get(name, "#8a8a8a" if name != "none" else "black")
         axis.errorbar(
             [row["length"] for row in mine],
             [100 * row["accuracy"] for row in mine],
+            xerr=[row["length_std"] for row in mine] if mine[0]["seeds"] > 1 else None,
             yerr=[100 * row["accuracy_std"] for row in mine] if mine[0]["seeds"] > 1 else None,
+            elinewidth=0.7,
             marker=_MARKERS[i % len(_MARKERS)],
             color=color,
             linewidth=2.0 if name in _LENVM else 0.8,
