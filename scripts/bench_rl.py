@@ -84,7 +84,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--lenvm", type=Path, default=lenvm_path(), help="of the shipped policy (the shipped one)")
     add("--methods", help="comma-separated; `all`, or some of rl_bench/methods.py")
-    add("--levels", default="0,1,2", help="strengths: 0 weak, 1 middle, 2 strong (all)")
+    add("--levels", default="0,1,2", help="strengths: 0 weak, 1 middle, 2 strong; 3 beyond (0,1,2)")
     add("--seeds", type=int, default=3, help="runs per method and strength (3)")
     add("--updates", type=int, help="updates per run (24)")
     add("--prompts", type=int, help="prompts per update (16)")
@@ -107,8 +107,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
                 setattr(args, name, value)
     args.methods = args.methods.split(",") if args.methods else None
     args.levels = sorted({int(level) for level in args.levels.split(",")})
-    if not set(args.levels) <= {0, 1, 2}:
-        parser.error(f"--levels {args.levels}: use some of 0, 1, 2.")
+    if not set(args.levels) <= {0, 1, 2, 3}:
+        parser.error(f"--levels {args.levels}: use some of 0, 1, 2, 3.")
     if not args.lenvm.is_dir():
         parser.error(f"--lenvm {args.lenvm} is no directory: make one with `lenvm demo`.")
     names = "updates prompts samples learning_rate lam max_tokens pool eval_prompts eval_samples"

@@ -119,7 +119,7 @@ def plot_staleness(runs: Sequence[Mapping[str, Any]], path: Path) -> Path | None
     if not chosen:
         return None
     figure, axes = plt.subplots(1, 2, figsize=(9.4, 3.8), sharex=True)
-    styles = (":", "--", "-")
+    styles = (":", "--", "-", "-.")
     for method, label in shown.items():
         for level in sorted({run["level"] for run in chosen}):
             mine = [r for r in chosen if r["method"] == method and r["level"] == level]

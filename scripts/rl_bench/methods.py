@@ -55,6 +55,7 @@ DEFAULT = (
     *("objective", "objective_right", "objective_refresh", "shaping", "budget"),
 )
 """What is compared unless names are given; ALL stands for everything there is."""
+LEVELS = ("0", "1", "2", "3")
 ALL = "all"
 
 
@@ -64,7 +65,7 @@ class Method:
 
     name: str
     level: int = 0
-    """0, 1, 2: weak, middle, strong."""
+    """0, 1, 2: weak, middle, strong; 3: as far beyond strong as strong is beyond middle."""
 
     @property
     def family(self) -> str:
@@ -78,9 +79,12 @@ class Method:
         """Value of the method's own strength parameter."""
         if self.family == NONE:
             return None
-        if self.family == "lenvm":
-            return LENVM[self.name][1][self.level]
-        return LENGTH_REWARDS[self.name].strengths[self.level]
+        lenvm = self.family == "lenvm"
+        values = LENVM[self.name][1] if lenvm else LENGTH_REWARDS[self.name].strengths
+        if self.level < len(values):
+            return values[self.level]
+        beyond = values[2] * values[2] / values[1]
+        return round(beyond) if isinstance(values[2], int) else beyond
 
     @property
     def refreshes(self) -> bool:
@@ -92,7 +96,7 @@ class Method:
         if self.family != "published":
             return None
         reward = LENGTH_REWARDS[self.name]
-        return reward.bind(**reward.bench_params(self.level))
+        return reward.bind(**{**reward.bench, reward.strength: self.strength})
 
 
 def all_methods(names: Sequence[str] | None, levels: Sequence[int]) -> list[Method]:
@@ -100,7 +104,7 @@ def all_methods(names: Sequence[str] | None, levels: Sequence[int]) -> list[Meth
 
     Args:
         names: methods; None is `DEFAULT`, `["all"]` everything.
-        levels: 0, 1, 2 for names without a level of their own.
+        levels: 0 .. 3 for names without a level of their own.
     Raises:
         ValueError: an unknown name or level.
     """
@@ -109,10 +113,10 @@ def all_methods(names: Sequence[str] | None, levels: Sequence[int]) -> list[Meth
     methods = []
     for text in wanted:
         name, colon, level = text.partition(":")
-        if name not in known or (colon and level not in ("0", "1", "2")):
+        if name not in known or (colon and level not in LEVELS):
             raise ValueError(
                 f"unknown method {text!r}: use {ALL}, or some of {', '.join(known)}; name:0, "
-                "name:1 and name:2 are its weak, middle and strong form"
+                "name:1 and name:2 are its weak, middle and strong form, name:3 one beyond"
             )
         own = [int(level)] if colon else levels if name != NONE else levels[:1]
         methods += [Method(name, k) for k in own]

@@ -232,6 +232,13 @@ def test_updates_to_a_length_average_three_updates():
     assert updates_to(history([70, 30]), 0.64) is None
 
 
+def test_beyond_strong_goes_on_in_the_same_proportion():
+    assert Method("kimi", 2).strength == 1.0
+    assert Method("kimi", 3).strength == pytest.approx(2.0)  # weights .5, 1
+    assert Method("truncation", 3).strength == 25  # limits 64, 40 tokens, whole ones
+    assert [m.level for m in all_methods(["kimi:3", "none"], [0, 1])] == [0, 3]
+
+
 def test_short_prompts_are_no_progress():
     steps = [{"length": 50.0, "reference_length": 50.0}] * 3
     assert updates_to(steps, 0.9) is None
@@ -298,7 +305,7 @@ def test_a_whole_bench_goes_on_where_it_was_killed(lenvm, tmp_path, capsys, monk
 def test_nonsense_is_refused(lenvm, tmp_path, capsys):
     for arguments, said in (
         (["--lenvm", str(tmp_path / "none")], "is no directory"),
-        (["--lenvm", str(lenvm), "--levels", "3"], "use some of 0, 1, 2"),
+        (["--lenvm", str(lenvm), "--levels", "4"], "use some of 0, 1, 2, 3"),
     ):
         with pytest.raises(SystemExit):
             bench_rl.parse_args(arguments)
