@@ -193,7 +193,7 @@ def test_methods_by_name():
     default = all_methods(None, [0, 1, 2])
     assert len({m.name for m in default if m.family == "published"}) >= 8
     assert {m.name for m in all_methods(["all"], [1])} == {"none", *LENGTH_REWARDS, *LENVM}
-    for name in ("kimmi", "kimi:3"):
+    for name in ("kimmi", "kimi:4"):
         with pytest.raises(ValueError, match=f"unknown method '{name}'"):
             all_methods([name], [0])
 
