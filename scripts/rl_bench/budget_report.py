@@ -20,6 +20,7 @@ _STYLES = {
     "guided": ("black", "*", "shipped policy, guided"),
     "l1_exact": ("#d1603d", "s", "L1-Exact"),
     "lenvm": ("#1b6ca8", "D", "LenVM, learning on"),
+    "lenvm_right": ("#e0a100", "v", "LenVM, in right answers"),
     "lenvm_frozen": ("#7fb2d9", "^", "LenVM, frozen"),
 }
 

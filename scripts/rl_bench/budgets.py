@@ -7,7 +7,8 @@ how), drawn once per problem. Methods differ in the advantage alone:
     lenvm        A + s A_n, GRPO on the answer plus GAE towards -|L - n*| / n* with the LenVM's
                  expected length as baseline, in units of its own spread; the LenVM learns on from
                  every batch, so that it comes to read the budget too
-    lenvm_frozen the same with the LenVM that the start has
+    lenvm_right  the same with the dense term in right answers alone
+    lenvm_frozen `lenvm` with the LenVM that the start has
 
 All start from one pair of policy and LenVM that has seen budgets (`warm_up`). Evaluated beside
 them: that policy before training, and the shipped policy, asked without a budget and guided by its
@@ -40,7 +41,7 @@ from rl_bench.methods import Graded, rewards_of, task_advantage
 from rl_bench.training import EVAL_SEED, Settings, World, train
 from rl_bench.warm_up import Start
 
-METHODS = ("l1_exact", "lenvm", "lenvm_frozen")
+METHODS = ("l1_exact", "lenvm", "lenvm_right", "lenvm_frozen")
 UNTRAINED = ("start", "guided")
 """The policy that training starts from; and the shipped one, guided."""
 LONGEST_PROMPT = 32  # tokens
@@ -123,7 +124,10 @@ def advantage_of(method: str, settings: BudgetSettings):
             lam=settings.lam,
         )
         dense = normalise_advantage(dense, batch.mask, how="batch_std")
-        return combine(plain, dense, batch.mask, scale=settings.scale)
+        scale = torch.full((len(batch.lengths), 1), settings.scale)
+        if method == "lenvm_right":
+            scale = scale * torch.tensor(batch.correct)[:, None]
+        return combine(plain, dense, batch.mask, scale=scale)
 
     return l1_exact if method == "l1_exact" else lenvm
 
@@ -155,7 +159,7 @@ def run(method: str, seed: int, settings: BudgetSettings, start: Start) -> dict[
                 world,
                 seed,
                 advantage_of(method, settings),
-                refreshes=method == "lenvm",
+                refreshes=method in ("lenvm", "lenvm_right"),
                 measure=deviation,
                 policy=policy,
                 lenvm=LengthValueModel.from_pretrained(start.lenvm).eval(),

@@ -100,6 +100,18 @@ def test_the_dense_term_prefers_the_length_that_was_asked_for():
     assert (a[~batch.mask] == 0).all()
 
 
+def test_the_dense_term_of_right_answers_alone():
+    batch = graded([10, 30, 10, 30], [1.0, 0.0, 1.0, 1.0], [10.0, 30.0])
+    batch = Graded(**{**vars(batch), "lengths_left": torch.where(batch.mask, 20.0, 0.0)})
+    settings = BudgetSettings(lenvm="x", lam=1.0)
+    everywhere = advantage_of("lenvm", settings)(batch)
+    right = advantage_of("lenvm_right", settings)(batch)
+    torch.testing.assert_close(right[[0, 2, 3]], everywhere[[0, 2, 3]])
+    answer = task_advantage(batch.correct, batch.prompt_ids)[1] * batch.mask[1]
+    torch.testing.assert_close(right[1], answer)
+    assert not torch.allclose(right[1], everywhere[1])
+
+
 def test_figures_are_of_each_budgets_own_completions():
     world = budget_world(SMALL)
     completions = []
