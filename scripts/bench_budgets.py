@@ -1,7 +1,7 @@
 """Trained once with random budgets, evaluated at four: how well does a policy meet each of them?
 
-    python scripts/bench_budgets.py --lenvm runs/demo/checkpoint/lenvm --out runs/bench_budgets
-    python scripts/bench_budgets.py --lenvm ... --methods l1_exact,lenvm --seeds 2 --updates 20
+    python scripts/bench_budgets.py --out runs/bench_budgets --jobs 2
+    python scripts/bench_budgets.py --lenvm DIR --methods l1_exact,lenvm --seeds 2 --updates 20
 
 The shipped policy under GRPO; every prompt names a budget of tokens. LenVM's dense budget term
 beside L1-Exact: same start, data, updates, batch and seeds (rl_bench/budgets.py says what they
@@ -29,6 +29,7 @@ from rl_bench.budgets import METHODS, UNTRAINED, WARM_UP, BudgetSettings, run
 from rl_bench.jobs import digest, one_thread, run_missing
 from rl_bench.warm_up import warm_up
 
+from lenvm_rl.demo import lenvm_path
 from lenvm_rl.evals.results import finite, save_results
 from lenvm_rl.rollouts.atomic import replacing
 
@@ -80,10 +81,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add(
-        "--lenvm", type=Path, required=True, help="value model of the shipped policy (`lenvm demo`)"
-    )
-    add("--methods", default="l1_exact,lenvm", help=f"some of {','.join(METHODS)}")
+    add("--lenvm", type=Path, default=lenvm_path(), help="of the shipped policy (the shipped one)")
+    add("--methods", default="l1_exact,lenvm,lenvm_right", help=f"some of {','.join(METHODS)}")
     add("--seeds", type=int, default=3, help="runs per method (3)")
     add("--updates", type=int, help="updates per run (40)")
     add("--prompts", type=int, help="prompts per update (16)")

@@ -34,7 +34,7 @@ from lenvm_rl.model.generate import Completion  # noqa: E402
 
 TINY = (
     "--updates 2 --prompts 2 --samples 3 --max-tokens 48 --pool 4 --eval-prompts 2 "
-    "--eval-samples 2 --warm-problems 48 --seeds 1"
+    "--eval-samples 2 --warm-problems 48 --seeds 1 --methods l1_exact,lenvm"
 )
 SMALL = BudgetSettings(lenvm="lenvm", pool=40, eval_prompts=3, eval_samples=1, low=20, high=60)
 
