@@ -20,6 +20,7 @@ from torch import Tensor
 from lenvm_rl.core import predicted_length, value_of_logit
 from lenvm_rl.model import LengthValueConfig
 from lenvm_rl.rollouts import Rollout
+from lenvm_rl.vllm.offline import cpu_defaults
 
 _AT_ONCE = 512  # sequences handed to vLLM together, so that files of any size stream
 
@@ -58,7 +59,7 @@ def pooling_engine(lenvm: str, **settings: Any) -> Any:
     """vLLM's `LLM` with a LenVM as a pooling model; `settings` are vLLM's own."""
     from vllm import LLM
 
-    return LLM(str(lenvm), runner="pooling", **settings)
+    return LLM(str(lenvm), runner="pooling", **{**cpu_defaults(), **settings})
 
 
 def token_logits(engine: Any, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
