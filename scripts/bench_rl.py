@@ -127,7 +127,9 @@ def prepare(path: Path, settings: Settings) -> dict[str, Any]:
 
 
 def _path(folder: Path, method: Method, seed: int) -> Path:
-    return folder / f"{method.name}-{method.level}-{seed}.json"
+    # By the strength, not its level: other strengths under the same level are other runs.
+    strength = "" if method.strength is None else f"-{method.strength:g}"
+    return folder / f"{method.name}{strength}-{seed}.json"
 
 
 def show(rows: list[dict[str, Any]], start: dict[str, float]) -> None:

@@ -68,14 +68,16 @@ def plot_curves(runs: Sequence[Mapping[str, Any]], path: Path) -> Path:
     Lengths are relative to the untrained policy's on the same prompts; both are running means.
     """
     figure, axes = plt.subplots(1, 2, figsize=(10.4, 4.0), sharex=True)
-    level = sorted({run["level"] for run in runs if run["method"] != "none"} or {0})
-    middle = level[len(level) // 2]
+    levels = {run["level"] for run in runs if run["method"] != "none"} or {0}
+    middle = min(levels, key=lambda level: abs(level - 1))
     for i, name in enumerate(dict.fromkeys(run["method"] for run in runs)):
         mine = [
             run["history"]
             for run in runs
             if run["method"] == name and (name == "none" or run["level"] == middle)
         ]
+        if not mine:
+            continue
         steps = list(zip(*mine, strict=True))
         totals = [
             [sum(run[key] for run in step) for step in steps]

@@ -294,7 +294,7 @@ def test_a_whole_bench_goes_on_where_it_was_killed(lenvm, tmp_path, capsys, monk
         "staleness.png",
     } <= {path.name for path in tmp_path.iterdir()}
     started.clear()
-    next(tmp_path.glob("runs/*/kimi-1-0.json")).unlink()
+    next(tmp_path.glob("runs/*/kimi-0.5-0.json")).unlink()
     bench_rl.main(arguments)
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert started == ["kimi"], "finished runs are not run again"
