@@ -13,8 +13,8 @@ PACKAGE = ROOT / "lenvm_rl"
 ARROWS = {
     "core": set(),
     "rollouts": {"core"},
-    "model": {"core"},
-    "scoring": {"core", "model"},
+    "model": {"core", "rollouts"},
+    "scoring": {"core", "model", "rollouts"},
     "evals": {"core", "model", "rollouts", "scoring"},
     "demo": {"core", "model", "rollouts", "scoring", "evals"},
     "verl": {"core", "model", "rollouts", "scoring"},
