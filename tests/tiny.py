@@ -7,6 +7,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 FAMILIES = ("qwen2", "qwen3", "llama")
 VOCAB = 48
 
+# Two float32 forwards of a tiny model that sum in another order (batched against alone, fused
+# against plain, other threads or instructions). One rounding is 2**-24 of a number near 1; some
+# hundred of them on the way to a logit of size 1 to 4 add up to 2e-6 on the processors seen. A
+# wrong mask or a shifted position moves it by more than 1e-3.
+FORWARD = 1e-5
+
 
 def make_tokenizer(words: int = VOCAB, prefix: str = "w") -> PreTrainedTokenizerFast:
     vocab = {"<pad>": 0, "<eos>": 1} | {f"{prefix}{i}": i for i in range(2, words)}

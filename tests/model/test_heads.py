@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lenvm_rl.model import CandidateHead, LengthValueConfig, LengthValueModel
-from tests.tiny import VOCAB
+from tests.tiny import FORWARD, VOCAB
 
 GAMMA = 0.97
 
@@ -41,7 +41,10 @@ def test_every_candidate_is_valued_from_the_state_before_it(model):
         for candidate in range(2, VOCAB, 7):
             sequence[0, -1] = candidate
             torch.testing.assert_close(
-                model.length_logits(sequence)[0, -1], all_candidates[candidate], atol=1e-6, rtol=0
+                model.length_logits(sequence)[0, -1],
+                all_candidates[candidate],
+                atol=FORWARD,
+                rtol=0,
             )
 
 
@@ -52,7 +55,7 @@ def test_packed_sequences_do_not_see_each_other(model):
     embedded = model.get_input_embeddings()(torch.cat([first, second], dim=1))
     packed = model.score(hidden, embedded, position_ids)
     alone = torch.cat([model.length_logits(x) for x in (first, second)], dim=1)
-    torch.testing.assert_close(packed, alone, atol=1e-6, rtol=0)
+    torch.testing.assert_close(packed, alone, atol=FORWARD, rtol=0)
 
 
 def test_it_is_saved_and_loaded_with_its_kind(model, tmp_path):
@@ -64,7 +67,7 @@ def test_it_is_saved_and_loaded_with_its_kind(model, tmp_path):
         assert torch.equal(loaded.state_dict()[name], weight), name
     # Other memory alignment, other order of sums: equal to round-off.
     torch.testing.assert_close(
-        loaded.length_logits(ids()), model.length_logits(ids()), atol=1e-6, rtol=0
+        loaded.length_logits(ids()), model.length_logits(ids()), atol=FORWARD, rtol=0
     )
 
 

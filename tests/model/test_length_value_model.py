@@ -18,7 +18,7 @@ from lenvm_rl.model import (
     save_checkpoint,
     tokenizer_sha,
 )
-from tests.tiny import VOCAB, make_policy, make_tokenizer
+from tests.tiny import FORWARD, VOCAB, make_policy, make_tokenizer
 
 GAMMA = 0.97
 
@@ -85,7 +85,7 @@ def test_save_and_load_give_the_same_values(model, tokenizer, tmp_path, dtype):
     again = LengthValueModel.from_pretrained(path, gamma=GAMMA, tokenizer=tokenizer, dtype=dtype)
     with torch.no_grad():
         got, expected = again.length_logits(ids()), model.length_logits(ids())
-    torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(got, expected, atol=FORWARD, rtol=0)
     assert again.dtype == dtype
     assert (again.config.gamma, again.config.target) == (GAMMA, "return")
     assert again.config.policy["name"] == "tiny"
@@ -124,7 +124,7 @@ def test_padding_never_matters(model):
         right = model.length_logits(
             torch.cat([row, pad], 1), attention_mask=torch.tensor([[1] * 6 + [0] * 3])
         )
-    torch.testing.assert_close(right[:, :6], alone, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(right[:, :6], alone, atol=FORWARD, rtol=0)
 
 
 def test_packed_rows_do_not_see_each_other(model):
@@ -135,7 +135,7 @@ def test_packed_rows_do_not_see_each_other(model):
         got = model.length_logits(packed, position_ids=positions)
         expected = torch.cat([model.length_logits(a), model.length_logits(b)], 1)
         leaking = model.length_logits(packed)
-    torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(got, expected, atol=FORWARD, rtol=0)
     assert (leaking - expected)[:, 5:].abs().max() > 1e-4
 
 

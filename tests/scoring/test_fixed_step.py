@@ -22,6 +22,7 @@ from tests.scoring.test_exact import (
     recomputed,
     worth_comparing,
 )
+from tests.tiny import FORWARD
 
 LIMITS = {"slots": 48, "max_candidates": 20, "capacity": 4096}
 
@@ -77,7 +78,7 @@ def test_values_equal_a_full_recompute(trunk, way):
     model = make_lenvm(trunk)
     engine = Engine(model, fixed_scorer(model, **WAYS[way]), seed=trunk + way)
     engine.run(60)
-    assert worth_comparing(engine) and engine.worst < 1e-5
+    assert worth_comparing(engine) and engine.worst < FORWARD
 
 
 IN_PIECES = {"kernel": reference_kernel, "processors": 100}
@@ -93,7 +94,7 @@ def test_prefixes_of_many_pages(lenvm, way):
         found = scorer.score(slots, histories, candidates, everything(candidates))
         for i, history in enumerate(histories):
             expected = recomputed(lenvm, history, candidates[i])
-            torch.testing.assert_close(found[i], expected, atol=1e-5, rtol=0)
+            torch.testing.assert_close(found[i], expected, atol=FORWARD, rtol=0)
             history.output.append(int(candidates[i, step]))
     assert scorer.stats.committed == 2 * 4
 
@@ -108,7 +109,7 @@ def test_a_padded_step_is_the_ragged_step(lenvm, way):
         candidates = draw(3, step)
         expected = ragged.score(slots[0], histories, candidates, mask)
         found = fixed.score(slots[1], histories, candidates, mask)
-        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(found, expected, atol=FORWARD, rtol=0)
         for row, history in enumerate(histories):
             history.output.append(int(candidates[row, 2 * step % K]))
 

@@ -37,6 +37,7 @@ from lenvm_rl.model import (  # noqa: E402
 )
 from lenvm_rl.model.generate import Completion, ContinuousSampler  # noqa: E402
 from reward_fns import LENGTH_REWARDS  # noqa: E402
+from tests.tiny import FORWARD  # noqa: E402
 
 GAMMA = 0.98
 TINY = (
@@ -97,7 +98,7 @@ def test_values_do_not_depend_on_the_batch(lenvm):
         alone, _ = length_values(model, grid)
         here = torch.zeros(together.shape[1], dtype=torch.bool)
         here[: grid.mask.shape[1]] = grid.mask[0]
-        torch.testing.assert_close(together[i][here], alone[grid.mask], atol=1e-6, rtol=0)
+        torch.testing.assert_close(together[i][here], alone[grid.mask], atol=FORWARD, rtol=0)
         assert (together[i][~here] == 0).all() and (lengths[i][here] > 0).all()
 
 
