@@ -96,7 +96,14 @@ class LengthValueConfig(PretrainedConfig):
         if name in _TRUNK_FIELDS:
             trunk = self.__dict__.get("text_config")
             if isinstance(trunk, PretrainedConfig):
-                return getattr(trunk.get_text_config(), name)
+                text = trunk.get_text_config()
+                if not hasattr(text, name):
+                    raise AttributeError(
+                        f"the configuration of this LenVM's {text.model_type} trunk has no {name}, "
+                        "which trainers and engines read: put the LenVM on a trunk that has it, "
+                        "such as Qwen's or Llama's."
+                    )
+                return getattr(text, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def require_gamma(self) -> float:

@@ -7,6 +7,8 @@ what they are for everybody else. Against verl's value engine it
   - asks the model for raw logits: the loss takes the sigmoid itself, in float32;
   - honours override_config.attn_implementation, which verl's loader of value models overrides, and
     attends to packed sequences one by one where flash-attn is missing (`packed_attention`);
+  - refuses what would give wrong values without a word: packed sequences on a trunk whose layers
+    carry a state into the next one, and sequence parallelism that nothing carries out;
   - trains a LoRA that verl's code cannot build for token classifiers: adapters on the trunk, and
     the whole value head (verl would freeze it, or put an adapter on random weights);
   - hands out whole weights, adapters merged, for a directory `from_pretrained` reads.
@@ -32,7 +34,8 @@ from verl.workers.engine.fsdp.transformer_impl import (
     FSDPEngineWithValueHead,
 )
 
-from lenvm_rl.model import LengthValueConfig
+from lenvm_rl.model import LengthValueConfig, LengthValueModel
+from lenvm_rl.model.probes import packs
 from lenvm_rl.verl.cpu import PLATFORM
 from lenvm_rl.verl.packed_attention import PACKED_SDPA
 
@@ -61,6 +64,7 @@ class _PackedOnCPU(_WithoutPinnedMemory):
     """verl's own engines on a CPU: packed sequences are attended to one by one."""
 
     def _build_module(self) -> nn.Module:
+        check_sequence_parallel(self.ulysses_sequence_parallel_size, attention="sdpa")
         with _values_without_flash_attention():
             module = super()._build_module()
         if module.config._attn_implementation == "sdpa" and self.use_remove_padding:
@@ -87,6 +91,10 @@ class LengthValueEngine(FSDPEngineWithValueHead):
                 f"({config.architectures}), not a length value model. Make one from it with "
                 "`lenvm init`, or convert a published one with `lenvm import`."
             )
+        attention = self._attention()
+        check_sequence_parallel(
+            self.ulysses_sequence_parallel_size, attention=attention, head=config.head
+        )
         config.head_output = "logit"
         self.model_config.model_type = "value_model"  # what verl's loader knows
         try:
@@ -96,7 +104,9 @@ class LengthValueEngine(FSDPEngineWithValueHead):
             raise (error.__cause__ or error) from None
         finally:
             self.model_config.model_type = MODEL_TYPE
-        module.set_attn_implementation(self._attention())
+        module.set_attn_implementation(attention)
+        if self.use_remove_padding:
+            check_packing(module, attention)
         if config.frozen_trunk:
             module.model.requires_grad_(False)
         return module
@@ -106,7 +116,7 @@ class LengthValueEngine(FSDPEngineWithValueHead):
         chosen = self.model_config.override_config.get("attn_implementation")
         if chosen is None:
             chosen = "flash_attention_2" if is_flash_attn_2_available() else "sdpa"
-        if chosen == "sdpa" and self.use_remove_padding and not self.use_ulysses_sp:
+        if chosen == "sdpa" and self.use_remove_padding:
             return PACKED_SDPA
         return chosen
 
@@ -176,6 +186,49 @@ class LengthValueEngine(FSDPEngineWithValueHead):
 
 class CPULengthValueEngine(_WithoutPinnedMemory, LengthValueEngine):
     """The length value engine on a CPU."""
+
+
+def check_sequence_parallel(size: int, *, attention: str, head: str = "state") -> None:
+    """Refuse sequences spread over `size` workers where nothing brings the pieces together.
+
+    Raises:
+        ValueError: another attention than flash attention (verl exchanges heads between the
+            workers of a sequence inside it alone), or a head that reads its neighbours.
+    """
+    if size <= 1:
+        return
+    if "flash" not in attention:
+        raise ValueError(
+            f"ulysses_sequence_parallel_size={size} with attention {attention!r}: every worker "
+            "would attend to its own piece of a sequence alone, since verl exchanges the pieces "
+            "inside flash attention only. Install flash-attn (override_config.attn_implementation="
+            "flash_attention_2), or set ulysses_sequence_parallel_size=1."
+        )
+    if head == "candidate":
+        raise ValueError(
+            f"ulysses_sequence_parallel_size={size} with a LenVM of head=candidate: its head reads "
+            "the state before each token, and at the border of a piece that state lies on another "
+            "worker. Set ulysses_sequence_parallel_size=1."
+        )
+
+
+def check_packing(module: LengthValueModel, attention: str) -> None:
+    """Refuse packed rows on a trunk in which they reach each other; asks the module itself.
+
+    Raises:
+        ValueError: its values would depend on the response that lies before in the row.
+    """
+    if next(module.parameters()).is_meta:
+        return  # verl loads weights on the first worker alone; that one asks
+    asked = None if "flash" in attention else attention  # those need an accelerator
+    if not packs(module.model, asked):
+        raise ValueError(
+            f"use_remove_padding=true packs responses into one row, but this LenVM's trunk "
+            f"({module.model.config.model_type}, attention {attention!r}) carries something from "
+            "one into the next, as recurrent and convolutional layers do: values would depend on "
+            "somebody else's response. Set use_remove_padding=false in the model block of its "
+            "workers (critic.model when it is pretrained, length_critic.model beside a policy)."
+        )
 
 
 def merge_lora(weights: dict[str, Tensor], scale: float) -> dict[str, Tensor]:

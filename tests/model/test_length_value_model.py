@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification
 
 from lenvm_rl.core import logit_to_length, logit_to_value
 from lenvm_rl.model import (
@@ -210,3 +210,11 @@ def test_tokenizer_fingerprint_is_about_ids_alone(tokenizer):
     config = LengthValueConfig(text_config=make_policy("qwen2").config)
     check_tokenizer(config, tokenizer)  # a model that names no tokenizer accepts any
     assert config.policy is None
+
+
+def test_a_trunk_without_a_standard_field_is_named():
+    trunk = AutoConfig.for_model("opt", vocab_size=48, hidden_size=32)
+    config = LengthValueConfig(text_config=trunk)
+    assert config.hidden_size == 32 and not hasattr(config, "num_key_value_heads")
+    with pytest.raises(AttributeError, match="opt trunk has no num_key_value_heads.*Qwen"):
+        config.num_key_value_heads  # noqa: B018

@@ -5,9 +5,16 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
-from lenvm_rl.model import LengthValueModel, load_tokenizer, tokenizer_sha
-from lenvm_rl.verl.engine import LengthValueEngine, merge_lora
+from lenvm_rl.model import (
+    LengthValueConfig,
+    LengthValueModel,
+    load_tokenizer,
+    save_checkpoint,
+    tokenizer_sha,
+)
+from lenvm_rl.verl.engine import LengthValueEngine, check_sequence_parallel, merge_lora
 from lenvm_rl.verl.loss import LengthValueLoss
 from tests.tiny import make_policy, make_tokenizer
 from tests.verl.engines import LOSS, fixed_lengths, infer, make_lenvm, make_rows, make_worker, train
@@ -181,6 +188,41 @@ def test_a_damaged_checkpoint_is_named_instead_of_trl(lenvm, tmp_path):
 def test_fsdp1_is_refused_on_a_cpu(lenvm):
     with pytest.raises(ValueError, match=r"strategy='fsdp' cannot run on a CPU.*fsdp2"):
         make_worker(lenvm, strategy="fsdp")
+
+
+def make_stateful_lenvm(path):
+    """A LenVM with a convolution over tokens in its first layer."""
+    torch.manual_seed(0)
+    trunk = AutoConfig.for_model(
+        "lfm2",
+        **{"vocab_size": 48, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128},
+        layer_types=["conv", "full_attention"],
+    )
+    model = LengthValueModel(LengthValueConfig(text_config=trunk, gamma=LOSS.gamma))
+    return save_checkpoint(model, make_tokenizer(), path)
+
+
+def test_packed_rows_are_refused_where_the_trunk_carries_a_state_and_padded_ones_are_right(
+    tmp_path,
+):
+    path = make_stateful_lenvm(tmp_path / "lenvm")
+    with pytest.raises(ValueError, match=r"trunk \(lfm2, .*use_remove_padding=false"):
+        make_worker(path)
+    model = LengthValueModel.from_pretrained(path)
+    for row, ours in zip(ROWS, infer(make_worker(path, packed=False), ROWS), strict=True):
+        ids = torch.tensor([[*row.prompt_ids, *row.response_ids]])
+        alone = model.length_logits(ids)[0, len(row.prompt_ids) - 1 : -1]
+        torch.testing.assert_close(ours, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_a_sequence_over_several_workers_needs_flash_attention_and_a_state_head():
+    check_sequence_parallel(1, attention="sdpa", head="candidate")
+    check_sequence_parallel(2, attention="flash_attention_2")
+    with pytest.raises(ValueError, match=r"size=2 with attention 'sdpa_packed'.*flash-attn.*=1"):
+        check_sequence_parallel(2, attention="sdpa_packed")
+    with pytest.raises(ValueError, match=r"head=candidate.*border.*size=1"):
+        check_sequence_parallel(2, attention="flash_attention_2", head="candidate")
 
 
 def test_verls_ordinary_critic_loads_a_lenvm_and_gets_values(lenvm):
