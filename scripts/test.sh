@@ -20,4 +20,9 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 .venv/bin/python -m pytest --durations=10 "$@"
 if ! $fast; then
   .venv/bin/python -m pytest -m slow --durations=10 "$@"
+  if [[ $# == 0 ]]; then # once more on the model runner that GPUs get; one process per engine
+    for file in guided_llm pooling policy_states; do
+      scripts/v2_on_cpu.sh "tests/vllm/test_$file.py" -m slow
+    done
+  fi
 fi
