@@ -3,14 +3,15 @@
 `horizon` converts lengths, values and logits; `targets` holds the parameterisations; `returns` and
 `cuts` the targets of each token; `losses` and `masked` the training loss; `metrics`, `boundary`,
 `length_tokens` and `lifebench` the evaluation; `candidates`, `tilt` and `guidance` the steering of
-generation; `advantages`, `shaping`, `controllers` and `ranking` reinforcement learning with a
-length critic.
+generation; `advantages`, `right_answers`, `recalibration`, `shaping`, `controllers` and `ranking`
+reinforcement learning with a length critic.
 """
 
 from lenvm_rl.core.advantages import (
     NORMALISATIONS,
     check_scale,
     combine,
+    lam_for_length,
     length_advantage,
     normalise_advantage,
 )
@@ -71,6 +72,7 @@ from lenvm_rl.core.metrics import (
     relative_error_by_position,
 )
 from lenvm_rl.core.ranking import Ranking, shortest_of_group
+from lenvm_rl.core.recalibration import Recalibration, recalibrate
 from lenvm_rl.core.returns import (
     discounted_returns,
     gae,
@@ -79,6 +81,13 @@ from lenvm_rl.core.returns import (
     packed_discounted_returns,
     packed_remaining_lengths,
     remaining_length,
+)
+from lenvm_rl.core.right_answers import (
+    BASELINES,
+    centre_right,
+    clamp_to_lead,
+    lead_over_wrong,
+    right_term,
 )
 from lenvm_rl.core.shaping import (
     BUDGETS,
@@ -98,6 +107,7 @@ from lenvm_rl.core.targets import (
 from lenvm_rl.core.tilt import tilt, tilt_to_mean
 
 __all__ = [
+    "BASELINES",
     "BUDGETS",
     "CONTROLLERS",
     "CONTROLS",
@@ -112,6 +122,7 @@ __all__ = [
     "DualAscent",
     "Guided",
     "Ranking",
+    "Recalibration",
     "RowNumbers",
     "Schedule",
     "at_positions",
@@ -123,9 +134,11 @@ __all__ = [
     "censor",
     "censored_huber",
     "censored_squared_error",
+    "centre_right",
     "check_gamma",
     "check_scale",
     "check_target",
+    "clamp_to_lead",
     "combine",
     "discounted_returns",
     "forbids_eos",
@@ -137,7 +150,9 @@ __all__ = [
     "huber",
     "kendall_tau",
     "label",
+    "lam_for_length",
     "lambda_returns",
+    "lead_over_wrong",
     "length_advantage",
     "length_of_prediction",
     "length_rewards",
@@ -166,10 +181,12 @@ __all__ = [
     "predicted_length",
     "prompt_boundary_length",
     "r2",
+    "recalibrate",
     "relative_error",
     "relative_error_by_position",
     "remaining_length",
     "resolution_limit",
+    "right_term",
     "select_candidates",
     "shaping_rewards",
     "shortest_of_group",

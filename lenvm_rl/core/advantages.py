@@ -8,8 +8,11 @@ A_len has its own gamma (the checkpoint's) and its own lambda, and is never whit
 the task advantage: whitening the sum would let one term set the unit of the other. scale > 0
 shortens, scale < 0 lengthens.
 
-lambda = 1 is unbiased however stale the values are and carries the noise of the whole future;
-lambda -> 0 credits this one token, with the bias of the values.
+In all answers, lambda = 1 is unbiased however stale the values are (V is a baseline of the state,
+and drops out) and carries the noise of the whole future; lambda -> 0 credits this one token, with
+the bias of the values. Stale values still cost: what they are off by moves every token's advantage
+the same way (`recalibration`). In right answers alone a baseline does not drop out, and the values
+have to be those of right answers (`right_answers`).
 
 Shapes: B sequences, T response positions; position t is the state s_t before token t, as in
 `returns`. Masked positions may lie anywhere; their content never matters.
@@ -28,7 +31,9 @@ from lenvm_rl.core.returns import gae, length_rewards, remaining_length
 
 NORMALISATIONS = ("none", "batch_std")
 
-_FLAT = 1e-6  # a spread below this share of the largest entry is round-off, not signal
+_FLAT = 1e-6  # a spread below this, or this share of the largest entry, is round-off, not signal
+REACH = 0.3
+"""alpha of `lam_for_length`: 1 / (1 - lambda) tokens as a share of the mean length."""
 
 
 def length_advantage(
@@ -78,6 +83,32 @@ def length_advantage(
     return gae(rewards, v, response_mask, gamma=gamma, lam=lam, bootstrap_value=bootstrap)
 
 
+def lam_for_length(mean_length: float, *, alpha: float = REACH) -> float:
+    """The lambda whose credit reaches a fixed share of a response.
+
+        lambda = 1 - 1 / (alpha * mean length),     at least 0
+
+    A fixed lambda does not carry over: credit reaches 1 / (1 - gamma lambda) tokens, which at .95
+    is at most 20, a quarter of a response of 70 tokens and .25 % of one of 8,000. At alpha = .3 and
+    a gamma chosen by the 99th percentile of the lengths (here 5.6 times their mean) it is 24 % of
+    a response, at 70 tokens (lambda .952) as at 8,000 (.9996).
+
+    Args:
+        mean_length: tokens, > 0, of the completions that get the term.
+        alpha: > 0.
+    Returns:
+        In [0, 1).
+    Raises:
+        ValueError: a length or an alpha that is not positive.
+    Reference: length-adaptive GAE of VAPO (arXiv 2504.05118), there per response.
+    """
+    if not 0.0 < mean_length < math.inf or not 0.0 < alpha < math.inf:
+        raise ValueError(
+            f"mean_length and alpha must be positive numbers, got {mean_length} and {alpha}"
+        )
+    return max(0.0, 1.0 - 1.0 / (alpha * mean_length))
+
+
 def normalise_advantage(advantage: Tensor, mask: Tensor, *, how: str = "none") -> Tensor:
     """Bring a length advantage to a unit of its own, without moving its zero.
 
@@ -85,7 +116,7 @@ def normalise_advantage(advantage: Tensor, mask: Tensor, *, how: str = "none") -
         batch_std   divided by the standard deviation over the tokens of the batch, not centred:
                     centring would reward every token of a batch that is too long
 
-    A batch without spread (all entries equal up to round-off) is returned as it is.
+    A batch without spread (up to the round-off of values in [-1, 0]) is returned as it is.
 
     Args:
         advantage: [B, T].
@@ -103,7 +134,7 @@ def normalise_advantage(advantage: Tensor, mask: Tensor, *, how: str = "none") -
         return a
     mean = a.double().sum() / tokens
     std = (masked_sum((a.double() - mean) ** 2, counted) / tokens).sqrt()
-    flat = std <= _FLAT * a.abs().max()
+    flat = std <= _FLAT * a.abs().max().clamp(min=1.0)  # advantages are of size 1 at most
     return torch.where(flat, a, (a / torch.where(flat, 1.0, std)).to(a.dtype))
 
 

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from lenvm_rl.core import (
     combine,
     discounted_returns,
+    lam_for_length,
     length_advantage,
     normalise_advantage,
 )
@@ -188,3 +189,24 @@ def test_unknown_normalisation_lists_the_known_ones():
     x = torch.zeros(1, 2)
     with pytest.raises(ValueError, match="unknown normalise 'whiten': use one of none, batch_std"):
         normalise_advantage(x, x, how="whiten")
+
+
+@pytest.mark.parametrize(
+    ("mean", "lam"), [(200 / 3, 0.95), (600.0, 1 - 1 / 180), (8000.0, 1 - 1 / 2400), (2.0, 0.0)]
+)
+def test_lambda_by_length(mean, lam):
+    assert lam_for_length(mean) == pytest.approx(lam)
+    assert 0.0 <= lam_for_length(mean) < 1.0
+
+
+@given(st.floats(10.0, 50_000.0))
+def test_credit_reaches_the_same_share_of_a_response_of_any_length(mean):
+    gamma = 0.01 ** (1 / (5.6 * mean))  # of the 99th percentile, as the demo's lengths have it
+    reach = 1.0 / (1.0 - gamma * lam_for_length(mean))
+    assert reach / mean == pytest.approx(0.24, abs=0.02)
+
+
+@pytest.mark.parametrize(("mean", "alpha"), [(0.0, 0.3), (float("nan"), 0.3), (10.0, -1.0)])
+def test_lambda_of_no_length_is_refused(mean, alpha):
+    with pytest.raises(ValueError, match="must be positive numbers"):
+        lam_for_length(mean, alpha=alpha)

@@ -1,0 +1,133 @@
+"""The length term in right answers alone: against what it is judged, its unit, its bound.
+
+A term that only right answers get, c * (G - b) with c in [0, 1], is an advantage only if its
+expectation over right answers is zero: c depends on what follows, so a baseline b(s) does not
+drop out as it does in all answers, but pays -b(s) for being right (E[c b grad log pi] =
+b grad P(right)). With V of all answers this teaches to be wrong wherever right answers are the
+long ones. Two baselines are sound:
+
+    right   b = V_c(s) = E[G | s, right], a LenVM trained on right answers: E[c (G - V_c) | s] = 0
+            whatever P(right) is, at any lambda
+    group   no critic: the mean of G over the right answers of the prompt that are as far along,
+            so the terms of right answers sum to 0 at every position (`centre_right`); the
+            gradient is that of E[G | right]
+
+and `all` is the V of all answers, as it was: an ablation.
+
+Shapes: B sequences, T response positions. `right` [B] is c: 0 wrong, 1 right, between them a
+partly right answer's score.
+"""
+
+import torch
+from torch import Tensor
+
+from lenvm_rl.core.advantages import normalise_advantage
+from lenvm_rl.core.checks import as_float, check_fraction, check_same_shape, per_row
+
+BASELINES = ("right", "group", "all")
+
+
+def centre_right(x: Tensor, mask: Tensor, right: Tensor, groups: Tensor) -> Tensor:
+    """`x` minus its mean over the right answers of the group at the same number of tokens.
+
+        x_it - sum_j c_j x_jt / sum_j c_j,     j: rows of i's group that have a token t
+
+    Token t is the t-th generated one, wherever the mask has it. So `sum_i c_i out_it = 0` for
+    every group and t: nothing is paid for being right, or for going on. A part of `x` that
+    depends on group and t alone has no effect. A right answer alone at its position gets 0.
+
+    Args:
+        x: [B, T], what follows from each token on, e.g. the return G_t.
+        mask: [B, T], non-zero at generated tokens.
+        right: [B] c in [0, 1].
+        groups: [B] integers, equal for completions of one prompt.
+    Returns:
+        [B, T] at least float32; 0 where masked and in rows with c = 0.
+    """
+    check_same_shape(x=x, mask=mask)
+    c = per_row(right, like=as_float(x, name="x"), name="right").double()[:, None]
+    counted = (mask != 0) & (c > 0)
+    values = torch.where(counted, as_float(x, name="x"), 0.0)
+    _, number = groups.unique(return_inverse=True)
+    cell = number[:, None] * mask.shape[1] + (mask != 0).long().cumsum(1) - 1
+    cell = torch.where(counted, cell, 0)
+    weight = torch.where(counted, c, 0.0)
+    sums = torch.zeros(2, len(groups) * mask.shape[1], dtype=torch.float64, device=mask.device)
+    sums[0].index_add_(0, cell.flatten(), (weight * values).flatten())
+    sums[1].index_add_(0, cell.flatten(), weight.flatten())
+    mean = (sums[0] / sums[1].clamp(min=torch.finfo(torch.float64).tiny))[cell]
+    return torch.where(counted, values - mean, 0.0).to(values.dtype)
+
+
+def right_term(advantage: Tensor, mask: Tensor, right: Tensor, *, how: str = "none") -> Tensor:
+    """A length advantage in right answers alone, in the unit of their own spread.
+
+    `normalise_advantage` over the tokens of rows with c > 0, times c: wrong answers, which get no
+    term, have no say in its unit.
+
+    Args:
+        advantage: [B, T].
+        mask: [B, T], non-zero at generated tokens.
+        right: [B] c in [0, 1].
+        how: one of `NORMALISATIONS`.
+    Returns:
+        [B, T] at least float32; 0 where masked and in rows with c = 0.
+    """
+    c = per_row(right, like=as_float(advantage, name="advantage"), name="right")[:, None]
+    term = normalise_advantage(advantage, (mask != 0) & (c > 0), how=how)
+    return term * c.to(term.dtype)
+
+
+def lead_over_wrong(task: Tensor, mask: Tensor, right: Tensor, groups: Tensor) -> Tensor:
+    """By how much the task advantage of a right answer exceeds those of its group's wrong ones.
+
+        lead_i = m_i - max_j max(m_j, S_j / L_i),     j: rows of i's group with c = 0
+
+    S is the sum of the task advantage over a row's tokens, L their number, m = S / L. While every
+    token of row i loses less than the lead, both its mean and its sum stay above those of every
+    wrong row.
+
+    Args:
+        task: [B, T], the task advantage, which is all that wrong answers get.
+        mask, right, groups: as for `centre_right`.
+    Returns:
+        [B] float64, at least 0; infinite in groups without a wrong answer.
+    """
+    check_same_shape(task=task, mask=mask)
+    counted = mask != 0
+    total = torch.where(counted, as_float(task, name="task"), 0.0).double().sum(1)
+    length = counted.sum(1).clamp(min=1)
+    c = per_row(right, like=as_float(task, name="task"), name="right")
+    wrong = (c <= 0) & counted.any(1)
+    names, number = groups.unique(return_inverse=True)
+    best = torch.full((2, len(names)), -torch.inf, dtype=torch.float64, device=task.device)
+    for row, of_wrong in zip(best, (total / length, total), strict=True):
+        row.scatter_reduce_(0, number[wrong], of_wrong[wrong], "amax")
+    mean, summed = best[:, number]
+    return (total / length - torch.maximum(mean, summed / length)).clamp(min=0.0)
+
+
+def clamp_to_lead(
+    term: Tensor, task: Tensor, mask: Tensor, right: Tensor, groups: Tensor, *, share: float
+) -> Tensor:
+    """A scaled length term, bounded so that a right answer stays above its group's wrong ones.
+
+        -share * lead_i <= out_it <= share * lead_i,     lead_i as in `lead_over_wrong`
+
+    So no token's length term takes more than `share` of what being right is worth, and the mean
+    and the sum over a right row's tokens of `task + out` exceed those of every wrong row by
+    (1 - share) of what they exceeded them by without it. Both sides are bounded alike, since a
+    bound on one alone would move the mean. Groups without a wrong answer are left alone.
+
+    Args:
+        term: [B, T], times its scale.
+        task, mask, right, groups: as for `lead_over_wrong`.
+        share: in [0, 1].
+    Returns:
+        [B, T] as `term`.
+    """
+    check_same_shape(term=term, task=task)
+    lead = lead_over_wrong(task, mask, right, groups)
+    bound = (check_fraction(share, name="share") * lead).to(term.dtype)[:, None]
+    bound = torch.where(lead.isinf()[:, None], torch.inf, bound)  # 0 * inf
+    return torch.minimum(torch.maximum(term, -bound), bound)
