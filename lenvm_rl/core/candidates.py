@@ -41,7 +41,8 @@ def select_candidates(
         min_p: [R] in [0, 1], none below this share of the most probable one's probability.
         forbidden: [R] bool, rows whose `eos_ids` are no candidates. Where nothing else is left
             (a grammar that demands the end), they stay.
-        eos_ids: [E] long, needed with `forbidden`.
+        eos_ids: [E] or [R, E] long, needed with `forbidden`: the tokens that end a response. A row
+            with fewer repeats one; what a row that is not forbidden has there does not matter.
     Returns:
         ids: [R, K] long, by falling probability, ties by id (of tokens tied at the last place of
             the K, any). Where masked out still valid ids.
@@ -77,7 +78,8 @@ def select_candidates(
 
 def _without(scores: Tensor, eos_ids: Tensor, forbidden: Tensor) -> Tensor:
     """[R, V] with the EOS tokens of forbidden rows at -inf, unless they are all there is."""
-    removed = scores.index_fill(1, eos_ids, -torch.inf)
+    ends = eos_ids.expand(len(scores), -1).clamp(min=0)
+    removed = scores.scatter(1, ends, -torch.inf)
     something_left = removed.amax(-1) > -torch.inf
     return torch.where((forbidden & something_left)[:, None], removed, scores)
 

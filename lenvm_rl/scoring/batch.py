@@ -6,13 +6,15 @@ once, and only the number of tokens generated is new.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lenvm_rl.core import RowNumbers, forbids_eos
-from lenvm_rl.scoring.rows import GuidedRow, numbers_of, on_device
+from lenvm_rl.scoring.key_values import to_device
+from lenvm_rl.scoring.rows import GuidedRow, ends_of, numbers_of
 from lenvm_rl.scoring.settings import TARGET_MODES
 
 
@@ -23,14 +25,27 @@ class Batch:
         rows: of the first such step.
         device: of the logits.
         max_candidates: most candidates of a row.
+        ends: tokens that end the response of rows that name none.
+        size: tokens that the policy chooses among.
     """
 
-    def __init__(self, rows: Sequence[GuidedRow], device: torch.device, max_candidates: int):
+    def __init__(
+        self,
+        rows: Sequence[GuidedRow],
+        device: torch.device,
+        *,
+        max_candidates: int,
+        ends: Collection[int],
+        size: int,
+    ):
         self.device = device
+        self.size = size
         self._names = _names(rows)
         asked = [row.settings for row in rows]
         table = numbers_of(rows, device)
         self.mode = table["mode"].long()
+        self.ends = to_device(ends_of(rows, ends, size), device)
+        """[R, E] tokens that end each row's response, see `rows.ends_of`."""
         self.present = {s.mode for s in asked}
         """Modes that occur."""
         self.has_targets = not self.present.isdisjoint(TARGET_MODES)
@@ -50,11 +65,11 @@ class Batch:
         self._place = [row.index for row in rows]
         first = self._place[0]
         self._adjacent = self._place == list(range(first, first + len(rows)))
-        self._index = on_device(self._place, torch.long, device)
+        self._index = to_device(np.array(self._place), device)
 
-    def is_of(self, rows: Sequence[GuidedRow], device: torch.device) -> bool:
+    def is_of(self, rows: Sequence[GuidedRow], device: torch.device, size: int) -> bool:
         """Whether these are the requests, in these rows of the logits."""
-        return self.device == device and self._names == _names(rows)
+        return (self.device, self.size) == (device, size) and self._names == _names(rows)
 
     def take(self, logits: Tensor) -> Tensor:
         """[R, V] the rows of `logits` (or of anything with a row for each of theirs): themselves
@@ -74,20 +89,28 @@ class Batch:
         if not self.has_targets:
             return None
         wide = self.numbers["generated"].dtype
-        self.numbers["generated"] = on_device([row.generated for row in rows], wide, self.device)
-        used_up = [row.used_up for row in rows]
-        return on_device(used_up, torch.bool, self.device) if any(used_up) else None
+        generated = to_device(np.array([row.generated for row in rows]), self.device)
+        self.numbers["generated"] = generated.to(wide)
+        used_up = np.array([row.used_up for row in rows])
+        return to_device(used_up, self.device) if used_up.any() else None
+
+    def is_end(self, ids: Tensor) -> Tensor:
+        """[R, K] bool: candidates [R, K] that end their row's response."""
+        if self.ends.shape[1] == 1:
+            return ids == self.ends
+        return (ids[:, :, None] == self.ends[:, None]).any(-1)
 
     def forbidden(self) -> Tensor | None:
         """[R] bool, rows that may not end yet; None where no mode says so."""
         if "at_least" not in self.present:
             return None
         n = self.numbers
-        return forbids_eos(self.mode, n["generated"], n["target"], count_eos=n["count_eos"])
+        forbids = forbids_eos(self.mode, n["generated"], n["target"], count_eos=n["count_eos"])
+        return forbids & (self.ends[:, 0] >= 0)
 
 
 def _names(rows: Sequence[GuidedRow]) -> list[tuple]:
-    return [(row.index, row.key, row.settings, row.temperature) for row in rows]
+    return [(row.index, row.key, row.settings, row.temperature, row.ends) for row in rows]
 
 
 def _limits(

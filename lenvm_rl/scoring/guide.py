@@ -30,16 +30,24 @@ class Guide:
 
     Args:
         scorer: values candidates; its configuration gives gamma and target.
-        eos_token_ids: tokens that end a response.
+        eos_token_ids: tokens that end a response, where its row does not say it itself.
         max_candidates: most candidates of a row; larger or missing top-k are cut to it.
+        drops_rows: leave rows out whose scores would change nothing; None does so on a CPU, where
+            they are known without waiting for the device.
     Raises:
         ValueError: no EOS, max_candidates below 1, or a LenVM without gamma.
     """
 
     def __init__(
-        self, scorer: CandidateScorer, *, eos_token_ids: Iterable[int], max_candidates: int
+        self,
+        scorer: CandidateScorer,
+        *,
+        eos_token_ids: Iterable[int],
+        max_candidates: int,
+        drops_rows: bool | None = None,
     ):
         self.scorer = scorer
+        self.drops_rows = drops_rows
         self.eos_token_ids = sorted(set(eos_token_ids))
         self.max_candidates = max_candidates
         self.gamma = scorer.config.require_gamma()
@@ -55,7 +63,6 @@ class Guide:
         if max_candidates < 1:
             raise ValueError(f"max_candidates must be at least 1, got {max_candidates}")
         self._slots: OrderedDict[Hashable, int] = OrderedDict()  # least recently used first
-        self._eos: Tensor | None = None
         self._batch: Batch | None = None
 
     def check_vocabulary(self, size: int) -> None:
@@ -99,19 +106,18 @@ class Guide:
         if not steered:
             return
         self.check_vocabulary(logits.shape[1])
-        batch = self._batch_of(steered, logits.device)
+        batch = self._batch_of(steered, logits)
         used_up = batch.begin_step(steered)
-        eos = self._eos_on(logits.device)
         chosen = batch.take(logits)
 
         ids, log_probs, mask = select_candidates(
             chosen,
             max_candidates=batch.width,
             forbidden=batch.forbidden(),
-            eos_ids=eos,
+            eos_ids=batch.ends,
             **batch.limits,
         )
-        is_eos = torch.isin(ids, eos) & mask if len(eos) > 1 else (ids == eos) & mask
+        is_eos = batch.is_end(ids) & mask
         others = mask & ~is_eos
         wanted = _worth_scoring(log_probs, mask, others, is_eos, used_up, batch.min_entropy)
         lengths = self._lengths(rows, steered, batch, ids, others, wanted, hidden)
@@ -131,21 +137,23 @@ class Guide:
             chosen,
             ids,
             guided.log_probs if batch.scale is None else guided.log_probs * batch.scale,
-            eos,
+            batch.ends,
             guided.force_eos if forces else None,
         )
         batch.put(logits, chosen)
 
-    def _batch_of(self, rows: Sequence[GuidedRow], device: torch.device) -> Batch:
+    def _batch_of(self, rows: Sequence[GuidedRow], logits: Tensor) -> Batch:
         """The last step's batch where the same requests are steered again."""
-        if self._batch is None or not self._batch.is_of(rows, device):
-            self._batch = Batch(rows, device, self.max_candidates)
+        device, size = logits.device, logits.shape[1]
+        if self._batch is None or not self._batch.is_of(rows, device, size):
+            self._batch = Batch(
+                rows,
+                device,
+                max_candidates=self.max_candidates,
+                ends=self.eos_token_ids,
+                size=size,
+            )
         return self._batch
-
-    def _eos_on(self, device: torch.device) -> Tensor:
-        if self._eos is None or self._eos.device != device:
-            self._eos = torch.tensor(self.eos_token_ids, device=device)
-        return self._eos
 
     def _lengths(
         self,
@@ -160,14 +168,16 @@ class Guide:
         """[R, K] predicted remaining tokens; 0 at what was not scored.
 
         Which rows need no scoring is known on the device. Only the CPU can be asked without
-        waiting, so only there they leave the batch; elsewhere their masks are empty.
+        waiting, so only there they leave the batch. Elsewhere they are scored like the others: the
+        token that will be sampled is then among those whose keys and values the scorer holds, also
+        where it is the only candidate.
         """
-        scored = others & wanted[:, None]
         states = {}
         if hidden is not None and getattr(self.scorer, "reads_policy", False):
             states["hidden"] = batch.take(hidden)
-        taken, width = list(range(len(steered))), ids.shape[1]
-        if ids.device.type == "cpu":
+        taken, width, scored = list(range(len(steered))), ids.shape[1], others
+        if self.drops_rows or (self.drops_rows is None and ids.device.type == "cpu"):
+            scored = others & wanted[:, None]
             taken = np.flatnonzero(wanted.numpy()).tolist()
             if not taken:
                 return torch.zeros(ids.shape)
@@ -236,15 +246,17 @@ def _worth_scoring(
 
 
 def _write(
-    rows: Tensor, ids: Tensor, log_probs: Tensor, eos: Tensor, force_eos: Tensor | None
+    rows: Tensor, ids: Tensor, log_probs: Tensor, ends: Tensor, force: Tensor | None
 ) -> None:
-    """Leave `log_probs` at the candidates and -inf elsewhere, in place; where EOS is forced, the
-    EOS tokens alone, unless a grammar has excluded all of them already."""
+    """Leave `log_probs` at the candidates and -inf elsewhere, in place; in rows [R] of `force`
+    their `ends` [R, E] alone, unless a grammar has excluded all of them already."""
     values = log_probs.to(rows.dtype)
-    if force_eos is None:
+    if force is None:
         rows.fill_(-torch.inf).scatter_(1, ids, values)
         return
-    ends = rows[:, eos]  # a copy
-    force = (force_eos & (ends.amax(-1) > -torch.inf))[:, None]
-    rows.fill_(-torch.inf).scatter_(1, ids, values.masked_fill(force, -torch.inf))
-    rows[:, eos] = torch.where(force, ends, rows[:, eos])
+    place = ends.clamp(min=0)
+    before = rows.gather(1, place)
+    ends_now = force & (ends[:, 0] >= 0) & (before.amax(-1) > -torch.inf)
+    ends_now = ends_now[:, None]
+    rows.fill_(-torch.inf).scatter_(1, ids, values.masked_fill(ends_now, -torch.inf))
+    rows.scatter_(1, place, torch.where(ends_now, before, rows.gather(1, place)))

@@ -73,5 +73,5 @@ def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     """Host data on a device, without waiting for the device."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

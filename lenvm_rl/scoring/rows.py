@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lenvm_rl.core import MODES, RowNumbers
 from lenvm_rl.core.tilt import working_dtype
 from lenvm_rl.scoring.interface import History
+from lenvm_rl.scoring.key_values import to_device
 from lenvm_rl.scoring.settings import GuidanceSettings
 
 _COLUMNS = ("temperature", "top_k", "top_p", "min_p", "min_entropy", "mode", *RowNumbers._fields)
@@ -32,6 +34,9 @@ class GuidedRow:
     """Tokens of its prompt: the rest of the history is response."""
     temperature: float = 1.0
     """What the sampler will divide its logits by; 0 is greedy."""
+    ends: frozenset[int] | None = None
+    """Tokens that end its response; None are the guide's own. Empty: it goes on to its limit, and
+    what is EOS elsewhere is a token like any other."""
 
     @property
     def generated(self) -> int:
@@ -78,12 +83,22 @@ def numbers_of(rows: Sequence[GuidedRow], device: torch.device) -> dict[str, Ten
             "max_beta": s.max_beta,
         }
         lines.append([float(by_name[name]) for name in _COLUMNS])
-    columns = on_device(lines, working_dtype(device), device).t().contiguous()
+    columns = to_device(np.array(lines).T, device).to(working_dtype(device))
     return dict(zip(_COLUMNS, columns.unbind(), strict=True))
 
 
-def on_device(data: list, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Host data as a tensor, copied without waiting for the device."""
-    if device.type != "cuda":
-        return torch.tensor(data, dtype=dtype, device=device)
-    return torch.tensor(data, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
+def ends_of(rows: Sequence[GuidedRow], usual: Collection[int], size: int) -> np.ndarray:
+    """[R, E] the tokens that end each row's response; a row with fewer repeats its first one, and
+    one without any has -1.
+
+    Args:
+        usual: ends of the rows that name none.
+        size: of the vocabulary; an id outside of it is never sampled.
+    """
+    ends = [
+        sorted(x for x in (usual if row.ends is None else row.ends) if 0 <= x < size)
+        for row in rows
+    ]
+    width = max(1, *map(len, ends))
+    padded = [(e or [-1]) + (e or [-1])[:1] * (width - max(len(e), 1)) for e in ends]
+    return np.array(padded, dtype=np.int64)

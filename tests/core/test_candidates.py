@@ -123,6 +123,17 @@ def test_forbidden_eos():
     assert_close(log_probs.exp().sum(1), torch.ones(3))
 
 
+def test_what_ends_a_row_is_its_own():
+    ids, _, mask = select_candidates(
+        LOGITS.repeat(3, 1),
+        max_candidates=5,
+        forbidden=torch.tensor([True, True, False]),
+        eos_ids=torch.tensor([[1, 3], [0, 0], [-1, -1]]),
+    )
+    kept = [set(i[m].tolist()) for i, m in zip(ids, mask, strict=True)]
+    assert kept == [{0, 2, 4}, {1, 2, 3, 4}, {0, 1, 2, 3, 4}]
+
+
 def test_forbidding_comes_before_truncation():
     """EOS takes no place among the k most probable where it may not be chosen."""
     ids, _, mask = select_candidates(

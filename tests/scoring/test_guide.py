@@ -1,6 +1,7 @@
 """The whole loop on a Markov policy with exact values: laws, bounds, bits, slots, bad input."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -242,6 +243,65 @@ def test_a_grammar_is_stronger_than_a_forced_end():
     left = (logits[0] > -INF).nonzero()
     assert left.numel() == 1 and allowed[left.item()]
     assert POLICY.lengths[left.item()] == POLICY.lengths[allowed].min()
+
+
+# --- ends are the row's ------------------------------------------------------------------------
+
+
+def ending_at(settings, *ends):
+    """Rows after tokens 7 and 4, each with its own ends."""
+    rows = make_rows(settings)
+    return [replace(row, ends=frozenset(own)) for row, own in zip(rows, ends, strict=True)]
+
+
+def test_each_row_ends_at_its_own_tokens():
+    rows = ending_at([asks("at_most", target=2)] * 3, {EOS}, {6}, {8, 9})
+    logits = logits_of(rows)
+    logits[:, [EOS, 6, 8, 9]] = -9.0  # no candidates among the four most probable
+    make_guide(max_candidates=4)[0].apply(logits, rows)
+    assert [row.nonzero()[:, 0].tolist() for row in logits > -INF] == [[EOS], [6], [8, 9]]
+
+
+def test_at_least_chooses_no_end_of_its_row_before_n():
+    rows = ending_at([asks("at_least", target=50)] * 3, {EOS}, {6}, {8, 9, 99})
+    logits = logits_of(rows)
+    guided, scorer = make_guide()
+    scorer.ends = frozenset()
+    guided.apply(logits, rows)
+    excluded = [row.isinf().nonzero()[:, 0].tolist() for row in logits]
+    assert excluded == [[EOS], [6], [8, 9]], "an id of no token is no end"
+
+
+def test_what_ends_a_row_counts_as_nothing_left():
+    """All of equal's candidates are longer than one token: with one left, it takes the end."""
+    rows = ending_at([asks("equal", target=2)] * 2, {EOS}, {6})
+    logits = logits_of(rows)
+    guided, scorer = make_guide()
+    scorer.ends = frozenset()
+    guided.apply(logits, rows)
+    assert logits.argmax(1).tolist() == [EOS, 6]
+
+
+def test_a_row_without_an_end_has_no_token_that_is_free():
+    """EOS is valued like any other token, and a tilt to the short side does not fall for it."""
+    [with_end, without] = ending_at([asks("tilt", beta=-60.0)] * 2, {EOS}, ())
+    logits = logits_of([with_end, without])
+    guided, scorer = make_guide()
+    scorer.ends = frozenset()
+    guided.apply(logits, [with_end, without])
+    assert logits[0].softmax(-1)[EOS] > 0.999
+    policy = MarkovPolicy()
+    expected = torch.log_softmax(policy.logits[4] - 60.0 * (1 - torch.sigmoid(-scorer.z)), dim=-1)
+    assert_close(logits[1].log_softmax(-1), expected, rtol=0, atol=1e-4)
+
+
+def test_a_row_without_an_end_keeps_its_candidates_where_an_end_is_asked_for():
+    rows = ending_at([asks("at_least", target=9), asks("at_most", target=2)], (), ())
+    logits = logits_of(rows)
+    guided, scorer = make_guide()
+    scorer.ends = frozenset()
+    guided.apply(logits, rows)
+    assert (logits[0] > -INF).all() and (logits[1] > -INF).sum() == 1
 
 
 # --- cost and slots --------------------------------------------------------------------------

@@ -52,6 +52,8 @@ def countdown(most: int = 90) -> MarkovPolicy:
 class ToyScorer:
     """A CandidateScorer by table; checks that it is used as the interface says."""
 
+    ends = frozenset({EOS})  # whose value is known, so that nobody may ask for it
+
     def __init__(self, policy: MarkovPolicy, *, slots: int = 8, wrong_eos: bool = True):
         self.config = make_config(vocab_size=len(policy.logits))
         discount = policy.discount.clone()
@@ -76,7 +78,8 @@ class ToyScorer:
     def score(self, slots, histories, candidates, mask):
         assert len(set(slots)) == len(slots) == len(histories) == candidates.shape[0]
         assert candidates.shape == mask.shape and mask.dtype == torch.bool
-        assert not mask[candidates == EOS].any(), "the value of EOS is known"
+        known = torch.isin(candidates, torch.tensor(sorted(self.ends), dtype=torch.long))
+        assert not (mask & known).any(), "the value of an end is known"
         for slot, history in zip(slots, histories, strict=True):
             tokens = history.tail(0)
             assert tokens[: len(self.seen[slot])] == self.seen[slot], "histories only grow"
