@@ -10,14 +10,12 @@ trained on each batch with the pretraining loss (`loss`), after its values have 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from pathlib import Path
 
 import ray
 import torch
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
 from torch import Tensor
 from verl.single_controller.ray import (
@@ -42,6 +40,7 @@ from lenvm_rl.verl.step_metrics import worker_metrics
 from lenvm_rl.verl.worker import LengthValueWorker
 
 ROLE = "length_critic"
+STRATEGIES = ("fsdp2", "fsdp")
 
 
 class LengthCritic:
@@ -65,7 +64,7 @@ class LengthCritic:
         self.gamma = self._gamma()
         self._check_tokenizer(critic, policy)
         data = config.data
-        limits = RowLimits.of(OmegaConf.create({"critic": block}), critic, self.model)
+        limits = RowLimits.of(critic, self.model, key="length_critic")
         limits.check(
             data.max_prompt_length + data.max_response_length,
             "a completion of data.max_prompt_length plus data.max_response_length",
@@ -79,11 +78,11 @@ class LengthCritic:
         self._critic = critic
         self._balance = config.trainer.balance_batch
 
-    def start(self, pool: RayResourcePool, *, total_steps: int) -> None:
-        """Start the workers, one per device of `pool`; `total_steps` is refresh's schedule."""
+    def worker_config(self, *, total_steps: int) -> TrainingWorkerConfig:
+        """What verl starts a worker with; `total_steps` is refresh's schedule."""
         critic = self._critic
         object.__setattr__(critic.optim, "total_training_steps", total_steps)
-        worker = TrainingWorkerConfig(
+        return TrainingWorkerConfig(
             model_type=MODEL_TYPE,
             model_config=critic.model,
             engine_config=critic.engine,
@@ -91,6 +90,10 @@ class LengthCritic:
             checkpoint_config=critic.checkpoint,
             profiler_config=None,
         )
+
+    def start(self, pool: RayResourcePool, *, total_steps: int) -> None:
+        """Start the workers, one per device of `pool`; `total_steps` as in `worker_config`."""
+        worker = self.worker_config(total_steps=total_steps)
         actor = RayClassWithInitArgs(cls=ray.remote(LengthValueWorker), config=worker)
         group = RayWorkerGroup(
             resource_pool=pool,
@@ -102,8 +105,8 @@ class LengthCritic:
         self.workers.set_loss_fn(self.loss)
         self._parts = max(self.workers._query_dispatch_info("train")) + 1
         self._multiple = self._parts
-        if not critic.use_dynamic_bsz:
-            self._multiple *= critic.ppo_micro_batch_size_per_gpu
+        if not self._critic.use_dynamic_bsz:
+            self._multiple *= self._critic.ppo_micro_batch_size_per_gpu
 
     def logits(self, rows: Sequence[Rollout]) -> Tensor:
         """Raw outputs z at s_0 .. s_L of every completion, [B, T + 1] float32.
@@ -178,25 +181,25 @@ class LengthCritic:
 
 
 def worker_block(config: DictConfig, settings: PolicyLengthSettings) -> DictConfig:
-    """verl's critic block as the length critic's workers take it: `lenvm.worker` goes on top.
+    """The block `length_critic` (verl's FSDP critic), with what the `lenvm` block decides in it.
+
+    Never verl's own `critic`: that one may be Megatron's, VeOmni's or TorchTitan's.
 
     Raises:
-        ValueError: `lenvm.worker` has a key that verl's critic block has not.
+        ValueError: there is no such block, or its strategy is not FSDP's.
     """
-    block = OmegaConf.create(
-        OmegaConf.to_container(copy.deepcopy(config).critic, resolve=True), flags={"struct": True}
-    )
-    worker = settings.worker or {}
-    try:
-        block = OmegaConf.merge(block, worker)
-    except OmegaConfBaseException as error:
+    if "length_critic" not in config:
         raise ValueError(
-            f"lenvm.worker={worker} does not fit verl's critic block: {error}"
-        ) from error
-    with open_dict(block):
-        block.model.path = settings.checkpoint
-        block.model.tokenizer_path = None
-        block.model.use_remove_padding = worker.get("model", {}).get("use_remove_padding", True)
-        block.use_dynamic_bsz = worker.get("use_dynamic_bsz", True)
-        block.fsdp.forward_only = not settings.refresh
+            "the configuration has no `length_critic:` block, which describes the workers of "
+            "lenvm.checkpoint: compose it from lenvm_ppo (see recipes/grpo_length)."
+        )
+    block = OmegaConf.create(OmegaConf.to_container(config.length_critic, resolve=True))
+    if block.strategy not in STRATEGIES:
+        raise ValueError(
+            f"length_critic.strategy={block.strategy}: a length critic runs on FSDP beside any "
+            f"policy, whatever model_engine is. Use one of {', '.join(STRATEGIES)}."
+        )
+    block.model.path = settings.checkpoint
+    block.model.tokenizer_path = None
+    block.fsdp.forward_only = not settings.refresh
     return block

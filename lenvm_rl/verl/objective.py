@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import DictConfig
 from verl.workers.config import CriticConfig
 
 from lenvm_rl.model import LengthValueConfig
@@ -80,22 +79,27 @@ class RowLimits:
     """Tokens of a micro-batch; None when micro-batches are counted in completions."""
     positions: int | None
     """Positions of the trunk; None when its configuration does not say."""
+    key: str = "critic"
+    """Block of the configuration that sets them."""
 
     @classmethod
-    def of(cls, config: DictConfig, critic: CriticConfig, model: LengthValueConfig) -> RowLimits:
-        """The limits of a run."""
+    def of(
+        cls, critic: CriticConfig, model: LengthValueConfig, *, key: str = "critic"
+    ) -> RowLimits:
+        """The limits of workers that the block `key` describes."""
         budget = None
         if critic.use_dynamic_bsz:
             budget = min(critic.ppo_max_token_len_per_gpu, critic.forward_max_token_len_per_gpu)
             budget *= critic.fsdp.ulysses_sequence_parallel_size
-        return cls(budget, getattr(model, "max_position_embeddings", None))
+        return cls(budget, getattr(model, "max_position_embeddings", None), key)
 
     def check(self, tokens: int, what: str) -> None:
         """Raise ValueError when `what`, of `tokens` tokens, does not fit."""
         if self.micro_batch is not None and tokens > self.micro_batch:
             raise ValueError(
                 f"{what} has {tokens} tokens, more than a micro-batch holds ({self.micro_batch}). "
-                "Raise critic.ppo_max_token_len_per_gpu, and forward_max_token_len_per_gpu if set."
+                f"Raise {self.key}.ppo_max_token_len_per_gpu, and forward_max_token_len_per_gpu if "
+                "set."
             )
         if self.positions is not None and tokens > self.positions:
             raise ValueError(

@@ -1,7 +1,8 @@
 """What can be set for `trainer_mode=lenvm`, and which combinations are refused?
 
 `PolicyLengthSettings` is the `lenvm:` block of a policy's training; `check_against_verl` looks at
-what verl's own keys make of it.
+what verl's own keys make of it. The workers of the length critic have a block of their own,
+`length_critic:`, with the keys of verl's FSDP critic.
 """
 
 from __future__ import annotations
@@ -74,9 +75,6 @@ class PolicyLengthSettings:
     """Alarm when it rises above this multiple."""
     dump_dir: str | None = None
     """Directory that every step's tokens, values and advantages are written to (step_N.pt)."""
-    worker: dict[str, Any] | None = None
-    """Keys of verl's critic block in which the length critic's workers differ from it, e.g.
-    {optim: {lr: 1e-5}} for refresh."""
 
     def __post_init__(self) -> None:
         check_choice("lenvm.use", self.use, USES)

@@ -81,7 +81,7 @@ class LengthValuePretrainer(PPOTrainer):
     def _setup(self) -> None:
         critic = critic_config(self.config)
         self.model_config = length_value_config(critic)
-        self._limits = RowLimits.of(self.config, critic, self.model_config)
+        self._limits = RowLimits.of(critic, self.model_config)
         self.tokenizer, self.processor = critic.model.tokenizer, None
         self._init_dump_executor()
         self.source, facts = self._make_source()

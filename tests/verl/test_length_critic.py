@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.utils.config import omega_conf_to_dataclass
 
 from lenvm_rl.verl import rollout_batch
 from lenvm_rl.verl.length_critic import LengthCritic, worker_block
-from lenvm_rl.verl.policy_settings import PolicyLengthSettings
+from lenvm_rl.verl.policy_settings import (
+    PolicyLengthSettings,
+    check_against_verl,
+    read_policy_settings,
+)
 from lenvm_rl.verl.queue import finish_reason
 from lenvm_rl.verl.rollout_batch import read_rollouts
 from tests.tiny import make_policy, make_tokenizer
@@ -88,25 +93,52 @@ def test_responses_beyond_the_context_are_refused(composed, policy, tmp_path):
         critic_of(composed, policy, path)
 
 
-def test_its_workers_take_verls_critic_settings_but_for_what_differs(composed):
-    settings = PolicyLengthSettings(
-        checkpoint="lenvm", scale=0.1, worker={"optim": {"lr": 0.5}, "use_dynamic_bsz": False}
-    )
-    block = worker_block(composed, settings)
+def composed_for(*overrides):
+    with initialize_config_dir(config_dir=str(FOLDER), version_base=None):
+        return compose(config_name="qwen2.5-7b-math", overrides=list(overrides))
+
+
+def test_its_workers_have_a_block_of_their_own(composed):
+    config = composed.copy()
+    config.length_critic.optim.lr, config.length_critic.use_dynamic_bsz = 0.5, False
+    block = worker_block(config, PolicyLengthSettings(checkpoint="lenvm", scale=0.1))
     assert block.model.path == "lenvm" and block.fsdp.forward_only is True
     assert block.optim.lr == 0.5 and block.use_dynamic_bsz is False
     assert block.model.use_remove_padding is True
-    assert block.fsdp.mixed_precision.param_dtype == "fp32"
-    assert block.ppo_max_token_len_per_gpu == composed.critic.ppo_max_token_len_per_gpu
+    assert block.fsdp.mixed_precision.param_dtype == "fp32"  # what a CPU needs, of lenvm_cpu
     refreshed = PolicyLengthSettings(checkpoint="lenvm", scale=0.1, refresh=True)
-    assert worker_block(composed, refreshed).fsdp.forward_only is False
-    assert composed.critic.model.path != "lenvm", "verl's own block stays as it is"
+    assert worker_block(config, refreshed).fsdp.forward_only is False
 
 
-def test_a_worker_key_that_verl_has_not_is_refused(composed):
-    settings = PolicyLengthSettings(checkpoint="lenvm", scale=0.1, worker={"learning_rate": 0.5})
-    with pytest.raises(ValueError, match="lenvm.worker=.*does not fit verl's critic block"):
-        worker_block(composed, settings)
+@pytest.mark.parametrize("engine", ["dp", "megatron", "veomni", "torchtitan"])
+def test_a_length_critic_runs_on_fsdp_beside_a_policy_of_any_engine(engine, tmp_path):
+    path = make_lenvm(tmp_path / "lenvm", gamma=GAMMA, max_positions=8192)
+    config = composed_for(f"model_engine={engine}", f"lenvm.checkpoint={path}")
+    strategy = {"dp": "fsdp2"}.get(engine, engine)
+    assert config.critic.strategy == config.actor_rollout_ref.actor.strategy == strategy
+    settings = read_policy_settings(config)
+    check_against_verl(config, settings)
+    critic = LengthCritic(config, settings, saved_policy(tmp_path, config, make_tokenizer()))
+    worker = critic.worker_config(total_steps=10)
+    assert worker.engine_config.strategy == "fsdp2" and worker.engine_config.forward_only
+    assert worker.engine_config.max_token_len_per_gpu == 32768
+    assert worker.optimizer_config.total_training_steps == 10
+
+
+def test_a_task_critic_may_use_sequence_parallelism_alone(tmp_path):
+    config = composed_for("critic.fsdp.ulysses_sequence_parallel_size=4", "lenvm.checkpoint=lenvm")
+    block = worker_block(config, read_policy_settings(config))
+    assert block.fsdp.ulysses_sequence_parallel_size == 1
+
+
+def test_another_strategy_and_a_missing_block_are_refused(composed):
+    settings = PolicyLengthSettings(checkpoint="lenvm", scale=0.1)
+    config = composed.copy()
+    config.length_critic.strategy = "megatron"
+    with pytest.raises(ValueError, match="length_critic.strategy=megatron.*fsdp2"):
+        worker_block(config, settings)
+    with pytest.raises(ValueError, match="no `length_critic:` block.*lenvm_ppo"):
+        worker_block(OmegaConf.create({"critic": {}}), settings)
 
 
 # --- completions off the queue ---------------------------------------------------------------

@@ -178,7 +178,7 @@ def test_two_workers_see_the_values_of_one(grpo, work):
             *("trainer.n_gpus_per_node=2", "actor_rollout_ref.rollout.n=4"),
             # One rollout server for both workers: the first step samples what one worker's does.
             "actor_rollout_ref.rollout.tensor_model_parallel_size=2",
-            *("critic.ppo_max_token_len_per_gpu=384", "lenvm.scale=0.2"),
+            *("length_critic.ppo_max_token_len_per_gpu=384", "lenvm.scale=0.2"),
             steps=2,
         ),
         work,
@@ -201,7 +201,7 @@ def test_ppo_has_a_task_critic_and_a_length_critic(work):
             work,
             "ppo",
             *("data.train_batch_size=16", "lenvm.scale=0.5", "lenvm.refresh=true"),
-            *("trainer.save_freq=2", "lenvm.worker={optim:{lr:1e-2}}"),
+            *("trainer.save_freq=2", "length_critic.optim.lr=1e-2"),
             recipe="ppo_length",
         ),
         work,
