@@ -59,6 +59,13 @@ OptionalLenvmOption = Annotated[
         callback=_resolve_lenvm,
     ),
 ]
+MaxModelLenOption = Annotated[
+    int | None,
+    typer.Option(help="vLLM: longest prompt and response in tokens; what the run needs.", min=1),
+]
+MaxNumSeqsOption = Annotated[
+    int | None, typer.Option(help="vLLM: requests at once; as many as fit.", min=1)
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
 
 

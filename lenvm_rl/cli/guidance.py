@@ -7,7 +7,25 @@ from typing import Annotated
 
 import typer
 
-from lenvm_rl.cli.app import JsonOption, LenvmOption, OutOption, SeedOption, app, console, emit
+from lenvm_rl.cli.app import (
+    JsonOption,
+    LenvmOption,
+    MaxModelLenOption,
+    MaxNumSeqsOption,
+    OutOption,
+    SeedOption,
+    app,
+    console,
+    emit,
+)
+
+LenvmMemoryOption = Annotated[
+    str | None,
+    typer.Option(help="Most that the LenVM's keys and values take, e.g. 2GiB; a quarter if unset."),
+]
+LenvmDtypeOption = Annotated[
+    str, typer.Option(help="What it computes in: auto (the policy's), float32, bfloat16, float16.")
+]
 
 
 @app.command()
@@ -34,6 +52,10 @@ def generate(
     max_tokens: Annotated[int, typer.Option(help="Longest response in tokens.", min=1)] = 1024,
     temperature: Annotated[float, typer.Option(min=0.0)] = 1.0,
     limit: Annotated[int | None, typer.Option(help="Use at most so many prompts.")] = None,
+    max_model_len: MaxModelLenOption = None,
+    max_num_seqs: MaxNumSeqsOption = None,
+    lenvm_memory: LenvmMemoryOption = None,
+    lenvm_dtype: LenvmDtypeOption = "auto",
     seed: SeedOption = 0,
     json_file: JsonOption = None,
 ) -> None:
@@ -68,12 +90,18 @@ def generate(
         policy,
         rows,
         out,
-        options=GuidanceOptions(checkpoint=str(lenvm), max_candidates=max(top_k, 40)),
+        options=GuidanceOptions(
+            checkpoint=str(lenvm),
+            max_candidates=max(top_k, 40),
+            memory=lenvm_memory,
+            dtype=lenvm_dtype,
+        ),
         guidance=guidance,
         n=n,
         max_tokens=max_tokens,
         temperature=temperature,
         seed=seed,
+        engine={"max_model_len": max_model_len, "max_num_seqs": max_num_seqs},
         progress=True,
     )
     emit(done.to_dict(), json_file)
@@ -88,6 +116,8 @@ def serve(
     port: Annotated[int, typer.Option(help="Where to listen.")] = 8000,
     max_num_seqs: Annotated[int, typer.Option(help="Requests that run at once.", min=1)] = 64,
     max_candidates: Annotated[int, typer.Option(help="Most candidates per step.", min=1)] = 40,
+    lenvm_memory: LenvmMemoryOption = None,
+    lenvm_dtype: LenvmDtypeOption = "auto",
 ) -> None:
     """Serve a policy with length guidance by vLLM; any OpenAI client sends `vllm_xargs`.
 
@@ -101,7 +131,12 @@ def serve(
     from lenvm_rl.vllm.serve import serve as start
 
     policy = resolve_policy(model)
-    options = GuidanceOptions(checkpoint=str(lenvm.resolve()), max_candidates=max_candidates)
+    options = GuidanceOptions(
+        checkpoint=str(lenvm.resolve()),
+        max_candidates=max_candidates,
+        memory=lenvm_memory,
+        dtype=lenvm_dtype,
+    )
     command = serve_command(
         policy, options, host=host, port=port, max_num_seqs=max_num_seqs, extra=context.args
     )

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from lenvm_rl.cli.app import JsonOption, OutOption, SeedOption, app, emit
+from lenvm_rl.cli.app import (
+    JsonOption,
+    MaxModelLenOption,
+    MaxNumSeqsOption,
+    OutOption,
+    SeedOption,
+    app,
+    emit,
+)
 
 if TYPE_CHECKING:
     from lenvm_rl.rollouts.fill import SamplingReport
@@ -55,6 +63,8 @@ def sample(
     engine_args: Annotated[
         str, typer.Option(help="vllm, ray: settings of vLLM's LLM as JSON.")
     ] = "{}",
+    max_model_len: MaxModelLenOption = None,
+    max_num_seqs: MaxNumSeqsOption = None,
     engines: Annotated[int, typer.Option(help="ray: engines over all nodes.", min=1)] = 1,
     ray_address: Annotated[
         str | None, typer.Option(help="ray: cluster; a local one by default.")
@@ -140,7 +150,11 @@ def sample(
         chosen = {
             "logprobs": logprobs,
             "batch_size": batch_size or 1024,
-            "engine": _engine_args(engine_args),
+            "engine": {
+                "max_model_len": max_model_len,
+                "max_num_seqs": max_num_seqs,
+                **_engine_args(engine_args),
+            },
             "ray_engines": engines if engine == "ray" else None,
             "ray_address": ray_address,
         }

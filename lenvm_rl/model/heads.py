@@ -91,8 +91,9 @@ def make_head(kind: str, hidden_size: int, inner_size: int | None = None) -> Val
 
 def _without_autocast(x: Tensor) -> AbstractContextManager:
     """Off where it is on; entering it takes longer than a small head does."""
-    if torch.is_autocast_enabled(x.device.type):
-        return torch.autocast(x.device.type, enabled=False)
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
     return nullcontext()
 
 

@@ -4,6 +4,7 @@ interface    what a scorer is: slots, histories, logits of candidates
 settings     what one request asks for
 rows, batch  what is known of a request in one step, and of all of them as tensors
 trunk        a LenVM's trunk with keys and values of its rows in slots
+memory       what a scorer takes of the device, and whether it is there
 histories    how the slots catch up with their rows
 exact        candidates run through the LenVM, one pass per step
 fixed_step   a step of fixed shape, prefix_kernels for its attention, graphs to replay it on CUDA

@@ -35,7 +35,7 @@ from lenvm_rl.scoring.graphs import FixedSteps
 from lenvm_rl.scoring.histories import HistoryRow, HistoryTrunk
 from lenvm_rl.scoring.interface import History
 from lenvm_rl.scoring.key_values import ALIGN, to_device
-from lenvm_rl.scoring.prefix_kernels import PAGE, prefix_kernel
+from lenvm_rl.scoring.prefix_kernels import PAGE, Kernels, prefix_kernel
 from lenvm_rl.scoring.slots import LateRead, Siblings
 
 
@@ -49,9 +49,11 @@ class ExactScorer(HistoryTrunk):
         max_candidates: most candidates per row.
         chunk_tokens: most tokens per pass over prompts; bounds the memory of activations.
         fixed_shapes: pad steps to fixed shapes; None does so on CUDA, where steps are replayed.
+        memory: bytes that keys and values may take; None: what the device has left.
+        kernels: attention over prefixes that an engine brings, tried before `KERNELS`, on CUDA.
     Raises:
-        ValueError: another head, a trunk whose state is not keys and values, or a number out of
-            range.
+        ValueError: another head, a trunk whose state is not keys and values, a number out of
+            range, or keys and values that do not fit.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class ExactScorer(HistoryTrunk):
         max_candidates: int,
         chunk_tokens: int = 2048,
         fixed_shapes: bool | None = None,
+        memory: int | None = None,
+        kernels: Kernels | None = None,
     ):
         if fixed_shapes is None:
             fixed_shapes = next(model.parameters()).device.type == "cuda"
@@ -75,6 +79,7 @@ class ExactScorer(HistoryTrunk):
             chunk_tokens=chunk_tokens,
             padding_slots=int(fixed_shapes),
             align=PAGE if fixed_shapes else ALIGN,
+            memory=memory,
         )
         self._drops_masked = self.device.type == "cpu" and not fixed_shapes
         self._fixed: FixedSteps | None = None
@@ -83,10 +88,14 @@ class ExactScorer(HistoryTrunk):
             self._fixed = FixedSteps(
                 self._score_fixed,
                 self._store,
-                kernel=prefix_kernel(self._store),
+                kernel=prefix_kernel(self._store, kernels),
                 max_candidates=max_candidates,
             )
         self._siblings: list[Siblings | None] = [None] * slots
+
+    def prepare(self, candidates: int) -> int:
+        """Capture the graphs of steps with so many candidates; how many there are then."""
+        return self._fixed.prepare(candidates) if self._fixed else 0
 
     def open(self, history: History) -> int:
         """As `CachedTrunk.open`; candidates of the last step are kept while they fit."""

@@ -36,18 +36,33 @@ class Bucket(NamedTuple):
 def bucket_of(
     rows: int, candidates: int, longest: int, *, slots: int, max_candidates: int, capacity: int
 ) -> Bucket:
-    """The smallest bucket that holds a step: powers of two of rows and pages, eights of candidates.
+    """The smallest bucket that holds a step: powers of two of rows, eights of candidates, powers of
+    four of pages (a kernel reads what a prefix uses, not its span).
 
     Args:
         rows, candidates, longest: of the step; `longest` is the longest prefix in tokens.
         slots, max_candidates, capacity: what no bucket need exceed.
     """
-    span = PAGE * _power_of_two(max(-(-longest // PAGE), 1))
+    span = PAGE
+    while span < longest:
+        span *= 4
     return Bucket(
         min(_power_of_two(rows), slots),
         min(-(-candidates // 8) * 8, max_candidates),
         min(span, capacity),
     )
+
+
+def buckets_of(candidates: int, *, slots: int, max_candidates: int, capacity: int) -> list[Bucket]:
+    """All buckets of steps with so many candidates, short spans first and few rows first."""
+    limits = {"slots": slots, "max_candidates": max_candidates, "capacity": capacity}
+    spans, rows = [1], [1]
+    while spans[-1] < capacity:
+        spans.append(min(bucket_of(1, 1, spans[-1], **limits).span + 1, capacity))
+    while rows[-1] < slots:
+        rows.append(min(2 * rows[-1], slots))
+    found = [bucket_of(r, candidates, longest, **limits) for longest in spans for r in rows]
+    return list(dict.fromkeys(found))
 
 
 def pieces_of(bucket: Bucket, heads: int, processors: int) -> int:

@@ -1,9 +1,11 @@
 """How is a step of fixed shape run again and again? On CUDA as a graph, elsewhere as it is.
 
-A graph is captured when a bucket of shapes is first met (`fixed_step.Bucket`; a few dozen at most,
-in one pool of memory), which takes as long as some steps do, and replayed from then on: one launch
-for the whole trunk. Where capture fails, steps run without it, slower, and a line in the log says
-why. Shapes and buffers are the same either way, and so are the results.
+A graph is captured once per bucket of shapes (`fixed_step.Bucket`), before the first request where
+the candidates of a row are known then (`FixedSteps.prepare`), else when the bucket is first met,
+and replayed from then on: one launch for the whole trunk. All graphs share one pool of memory, and
+there are at most MAX_GRAPHS of them; steps of further buckets run without. Where a capture fails,
+the stream is put back, no other is tried, and a line in the log says why: steps run without,
+slower. Shapes and buffers are the same either way, and so are the results.
 """
 
 from __future__ import annotations
@@ -17,11 +19,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenvm_rl.scoring.fixed_step import Bucket, FixedPass, StepInputs, bucket_of, pieces_of
+from lenvm_rl.scoring.fixed_step import (
+    Bucket,
+    FixedPass,
+    StepInputs,
+    bucket_of,
+    buckets_of,
+    pieces_of,
+)
 from lenvm_rl.scoring.key_values import KeyValueStore, to_device
 from lenvm_rl.scoring.prefix_kernels import PrefixKernel
 
 _WARM_UP = 2  # runs before a capture: libraries choose and allocate in the first ones
+MAX_GRAPHS = 64
+"""A graph takes some megabytes and its capture some tenths of a second."""
 
 logger = logging.getLogger("lenvm_rl.scoring")
 
@@ -57,7 +68,11 @@ class FixedSteps:
         processors: int | None = None,
     ):
         self._score, self._store, self._kernel = score, store, kernel
-        self._max_candidates = max_candidates
+        self._limits = {
+            "slots": store.slots - 1,
+            "max_candidates": max_candidates,
+            "capacity": store.capacity,
+        }
         self._steps: dict[Bucket, _Captured] = {}
         self._captures = store.device.type == "cuda"
         self._pool: Any = None
@@ -71,26 +86,40 @@ class FixedSteps:
             places: [2, r] slots and lengths of the rows.
         """
         rows, width = candidates.shape
-        bucket = bucket_of(
-            rows,
-            width,
-            int(places[1].max()),
-            slots=self._store.slots - 1,
-            max_candidates=self._max_candidates,
-            capacity=self._store.capacity,
-        )
-        if bucket not in self._steps:
-            padding = self._store.slots - 1
-            self._steps[bucket] = _Captured(StepInputs(bucket, padding, self._store.device))
-        step = self._steps[bucket]
+        bucket = bucket_of(rows, width, int(places[1].max()), **self._limits)
+        step = self._step(bucket)
         step.inputs.load(candidates, self._padded(places, bucket))
-        if self._captures and step.graph is None:
+        if self._may_capture and step.graph is None:
             self._capture(step)
         if step.graph is None:
             return self._compute(step.inputs)[:rows, :width]
         step.graph.replay()
         assert step.output is not None
         return step.output[:rows, :width].clone()  # the next replay writes over it
+
+    @torch.inference_mode()
+    def prepare(self, candidates: int) -> int:
+        """Capture the steps of so many candidates per row, few rows and short spans first, before
+        anybody waits for them. Returns how many graphs there are; 0 where none can be captured."""
+        for bucket in buckets_of(candidates, **self._limits):
+            if self._may_capture:
+                self._capture(self._step(bucket))
+        return self.graphs
+
+    def _step(self, bucket: Bucket) -> _Captured:
+        if bucket not in self._steps:
+            padding = self._store.slots - 1
+            self._steps[bucket] = _Captured(StepInputs(bucket, padding, self._store.device))
+        return self._steps[bucket]
+
+    @property
+    def graphs(self) -> int:
+        """How many steps are replayed."""
+        return sum(step.graph is not None for step in self._steps.values())
+
+    @property
+    def _may_capture(self) -> bool:
+        return self._captures and self.graphs < MAX_GRAPHS
 
     def _padded(self, places: np.ndarray, bucket: Bucket) -> Tensor:
         padded = np.zeros((2, bucket.rows), dtype=np.int64)
@@ -106,22 +135,33 @@ class FixedSteps:
         return self._score(inputs.ids.flatten(), step).view(inputs.bucket[:2])
 
     def _capture(self, step: _Captured) -> None:
-        """Capture the step; what it computes is the same however often it runs."""
+        """Capture the step; what it computes is the same however often it runs.
+
+        Other threads may use the device meanwhile ("thread_local"): an engine has some that do.
+        """
+        before = torch.cuda.current_stream(self._store.device)
         try:
             side = torch.cuda.Stream(self._store.device)
-            side.wait_stream(torch.cuda.current_stream())
+            side.wait_stream(before)
             with torch.cuda.stream(side):
                 for _ in range(_WARM_UP):
                     self._compute(step.inputs)
-            torch.cuda.current_stream().wait_stream(side)
+            before.wait_stream(side)
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 step.output = self._compute(step.inputs)
             step.graph = graph
         except RuntimeError as error:
-            self._captures = False
-            logger.warning("steps of the LenVM run without CUDA graphs: %s", error)
+            self._captures, step.output = False, None
+            logger.warning(
+                "further steps of the LenVM run without CUDA graphs, slower: a capture failed (%s)",
+                error,
+            )
+        finally:
+            # torch leaves its capture stream current where ending a capture fails, and what runs
+            # there is not ordered with the engine's own work.
+            torch.cuda.set_stream(before)
 
 
 def _processors_of(device: torch.device) -> int:

@@ -23,6 +23,11 @@ class KeyValueShape(NamedTuple):
     value_dim: int
     dtype: torch.dtype
 
+    @property
+    def bytes(self) -> int:
+        """Of a token's keys and values."""
+        return self.heads * (self.key_dim + self.value_dim) * self.dtype.itemsize
+
 
 class KeyValueStore:
     """Keys and values of all layers: two tensors [layers, S * C, H, D], allocated once.
@@ -37,9 +42,7 @@ class KeyValueStore:
         slots: int,
         capacity: int,
         device: Any,
-        align: int = ALIGN,
     ):
-        capacity = -(-capacity // align) * align
         self.slots, self.capacity, self.device = slots, capacity, torch.device(device)
         heads, key_dim, value_dim, self.dtype = shapes[0]
         size = (len(shapes), slots * capacity, heads)

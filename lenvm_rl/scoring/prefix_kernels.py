@@ -9,18 +9,19 @@ attention kernel reads the prefix once for all candidates of a row and knows not
 Shapes: N sequences, Tq queries and Tk keys in all, H heads (as many for keys as for queries: query
 heads that share keys are laid out as further queries), D head dimension.
 
-Kernels, in the order in which they are tried: `torch.nn.attention.varlen.varlen_attn` (torch 2.12
-and newer; comes with torch and documents both its log-sum-exp and keys of which only the first are
-used), then the package flash_attn. Both need CUDA and half precision. Whether one works is not read
-off version numbers: it must reproduce a small case on the device in question (`prefix_kernel`),
-with prefixes in any order, otherwise plain `scaled_dot_product_attention` is used.
+Kernels, in the order in which they are tried: what an engine brings (vLLM does), torch's own
+`torch.nn.attention.varlen.varlen_attn` (torch 2.12 and newer; documents both its log-sum-exp and
+keys of which only the first are used), then the package flash_attn. All need CUDA and half
+precision. Whether one works is not read off version numbers: it must reproduce a small case on the
+device in question (`prefix_kernel`), with prefixes in any order, otherwise plain
+`scaled_dot_product_attention` is used.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -117,8 +118,6 @@ def flash_attn_kernel() -> PrefixKernel:
 
     def attend(query, keys, values, prefixes, scale):
         ends = prefixes.used.cumsum(0, dtype=torch.int32)
-        pages = torch.arange(prefixes.max_keys // PAGE, dtype=torch.int32, device=ends.device)
-        last = len(keys) // PAGE - 1  # pages behind the last one are named, not read
         output, lse, _ = flash_attn_varlen_func(
             query,
             keys.unflatten(0, (-1, PAGE)),
@@ -129,33 +128,54 @@ def flash_attn_kernel() -> PrefixKernel:
             prefixes.max_keys,
             softmax_scale=scale,
             return_attn_probs=True,
-            block_table=(prefixes.starts[:, None] // PAGE + pages).clamp(max=last),
+            block_table=page_table(prefixes, len(keys)),
         )
         return output, lse
 
     return attend
 
 
-KERNELS: dict[str, Callable[[], PrefixKernel]] = {
+def page_table(prefixes: Prefixes, tokens: int) -> Tensor:
+    """[N, pages] int32, the pages of each sequence's keys among `tokens` of them; pages behind the
+    last one are named, not read."""
+    starts = prefixes.starts[:, None]
+    pages = torch.arange(prefixes.max_keys // PAGE, dtype=torch.int32, device=starts.device)
+    return (starts // PAGE + pages).clamp(max=tokens // PAGE - 1)
+
+
+Kernels = Mapping[str, Callable[[], PrefixKernel]]
+"""Makers of kernels by name; one that cannot be made raises ImportError."""
+KERNELS: Kernels = {
     "torch": torch_kernel,
     "flash_attn": flash_attn_kernel,
 }
 
 
-def prefix_kernel(store: KeyValueStore) -> PrefixKernel | None:
+def prefix_kernel(store: KeyValueStore, first: Kernels | None = None) -> PrefixKernel | None:
     """The first kernel that reproduces a small case on the store's device, in its dtype and head
-    dimension; None where none does."""
+    dimension; None where none does, which on CUDA is said aloud.
+
+    Args:
+        first: tried before `KERNELS`.
+    """
     head_dim, dtype, device = store.keys.shape[-1], store.dtype, store.device
     if device.type != "cuda" or store.values.shape[-1] != head_dim:
         return None
-    for name, make in KERNELS.items():
+    reasons = []
+    for name, make in {**(first or {}), **KERNELS}.items():
         try:
             kernel = checked(make(), head_dim=head_dim, dtype=dtype, device=device)
         except (ImportError, RuntimeError, TypeError, ValueError) as error:
-            logger.info("prefix attention by %s cannot be used: %s", name, error)
+            reasons.append(f"{name}: {error}")
             continue
         logger.info("prefix attention by %s", name)
         return kernel
+    logger.warning(
+        "no flash attention reads the LenVM's prefixes in %s, so that every step reads whole slots "
+        "under a mask, slower: %s",
+        dtype,
+        "; ".join(reasons),
+    )
     return None
 
 

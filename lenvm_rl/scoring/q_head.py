@@ -12,18 +12,23 @@ and per candidate a gather and a small layer:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lenvm_rl.model import LengthValueModel
+from lenvm_rl.model import LengthValueConfig, LengthValueModel
 from lenvm_rl.scoring.attention import Pass, Segment
 from lenvm_rl.scoring.exact import ExactScorer
 from lenvm_rl.scoring.histories import HistoryRow, HistoryTrunk
 from lenvm_rl.scoring.interface import History
 from lenvm_rl.scoring.key_values import to_device
+from lenvm_rl.scoring.memory import ScorerMemory
+from lenvm_rl.scoring.prefix_kernels import Kernels
 
 
 class CandidateTable:
@@ -51,6 +56,11 @@ class CandidateTable:
         self._tokens = torch.cat(parts).to(device)  # [V, R] float32
 
     @property
+    def bytes(self) -> int:
+        """Memory of the table."""
+        return self._tokens.nbytes
+
+    @property
     def inner_size(self) -> int:
         """R, width of the head's hidden layer."""
         return self._tokens.shape[1]
@@ -73,15 +83,21 @@ class QHeadScorer(HistoryTrunk):
 
     Args:
         model: a LenVM with a candidate head, on its device.
-        slots, max_length, chunk_tokens: as for `ExactScorer`.
+        slots, max_length, chunk_tokens, memory: as for `ExactScorer`.
     Raises:
-        ValueError: a LenVM with another head.
+        ValueError: a LenVM with another head, or keys and values that do not fit.
     """
 
     _head = "candidate"
 
     def __init__(
-        self, model: LengthValueModel, *, slots: int, max_length: int, chunk_tokens: int = 2048
+        self,
+        model: LengthValueModel,
+        *,
+        slots: int,
+        max_length: int,
+        chunk_tokens: int = 2048,
+        memory: int | None = None,
     ):
         self._candidates = CandidateTable(model)
         super().__init__(
@@ -91,7 +107,9 @@ class QHeadScorer(HistoryTrunk):
             max_candidates=model.config.vocab_size,  # none of them takes room in the store
             spare=0,
             chunk_tokens=chunk_tokens,
+            memory=memory,
         )
+        self.memory = replace(self.memory, weights=self.memory.weights + self._candidates.bytes)
         # W1 h of each slot's last token; valid while the slot holds its whole history.
         self._states = torch.zeros(slots, self._candidates.inner_size, device=self.device)
 
@@ -165,6 +183,7 @@ class PolicyHeadScorer:
         self.config = model.config
         self._width = model.config.hidden_size
         self._candidates = CandidateTable(model, device)
+        self.memory = ScorerMemory(weights=self._candidates.bytes, bytes_per_token=0)
         self._open: set[int] = set()
         self._opened = 0
 
@@ -224,13 +243,17 @@ def make_scorer(
     chunk_tokens: int = 2048,
     policy_states: bool = False,
     device: torch.device | None = None,
+    fixed_shapes: bool | None = None,
+    memory: int | None = None,
+    kernels: Kernels | None = None,
 ) -> ExactScorer | QHeadScorer | PolicyHeadScorer:
     """The scorer that fits a LenVM's head.
 
     Args:
         policy_states: the engine can hand over the policy's hidden states: a head that was
             trained on them then needs no trunk of its own.
-        slots, max_length, max_candidates, chunk_tokens: see the scorers.
+        slots, max_length, max_candidates, chunk_tokens, fixed_shapes, memory, kernels: see the
+            scorers.
         device: where to work; None is where the model is.
     """
     if policy_states and model.config.head == "candidate" and model.config.frozen_trunk:
@@ -244,5 +267,43 @@ def make_scorer(
             max_length=max_length,
             max_candidates=max_candidates,
             chunk_tokens=chunk_tokens,
+            fixed_shapes=fixed_shapes,
+            memory=memory,
+            kernels=kernels,
         )
-    return QHeadScorer(model, slots=slots, max_length=max_length, chunk_tokens=chunk_tokens)
+    return QHeadScorer(
+        model, slots=slots, max_length=max_length, chunk_tokens=chunk_tokens, memory=memory
+    )
+
+
+def scorer_memory(
+    config: LengthValueConfig,
+    *,
+    dtype: torch.dtype,
+    max_candidates: int,
+    fixed_shapes: bool,
+    policy_states: bool = False,
+) -> ScorerMemory:
+    """What `make_scorer` would take, found out on tensors without content, before any is loaded."""
+    with torch.device("meta"):
+        model = LengthValueModel(copy.deepcopy(config))
+    model.model.to(dtype)
+    # The one way of calling experts that needs no content of a tensor in any dtype.
+    model.model.set_experts_implementation("batched_mm")
+    return make_scorer(
+        model,
+        slots=1,
+        max_length=1,
+        max_candidates=max_candidates,
+        policy_states=policy_states,
+        fixed_shapes=fixed_shapes,
+    ).memory
+
+
+def load_lenvm(checkpoint: str | Path, dtype: torch.dtype) -> LengthValueModel:
+    """A LenVM to read from: trunk in `dtype`, head in float32, as it was trained."""
+    return _Served.from_pretrained(checkpoint, dtype=dtype)
+
+
+class _Served(LengthValueModel):
+    _keep_in_fp32_modules_strict = ["score"]  # noqa: RUF012 (transformers reads a list or a set)

@@ -18,6 +18,7 @@ from lenvm_rl.model.decoder import attending_by
 from lenvm_rl.scoring.attention import PREFIX_ATTENTION, Attends, Pass, Probe
 from lenvm_rl.scoring.interface import History
 from lenvm_rl.scoring.key_values import ALIGN, KeyValueShape, KeyValueStore
+from lenvm_rl.scoring.memory import ScorerMemory, available_memory
 from lenvm_rl.scoring.slots import SlotTable
 
 
@@ -57,9 +58,10 @@ class CachedTrunk:
         spare: columns of a slot behind its longest history, for tokens that may not be kept.
         padding_slots: slots of the store that no row gets, behind the others.
         align: a slot has a multiple of so many columns.
+        memory: bytes that keys and values may take; None: what the device has left.
     Raises:
-        ValueError: another head, a trunk whose state is not keys and values, or a number out of
-            range.
+        ValueError: another head, a trunk whose state is not keys and values, a number out of
+            range, or keys and values that do not fit.
     """
 
     _head = "state"  # the one this scorer reads
@@ -74,6 +76,7 @@ class CachedTrunk:
         spare: int,
         padding_slots: int = 0,
         align: int = ALIGN,
+        memory: int | None = None,
     ):
         if max_candidates < 1:
             raise ValueError(f"max_candidates must be at least 1, got {max_candidates}.")
@@ -88,12 +91,20 @@ class CachedTrunk:
         self.max_length, self.max_candidates = max_length, max_candidates
         self.device = next(model.parameters()).device
         self._table = SlotTable(slots, max_length)
-        self._store = KeyValueStore(
-            self._probe(),
-            slots=slots + padding_slots,
-            capacity=max_length + spare,
-            device=self.device,
+        shapes = self._probe()
+        self.memory = ScorerMemory(
+            weights=sum(p.nbytes for p in model.parameters()),
+            bytes_per_token=sum(shape.bytes for shape in shapes),
+            spare=spare,
             align=align,
+            padding_slots=padding_slots,
+        )
+        self.memory.check(slots, max_length, budget=memory, free=available_memory(self.device))
+        self._store = KeyValueStore(
+            shapes,
+            slots=slots + padding_slots,
+            capacity=self.memory.columns(max_length),
+            device=self.device,
         )
 
     @property

@@ -2,6 +2,7 @@
 
     processor     LengthGuidance, the logits processor of vLLM's V1 and V2 model runners
     options       where it finds its LenVM, and what is refused before the engine starts
+    flash         vLLM's flash attention, for reading the LenVM's prefixes
     plugin        registers the pooling model with vLLM (entry point `vllm.general_plugins`)
     cpu_weights   on a CPU, weights that a training run can replace
     pooling       the pooling model: any vLLM trunk under the value head, raw logits per token
@@ -19,7 +20,7 @@ async scheduling, and refuses to start its newer runner beside one.
 
 | vLLM          | V1 runner         | V2 runner                                                |
 |---------------|-------------------|----------------------------------------------------------|
-| 0.24 .. 0.30  | yes               | vLLM itself falls back to V1 when a processor is named   |
+| 0.27 .. 0.30  | yes               | vLLM itself falls back to V1 when a processor is named   |
 | 0.28.0 (CPU)  | tested, real runs | not available on a CPU                                   |
 | 0.31 and newer| yes               | yes (tested against mocked runner state)                 |
 

@@ -2,7 +2,9 @@
 
 The file is like any other rollout file: token ids, finish reasons, and the log-probability of every
 token under the distribution that it was sampled from, the guided one. What guided it is in the
-file's metadata, under "guidance", so that nobody takes its lengths for the policy's own.
+file's metadata, under "guidance", so that nobody takes its lengths for the policy's own. A response
+that guidance ended because its tokens were used up is a row that was cut, like one at the token
+limit: its last EOS was no choice of the policy's, and is not in the row.
 
 A run that was killed goes on where its file ends: called again with the same arguments, it makes
 the completions that are missing.
@@ -10,21 +12,31 @@ the completions that are missing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lenvm_rl.model import load_tokenizer, tokenizer_sha
+from lenvm_rl.model.decoder import context_length
 from lenvm_rl.rollouts import Rollout, RolloutReader
 from lenvm_rl.rollouts.fill import SamplingReport, fill
-from lenvm_rl.rollouts.sampling_run import SamplingRun, Task
+from lenvm_rl.rollouts.sampling_run import Failure, Sample, SamplingRun, Task
 from lenvm_rl.scoring import GuidanceSettings
-from lenvm_rl.vllm.offline import AHEAD, OfflineEngine, start_llm
-from lenvm_rl.vllm.options import GuidanceOptions
-from lenvm_rl.vllm.serve import PROCESSOR
+from lenvm_rl.scoring.q_head import scorer_memory
+from lenvm_rl.vllm.offline import (
+    AHEAD,
+    OfflineEngine,
+    device_share,
+    dtype_of,
+    policy_config,
+    room_of,
+    start_llm,
+)
+from lenvm_rl.vllm.options import GuidanceOptions, checkpoint_config
+from lenvm_rl.vllm.serve import MAX_NUM_SEQS, PROCESSOR
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,11 +77,12 @@ def generate_to_file(
         seed: of the whole run. On a GPU every completion has its own, derived from it; on a CPU
             it is the engine's, because vLLM's CPU runner dies of a seeded request whose prompt is
             read in pieces.
-        engine: further settings of vLLM's `LLM`.
+        engine: further settings of vLLM's `LLM`; max_model_len and max_num_seqs are chosen so
+            that the run and the LenVM's memory allow where they are None or missing.
         progress: show throughput and remaining time on stderr.
     Raises:
-        ValueError: no prompts, one that is there twice, a file that another run has written, or
-            what vLLM and guidance refuse.
+        ValueError: no prompts, one that is there twice, a file that another run has written, a
+            LenVM that does not fit in memory, or what vLLM and guidance refuse.
     """
     tokenizer = load_tokenizer(policy)
     run = SamplingRun(
@@ -83,10 +96,17 @@ def generate_to_file(
         guidance=guidance_metadata(guidance, options),
     )
 
-    def start(resumed: int) -> Any:
-        return _engine(policy, options, seed=seed, resumed=resumed, **(engine or {}))
+    given = {name: value for name, value in (engine or {}).items() if value is not None}
+    options, settings = with_room(run, options, given, room_of(run, tokenizer, given))
 
-    steered = OfflineEngine(run, start, extra_args=guidance.to_args(), logprobs=True, ahead=AHEAD)
+    def start(resumed: int) -> Any:
+        return _engine(policy, options, seed=seed, resumed=resumed, **settings)
+
+    vllm = OfflineEngine(run, start, extra_args=guidance.to_args(), logprobs=True, ahead=AHEAD)
+
+    def steered(missing: Iterator[tuple[Task, int]], resumed: int) -> Iterator[Sample | Failure]:
+        return (ended_honestly(done, guidance) for done in vllm(missing, resumed))
+
     report = fill(run, out, steered, progress=progress)
     return GenerateReport(
         **report.to_dict(), mean_deviation=_mean_deviation(out, guidance.target, report.rows)
@@ -100,6 +120,56 @@ def guidance_metadata(
     if guidance.changes_nothing:
         return None
     return {"lenvm": options.checkpoint, **guidance.to_args()}
+
+
+def with_room(
+    run: SamplingRun, options: GuidanceOptions, given: dict[str, Any], room: dict[str, int]
+) -> tuple[GuidanceOptions, dict[str, Any]]:
+    """Options and engine settings with as many requests at once as the LenVM's keys and values have
+    room for, and with just that room.
+
+    Args:
+        given: engine settings of the caller, which stay.
+        room: what suits the run, see `room_of`.
+    Raises:
+        ValueError: not a single request fits, or fewer than the caller wants at once.
+    """
+    settings = {**room, **given}
+    config = policy_config(run.policy)
+    length = settings.get("max_model_len") or (config and context_length(config))
+    if not length:
+        return options, settings  # the engine will know, and refuse what does not fit
+    memory = scorer_memory(
+        checkpoint_config(options.checkpoint),
+        dtype=options.torch_dtype(dtype_of(config, settings)),
+        max_candidates=options.max_candidates,
+        fixed_shapes=torch.cuda.is_available(),
+        policy_states=True,
+    )
+    budget = options.budget(device_share(settings))
+    fitting = max(memory.slots_within(budget, length), 1)
+    rows = given.get("max_num_seqs") or min(MAX_NUM_SEQS, run.total, fitting)
+    memory.check(options.slots or rows, length, budget=budget)
+    taken = memory.cache(options.slots or rows, length)
+    if options.memory is None and taken:
+        options = replace(options, memory=f"{taken}B")  # free memory may be less by then
+    return options, {**settings, "max_num_seqs": rows}
+
+
+def ended_honestly(done: Sample | Failure, guidance: GuidanceSettings) -> Sample | Failure:
+    """A completion as it stands in the file: one whose target was used up, and that had to end
+    whatever stood there, is cut at the target."""
+    if isinstance(done, Failure) or not guidance.forces_eos or done.finish_reason != "stop":
+        return done
+    written = len(done.token_ids) - 1
+    if guidance.target is None or written < guidance.target - guidance.count_eos:
+        return done
+    return replace(
+        done,
+        token_ids=done.token_ids[:-1],
+        finish_reason="length",
+        logprobs=done.logprobs and done.logprobs[:-1],
+    )
 
 
 def _task(prompt: Rollout, n: int, max_tokens: int) -> Task:
@@ -122,7 +192,7 @@ def _engine(policy: str, options: GuidanceOptions, **settings: Any) -> Any:
             "logits_processors": [PROCESSOR],
             "additional_config": options.for_vllm(),
             "logprobs_mode": "processed_logprobs",
-            "max_num_seqs": 64,
+            "max_num_seqs": MAX_NUM_SEQS,
             **settings,
         },
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,11 +19,12 @@ import torch
 
 from lenvm_rl.model import (
     LengthValueConfig,
-    LengthValueModel,
     check_tokenizer,
     is_lenvm_checkpoint,
     load_tokenizer,
 )
+from lenvm_rl.scoring import GuidanceSettings
+from lenvm_rl.scoring.memory import available_memory, in_units, parse_bytes
 
 logger = logging.getLogger("vllm.lenvm_rl")
 
@@ -32,7 +34,12 @@ ENVIRONMENT = {
     "slots": "LENVM_SLOTS",
     "max_candidates": "LENVM_MAX_CANDIDATES",
     "chunk_tokens": "LENVM_CHUNK_TOKENS",
+    "dtype": "LENVM_DTYPE",
+    "memory": "LENVM_MEMORY",
 }
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_WORDS = ("checkpoint", "dtype", "memory")
+_SHARE = 0.25  # of what vLLM may use, for the LenVM's keys and values where nothing was said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +55,11 @@ class GuidanceOptions:
     """Most candidates per request and step; a larger lenvm_top_k is cut to it."""
     chunk_tokens: int = 2048
     """Prompt tokens that the LenVM reads in one pass."""
+    dtype: str = "auto"
+    """What the trunk computes in: one of `DTYPES`; auto is the policy's. The head stays float32."""
+    memory: str | float | None = None
+    """What its keys and values may take, e.g. "2GiB" (a bare number is GiB); None: a quarter of
+    what vLLM may use of the device (--gpu-memory-utilization), or of a CPU's free memory."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.checkpoint, str) or not is_lenvm_checkpoint(self.checkpoint):
@@ -63,6 +75,12 @@ class GuidanceOptions:
                 raise ValueError(
                     f"lenvm option {name} must be a whole number above 0, got {number!r}."
                 )
+        if self.dtype not in DTYPES:
+            raise ValueError(
+                f"lenvm option dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}."
+            )
+        if self.memory is not None:
+            parse_bytes(self.memory)
 
     @classmethod
     def read(
@@ -91,6 +109,14 @@ class GuidanceOptions:
             )
         return cls(**chosen)
 
+    def torch_dtype(self, policy: torch.dtype) -> torch.dtype:
+        """What the trunk computes in beside a policy that computes in `policy`."""
+        return policy if self.dtype == "auto" else getattr(torch, self.dtype)
+
+    def budget(self, whole: int) -> int:
+        """Bytes that keys and values may take of a device on which vLLM may use `whole`."""
+        return int(whole * _SHARE) if self.memory is None else parse_bytes(self.memory)
+
     def for_vllm(self) -> dict[str, Any]:
         """The value of vLLM's `additional_config` that says this."""
         chosen = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -103,9 +129,9 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         text = environment.get(variable)
         if not text:
             continue
-        if name != "checkpoint" and not text.isdecimal():
+        if name not in _WORDS and not text.isdecimal():
             raise ValueError(f"{variable} must be a whole number above 0, got {text!r}.")
-        chosen[name] = text if name == "checkpoint" else int(text)
+        chosen[name] = text if name in _WORDS else int(text)
     return chosen
 
 
@@ -194,31 +220,96 @@ def load_scorer(vllm_config: Any, options: GuidanceOptions, device: torch.device
     """The LenVM with all memory that it will ever use, on the policy's device.
 
     Raises:
-        ValueError: see `check_engine` and `check_policy`; a LenVM without gamma, or with a shorter
-            context than the engine's.
+        ValueError: see `check_engine`, `check_policy` and `check_counted`; a LenVM without gamma,
+            with a shorter context than the engine's, or that does not fit in memory.
     """
-    from lenvm_rl.scoring.q_head import make_scorer
+    from lenvm_rl.scoring.q_head import load_lenvm, make_scorer, scorer_memory
+    from lenvm_rl.vllm.flash import VLLM_KERNELS
 
     check_engine(vllm_config, options)
+    check_counted(vllm_config, device)
     config = checkpoint_config(options.checkpoint)
     config.require_gamma()
     check_policy(vllm_config, config)
     slots = options.slots or vllm_config.scheduler_config.max_num_seqs
+    max_length = vllm_config.model_config.max_model_len
+    dtype = options.torch_dtype(vllm_config.model_config.dtype)
+    build = {
+        "max_candidates": options.max_candidates,
+        "policy_states": True,
+        "fixed_shapes": device.type == "cuda",
+    }
+    # Before any weights are read: what cannot fit is refused in a second.
+    plan = scorer_memory(config, dtype=dtype, **build)
+    free = available_memory(device)
+    budget = options.budget(_whole(vllm_config, device, free))
+    if free is not None and plan.weights > free:
+        raise ValueError(
+            f"the LenVM's weights take {in_units(plan.weights)} in {dtype}, but "
+            f"{in_units(free, up=False)} are free on {device}: use a smaller LenVM, or free memory."
+        )
+    plan.check(slots, max_length, budget=budget, free=free and free - plan.weights)
     scorer = make_scorer(
-        LengthValueModel.from_pretrained(options.checkpoint),
+        load_lenvm(options.checkpoint, dtype),
         slots=slots,
-        max_length=vllm_config.model_config.max_model_len,
-        max_candidates=options.max_candidates,
+        max_length=max_length,
         chunk_tokens=options.chunk_tokens,
-        policy_states=True,
         device=device,
+        memory=budget,
+        kernels=VLLM_KERNELS,
+        **build,
     )
+    graphs = _prepare(scorer, vllm_config, options)
     logger.info(
-        "length guidance by %s: gamma %s, %d slots of %d tokens, %.2f GiB of keys and values",
+        "length guidance by %s: gamma %s, %s; %s of weights, %d slots of %d tokens with %s of keys "
+        "and values, %d graphs",
         options.checkpoint,
         config.gamma,
+        dtype,
+        in_units(plan.weights),
         slots,
-        vllm_config.model_config.max_model_len,
-        scorer.cache_bytes / 2**30,
+        max_length,
+        in_units(scorer.cache_bytes),
+        graphs,
     )
     return scorer
+
+
+def _prepare(scorer: Any, vllm_config: Any, options: GuidanceOptions) -> int:
+    """Capture the graphs of requests with the usual number of candidates, on CUDA. Not where vLLM
+    is told to have none, nor where it sleeps: a graph's memory must stay where it is."""
+    model = vllm_config.model_config
+    asleep = getattr(model, "enable_sleep_mode", False)
+    if not hasattr(scorer, "prepare") or model.enforce_eager or asleep:
+        return 0
+    return scorer.prepare(min(GuidanceSettings().top_k, options.max_candidates))
+
+
+def _whole(vllm_config: Any, device: torch.device, free: int | None) -> int:
+    """What vLLM may use of the device, in bytes: its share of a GPU, what is free of a CPU."""
+    if device.type == "cuda":
+        total = torch.cuda.mem_get_info(device)[1]
+        return int(total * vllm_config.cache_config.gpu_memory_utilization)
+    return free or 0
+
+
+def check_counted(vllm_config: Any, device: torch.device) -> None:
+    """Refuse a vLLM that sizes the policy's key/value cache as if the LenVM were not there.
+
+    vLLM 0.24 to 0.26 measure what the policy's weights and its profiling run add, and not what a
+    processor has allocated before; from 0.27 on, all that is taken of the device counts.
+
+    Raises:
+        ValueError: such a version on a GPU, unless the policy's cache has a size of its own.
+    """
+    import vllm
+
+    numbers = re.match(r"(\d+)\.(\d+)", vllm.__version__)
+    version = tuple(map(int, numbers.groups())) if numbers else (0, 27)
+    given = getattr(vllm_config.cache_config, "kv_cache_memory_bytes", None)
+    if device.type == "cuda" and version < (0, 27) and given is None:
+        raise ValueError(
+            f"vLLM {vllm.__version__} does not count the LenVM's memory when it sizes the policy's "
+            "key/value cache, and would run out of it: use vLLM 0.27 or newer, or give the cache "
+            "its size with --kv-cache-memory-bytes."
+        )

@@ -10,7 +10,7 @@ from typing import Any
 from lenvm_rl.model import tokenizer_sha
 from lenvm_rl.rollouts.fill import FLUSH_SECONDS, SamplingReport, fill
 from lenvm_rl.rollouts.sampling_run import Failure, SamplingRun, Task
-from lenvm_rl.vllm.offline import AHEAD, OfflineEngine, start_llm
+from lenvm_rl.vllm.offline import AHEAD, OfflineEngine, room_of, start_llm
 
 
 def sample_with_vllm(
@@ -45,7 +45,7 @@ def sample_with_vllm(
         temperature, top_p, top_k, min_p: see `lenvm_rl.model.generate.Request`.
         logprobs: keep log-probabilities of the distribution that was sampled from.
         batch_size: completions handed to an engine at once.
-        engine: settings of vLLM's `LLM`.
+        engine: settings of vLLM's `LLM`; what is None or missing suits the run, see `room_of`.
         ray_engines: None for one engine in this process; else so many on a Ray cluster.
         ray_address: of the cluster; None finds a running one, or starts one here.
     Raises:
@@ -63,7 +63,12 @@ def sample_with_vllm(
         own_seeds=False,
         vocab_size=len(tokenizer),
     )
-    settings = {"logprobs_mode": "processed_logprobs", **(engine or {})}
+    given = {name: value for name, value in (engine or {}).items() if value is not None}
+    settings = {
+        "logprobs_mode": "processed_logprobs",
+        **room_of(run, tokenizer, given),
+        **given,
+    }
     if ray_engines is None:
         start = functools.partial(_start, policy, seed, settings)
         produce = OfflineEngine(run, start, logprobs=logprobs, ahead=batch_size)

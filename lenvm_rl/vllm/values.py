@@ -59,7 +59,8 @@ def pooling_engine(lenvm: str, **settings: Any) -> Any:
     """vLLM's `LLM` with a LenVM as a pooling model; `settings` are vLLM's own."""
     from vllm import LLM
 
-    return LLM(str(lenvm), runner="pooling", **{**cpu_defaults(), **settings})
+    defaults = cpu_defaults(str(lenvm), settings)
+    return LLM(str(lenvm), runner="pooling", **{**defaults, **settings})
 
 
 def token_logits(engine: Any, sequences: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -5,7 +5,14 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from lenvm_rl.scoring import History
-from lenvm_rl.scoring.fixed_step import Bucket, FixedPass, StepInputs, bucket_of, pieces_of
+from lenvm_rl.scoring.fixed_step import (
+    Bucket,
+    FixedPass,
+    StepInputs,
+    bucket_of,
+    buckets_of,
+    pieces_of,
+)
 from lenvm_rl.scoring.graphs import FixedSteps
 from lenvm_rl.scoring.prefix_kernels import PAGE
 from tests.scoring.prefix_reference import reference_kernel
@@ -56,13 +63,27 @@ WAYS = {
     [
         ((1, 1, 1), (1, 8, PAGE)),
         ((3, 9, PAGE), (4, 16, PAGE)),
-        ((33, 17, PAGE + 1), (48, 20, 2 * PAGE)),
+        ((33, 17, PAGE + 1), (48, 20, 4 * PAGE)),
         ((48, 20, 4000), (48, 20, 4096)),
         ((1, 8, 0), (1, 8, PAGE)),
     ],
 )
 def test_buckets(step, expected):
     assert bucket_of(*step, **LIMITS) == expected
+
+
+@pytest.mark.parametrize("limits", [LIMITS, {**LIMITS, "capacity": 33_024, "slots": 64}])
+def test_every_step_has_one_of_the_buckets_that_are_listed(limits):
+    listed = {k: buckets_of(k, **limits) for k in (1, 9, 20)}
+    rng = torch.Generator().manual_seed(0)
+    met = {k: set() for k in listed}
+    for k, found in met.items():
+        for _ in range(3000):
+            rows = int(torch.randint(1, limits["slots"] + 1, (1,), generator=rng))
+            longest = int(limits["capacity"] ** torch.rand(1, generator=rng))
+            found.add(bucket_of(rows, k, longest, **limits))
+        assert found <= set(listed[k])
+    assert met[9] == set(listed[9]) and len(listed[9]) == (21 if limits is LIMITS else 35)
 
 
 def test_prefixes_are_cut_while_the_device_has_room_and_pages_allow():

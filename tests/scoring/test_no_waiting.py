@@ -11,7 +11,6 @@ is seen on a CPU that is made to take the accelerator's way.
 """
 
 import gc
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lenvm_rl.model import heads
 from lenvm_rl.scoring import GuidanceSettings, History, exact
 from lenvm_rl.scoring.exact import ExactScorer
 from lenvm_rl.scoring.guide import Guide, GuidedRow
@@ -51,8 +49,6 @@ class KnownIds:
 @pytest.fixture
 def scorer(monkeypatch):
     monkeypatch.setattr(exact, "LateRead", KnownIds)
-    # It asks torch whether autocast is on, which knows no meta device.
-    monkeypatch.setattr(heads, "_without_autocast", lambda x: nullcontext())
     return ExactScorer(
         make_lenvm().to("meta"), slots=8, max_length=100, max_candidates=8, fixed_shapes=True
     )

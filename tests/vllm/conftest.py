@@ -70,8 +70,11 @@ def engine_config():
             additional_config={"lenvm": {"checkpoint": str(lenvm), **(options or {})}},
             speculative_config=settings.get("speculative_config"),
             parallel_config=SimpleNamespace(pipeline_parallel_size=settings["stages"]),
+            cache_config=SimpleNamespace(gpu_memory_utilization=0.9, kv_cache_memory_bytes=None),
             scheduler_config=SimpleNamespace(max_num_seqs=settings["max_num_seqs"]),
             model_config=SimpleNamespace(
+                dtype=settings.get("dtype", torch.float32),
+                enforce_eager=True,
                 model=str(settings.get("policy", policy_path())),
                 tokenizer=str(settings.get("policy", policy_path())),
                 max_model_len=settings["max_model_len"],

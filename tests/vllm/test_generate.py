@@ -6,15 +6,22 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
+import torch
 
 from lenvm_rl.demo import policy_path
+from lenvm_rl.model import load_tokenizer
 from lenvm_rl.rollouts import Rollout, RolloutReader, split_by_prompt
+from lenvm_rl.rollouts.sampling_run import Failure, Sample, SamplingRun, Task
 from lenvm_rl.scoring import GuidanceSettings
+from lenvm_rl.scoring.memory import parse_bytes
+from lenvm_rl.scoring.q_head import scorer_memory
 from lenvm_rl.vllm import generate
 from lenvm_rl.vllm.generate_run import guidance_of, prompts_of_rollouts
-from lenvm_rl.vllm.options import GuidanceOptions
+from lenvm_rl.vllm.offline import room_of
+from lenvm_rl.vllm.options import GuidanceOptions, checkpoint_config
 from tests.vllm.fake_engine import FakeLLM
 
 
@@ -115,6 +122,75 @@ def test_what_another_run_has_written_is_not_gone_on_with(run, tmp_path, change,
     with pytest.raises(ValueError, match=sentence):
         run(**change)
     assert rows_of(tmp_path / "out") == before
+
+
+# --- a response whose tokens were used up is a row that was cut ---------------------------------
+
+
+@pytest.mark.parametrize(
+    ("guidance", "ids", "reason", "expected"),
+    [
+        (AT_MOST, [5, 6, 7, 8, 1], "stop", ([5, 6, 7, 8], "length")),
+        (AT_MOST, [5, 6, 7, 1], "stop", ([5, 6, 7, 1], "stop")),  # it ended by itself before
+        (AT_MOST, [5, 6, 7, 8, 9], "length", ([5, 6, 7, 8, 9], "length")),
+        (replace(AT_MOST, count_eos=True), [5, 6, 7, 1], "stop", ([5, 6, 7], "length")),
+        (replace(AT_MOST, force_eos=False), [5, 6, 7, 8, 1], "stop", ([5, 6, 7, 8, 1], "stop")),
+        (replace(AT_MOST, mode="equal"), [5, 6, 7, 8, 1], "stop", ([5, 6, 7, 8, 1], "stop")),
+        (replace(AT_MOST, mode="equal", force_eos=True), [5, 6, 7, 8, 1], "stop",
+         ([5, 6, 7, 8], "length")),
+    ],
+)  # fmt: skip
+def test_an_end_that_guidance_forced_is_not_the_policys(guidance, ids, reason, expected):
+    task = Task(prompt_id="p", prompt_ids=[2], n=1, max_tokens=9)
+    done = Sample(task=task, sample_id=0, token_ids=ids, finish_reason=reason, logprobs=ids)
+    found = generate.ended_honestly(done, guidance)
+    assert (found.token_ids, found.finish_reason) == expected
+    assert found.logprobs == found.token_ids
+    failure = Failure(task=task, sample_ids=[0], kind="k")
+    assert generate.ended_honestly(failure, guidance) is failure
+
+
+# --- as much at once as the LenVM's memory has room for -----------------------------------------
+
+
+@pytest.fixture
+def roomy(vllm, lenvm, monkeypatch):
+    """`with_room` of 20 prompts of 2 tokens and 38 of response, on a device of `free` bytes."""
+
+    def make(free=1 << 30, given=None, **options):
+        monkeypatch.setattr(generate, "device_share", lambda settings: free)
+        tasks = [Task(prompt_id=str(i), prompt_ids=[5, 6], n=1, max_tokens=38) for i in range(20)]
+        run = SamplingRun(tasks=tasks, policy=str(policy_path()), tokenizer_sha="")
+        given = {"dtype": "float32", **(given or {})}
+        room = room_of(run, load_tokenizer(policy_path()), given)
+        return generate.with_room(
+            run, GuidanceOptions(checkpoint=str(lenvm), **options), given, room
+        )
+
+    return make
+
+
+def test_all_completions_run_at_once_where_they_fit(roomy, lenvm):
+    options, settings = roomy()
+    assert (settings["max_num_seqs"], settings["max_model_len"]) == (20, 40)
+    memory = scorer_memory(
+        checkpoint_config(lenvm), dtype=torch.float32, max_candidates=40, fixed_shapes=False
+    )
+    assert parse_bytes(options.memory) == memory.cache(20, 40)
+    tight = memory.cache(7, 40)
+    _, settings = roomy(memory=f"{tight}B")
+    assert settings["max_num_seqs"] == 7
+    _, settings = roomy(free=4 * tight)  # a quarter of it
+    assert settings["max_num_seqs"] == 7
+
+
+def test_what_the_user_wants_at_once_is_refused_where_it_does_not_fit(roomy):
+    _, settings = roomy(given={"max_num_seqs": 3, "max_model_len": 100})
+    assert (settings["max_num_seqs"], settings["max_model_len"]) == (3, 100)
+    with pytest.raises(ValueError, match=r"--lenvm-memory"):
+        roomy(given={"max_num_seqs": 2000}, memory="4MiB")
+    with pytest.raises(ValueError, match="do not fit: .* x 1 slots"):
+        roomy(memory="1KiB")
 
 
 def test_prompts_are_told_apart(run):

@@ -5,9 +5,14 @@ import pytest
 pytest.importorskip("vllm")
 
 import vllm
+from transformers import AutoConfig
 from vllm.platforms import current_platform
 
-from lenvm_rl.vllm.offline import cpu_defaults, start_llm
+from lenvm_rl.demo import policy_path
+from lenvm_rl.model import load_tokenizer
+from lenvm_rl.rollouts.sampling_run import SamplingRun, Task
+from lenvm_rl.vllm import offline
+from lenvm_rl.vllm.offline import cpu_defaults, room_of, start_llm
 
 
 def started(monkeypatch, cpu, **settings):
@@ -17,16 +22,54 @@ def started(monkeypatch, cpu, **settings):
     return start_llm("policy", seed=3, **settings)
 
 
+GIB = 2**30
+
+
+@pytest.fixture(autouse=True)
+def eight_gib_free(monkeypatch):
+    monkeypatch.setattr(offline, "available_memory", lambda device: 8 * GIB)
+
+
 def test_a_cpu_engine_leaves_memory_to_others(monkeypatch):
     given = started(monkeypatch, cpu=True)
-    assert given["gpu_memory_utilization"] == 0.5 and given["enforce_eager"] and given["seed"] == 3
-    assert started(monkeypatch, cpu=True, gpu_memory_utilization=0.9, enforce_eager=False) == {
-        "gpu_memory_utilization": 0.9,
-        "enforce_eager": False,
-        "seed": 3,
-    }
+    assert given == {"kv_cache_memory_bytes": 2 * GIB, "enforce_eager": True, "seed": 3}
+    given = started(monkeypatch, cpu=True, gpu_memory_utilization=0.9, enforce_eager=False)
+    assert given == {"gpu_memory_utilization": 0.9, "enforce_eager": False, "seed": 3}
+
+
+def test_a_cpu_engine_takes_what_its_requests_can_use():
+    policy = str(policy_path())
+    text = AutoConfig.from_pretrained(policy).get_text_config()
+    head = text.hidden_size // text.num_attention_heads
+    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head * 4
+    sizes = {"max_num_seqs": 7, "max_model_len": 200, "dtype": "float32"}
+    found = cpu_defaults(policy, sizes)["kv_cache_memory_bytes"]
+    assert found == per_token * 256 * 8  # two blocks of 128 tokens for each, and for vLLM itself
+    assert cpu_defaults(policy, sizes | {"dtype": "bfloat16"})["kv_cache_memory_bytes"] == found / 2
+    many = cpu_defaults(policy, sizes | {"max_num_seqs": 10**6})
+    assert many["kv_cache_memory_bytes"] == 2 * GIB
+    assert "kv_cache_memory_bytes" not in cpu_defaults(policy, {"gpu_memory_utilization": 0.3})
 
 
 def test_other_devices_keep_vllms_own_defaults(monkeypatch):
     assert started(monkeypatch, cpu=False) == {"seed": 3}
-    assert cpu_defaults() == {}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_tokens", "n", "given", "room"),
+    [
+        (30, 50, 3, {}, {"max_model_len": 80, "max_num_seqs": 6}),
+        (30, 50, 200, {}, {"max_model_len": 80}),  # more completions than run at once
+        (30, 50, 3, {"max_model_len": 64}, {"max_num_seqs": 6}),
+        (30, 50, 3, {"max_num_seqs": 2}, {"max_model_len": 80}),
+        (30, 100_000, 3, {}, {"max_num_seqs": 6}),  # the policy's own context is shorter
+    ],
+)
+def test_an_engine_is_as_long_as_its_runs_longest_row(prompt, max_tokens, n, given, room):
+    policy = str(policy_path())
+    tasks = [
+        Task(prompt_id=str(i), prompt_ids=[5] * (prompt - i), n=n, max_tokens=max_tokens)
+        for i in range(2)
+    ]
+    run = SamplingRun(tasks=tasks, policy=policy, tokenizer_sha="")
+    assert room_of(run, load_tokenizer(policy), given) == room

@@ -1,13 +1,20 @@
 """Where the LenVM comes from, and every engine that is refused before it starts."""
 
-import pytest
+from contextlib import nullcontext
 
+import pytest
+import torch
+
+from lenvm_rl.scoring import q_head
+from lenvm_rl.vllm import options as options_module
 from lenvm_rl.vllm.options import (
     GuidanceOptions,
+    check_counted,
     check_engine,
     check_policy,
     checkpoint_config,
     eos_token_ids,
+    load_scorer,
 )
 from tests.tiny import make_tokenizer
 
@@ -45,6 +52,84 @@ def test_bad_options_are_refused(given, environment, sentence):
 def test_sizes_are_whole_and_positive(lenvm, name, value):
     with pytest.raises(ValueError, match=f"{name} must be a whole number above 0"):
         GuidanceOptions(checkpoint=str(lenvm), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"dtype": "int8"}, "dtype must be one of auto, float32, bfloat16, float16, got 'int8'"),
+        ({"memory": "much"}, "e.g. 2GiB"),
+        ({"memory": 0}, "above 0"),
+    ],
+)
+def test_what_is_no_dtype_and_no_amount_of_memory(lenvm, given, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        GuidanceOptions(checkpoint=str(lenvm), **given)
+
+
+def test_dtype_and_memory_come_from_anywhere(lenvm):
+    environment = {"LENVM_DTYPE": "float16", "LENVM_MEMORY": "3"}
+    options = GuidanceOptions.read({"lenvm": {"checkpoint": str(lenvm)}}, environment)
+    assert (options.torch_dtype(torch.bfloat16), options.budget(0)) == (torch.float16, 3 << 30)
+    assert GuidanceOptions.read(options.for_vllm(), {}) == options
+    plain = GuidanceOptions(checkpoint=str(lenvm))
+    assert (plain.torch_dtype(torch.bfloat16), plain.budget(800)) == (torch.bfloat16, 200)
+
+
+@pytest.mark.parametrize(
+    ("policy", "asked", "found"),
+    [
+        (torch.bfloat16, "auto", torch.bfloat16),
+        (torch.bfloat16, "float32", torch.float32),
+        (torch.float32, "auto", torch.float32),
+    ],
+)
+def test_the_lenvm_computes_in_the_policys_dtype(
+    vllm, engine_config, lenvm, policy, asked, found, monkeypatch
+):
+    monkeypatch.setattr(options_module, "check_policy", lambda *args: None)
+    config = engine_config(lenvm, dtype=policy, options={"dtype": asked})
+    options = GuidanceOptions.read(config.additional_config, {})
+    scorer = load_scorer(config, options, torch.device("cpu"))
+    assert scorer._store.dtype == next(scorer.model.model.parameters()).dtype == found
+    assert {p.dtype for p in scorer.model.score.parameters()} == {torch.float32}
+
+
+def test_what_does_not_fit_is_refused_before_weights_are_read(
+    vllm, engine_config, lenvm, monkeypatch
+):
+    monkeypatch.setattr(options_module, "check_policy", lambda *args: None)
+    monkeypatch.setattr(q_head, "load_lenvm", None)  # nobody gets as far as that
+    here = torch.device("cpu")
+    for given, sentence in (({"memory": "4MiB"}, "--max-num-seqs 1"), ({}, "are free")):
+        config = engine_config(lenvm, max_model_len=512, max_num_seqs=200, options=given)
+        options = GuidanceOptions.read(config.additional_config, {})
+        with pytest.raises(ValueError, match=sentence):
+            load_scorer(config, options, here)
+        monkeypatch.setattr(options_module, "available_memory", lambda device: 1 << 18)
+
+
+@pytest.mark.parametrize(
+    ("version", "device", "cache", "refused"),
+    [
+        ("0.26.0", "cuda", None, True),
+        ("0.24.1", "cuda", None, True),
+        ("0.26.0", "cuda", 1 << 30, False),
+        ("0.26.0", "cpu", None, False),
+        ("0.27.1", "cuda", None, False),
+        ("0.31.0+cu130", "cuda", None, False),
+        ("1.0.0", "cuda", None, False),
+        ("dev", "cuda", None, False),
+    ],
+)
+def test_a_vllm_that_does_not_count_the_lenvm(
+    vllm, engine_config, lenvm, monkeypatch, version, device, cache, refused
+):
+    monkeypatch.setattr(vllm, "__version__", version)
+    config = engine_config(lenvm)
+    config.cache_config.kv_cache_memory_bytes = cache
+    with pytest.raises(ValueError, match="use vLLM 0.27") if refused else nullcontext():
+        check_counted(config, torch.device(device))
 
 
 @pytest.mark.parametrize(

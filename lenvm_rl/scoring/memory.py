@@ -1,0 +1,147 @@
+"""How much memory does a scorer take, and is it there?
+
+    keys and values = bytes per token x (slots + padding slots) x columns per slot
+    columns per slot = tokens of the longest row + spare, rounded up to whole `align`
+
+All of it is allocated before the first request, so all of it can be refused before: with the
+arithmetic, and with numbers that would fit.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+_UNITS = {"B": 1} | {
+    f"{letter}{infix}B": base**power
+    for power, letter in enumerate("KMGT", start=1)
+    for infix, base in (("i", 1024), ("", 1000))
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerMemory:
+    """What a scorer takes, whatever the number of its slots and their length."""
+
+    weights: int
+    """Bytes of the LenVM's weights and of tables made from them."""
+    bytes_per_token: int
+    """Of keys and values in all layers; 0 where none are kept."""
+    spare: int = 0
+    """Columns of a slot behind its longest row."""
+    align: int = 1
+    """A slot has a multiple of so many columns."""
+    padding_slots: int = 0
+    """Slots that no row gets."""
+
+    def columns(self, max_length: int) -> int:
+        """Columns of a slot whose rows have up to `max_length` tokens."""
+        return -(-(max_length + self.spare) // self.align) * self.align
+
+    def cache(self, slots: int, max_length: int) -> int:
+        """Bytes of keys and values."""
+        return self.bytes_per_token * (slots + self.padding_slots) * self.columns(max_length)
+
+    def slots_within(self, room: int, max_length: int) -> int:
+        """How many slots of `max_length` tokens fit in `room` bytes, >= 0; where none are kept,
+        more than anybody asks for."""
+        each = self.bytes_per_token * self.columns(max_length)
+        return max(room // each - self.padding_slots, 0) if each else 1 << 30
+
+    def length_within(self, room: int, slots: int) -> int:
+        """The longest rows, in tokens, of which `slots` fit in `room` bytes, >= 0."""
+        each = self.bytes_per_token * (slots + self.padding_slots)
+        return max(room // each // self.align * self.align - self.spare, 0) if each else 1 << 30
+
+    def check(
+        self, slots: int, max_length: int, *, budget: int | None = None, free: int | None = None
+    ) -> None:
+        """Refuse keys and values that do not fit.
+
+        Args:
+            budget: bytes that they may take; None: no bound.
+            free: bytes that are there for them; None: unknown.
+        Raises:
+            ValueError: the arithmetic, and what would fit.
+        """
+        need = self.cache(slots, max_length)
+        room = min((n for n in (budget, free) if n is not None), default=need)
+        if need <= room:
+            return
+        ways = []
+        if fewer := self.slots_within(room, max_length):
+            ways.append(f"{fewer} slots (--max-num-seqs {fewer})")
+        if (shorter := self.length_within(room, slots)) > 0:
+            ways.append(f"rows of {shorter} tokens (--max-model-len {shorter})")
+        if free is None or need <= free:
+            ways.append(f"a budget of {in_units(need)} (--lenvm-memory {in_units(need)})")
+        advice = f"What fits: {', or '.join(ways)}." if ways else "Use a smaller LenVM."
+        raise ValueError(
+            f"the LenVM's keys and values do not fit: {self.bytes_per_token:,} bytes per token x "
+            f"{self.columns(max_length):,} columns ({max_length:,} tokens and room for candidates) "
+            f"x {slots + self.padding_slots:,} slots = {in_units(need)}, but "
+            f"{in_units(max(room, 0), up=False)} "
+            f"{'are free' if room == free else 'is their budget'}. {advice}"
+        )
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that can still be allocated on a device; None where nobody knows (meta).
+
+    On a CPU the smaller of what the machine has left and what the control group allows.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
+        return None
+    left = psutil.virtual_memory().available
+    allowed = group_headroom()
+    return left if allowed is None else min(left, allowed)
+
+
+def group_headroom(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that this process's control group may still take, page cache that can be dropped
+    counted as free; None without a limit. Version 2 and version 1, as seen from a container."""
+    for folder, limit, usage, cache in (
+        (root, "memory.max", "memory.current", "inactive_file"),
+        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            most, used = (int((folder / name).read_text()) for name in (limit, usage))
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # not there, or the word "max"
+            continue
+        return max(most - used + int(stat.get(cache, 0)), 0)
+    return None
+
+
+def parse_bytes(text: str | float) -> int:
+    """Bytes of "2GiB", "512 MiB" or "800000000B"; a number without a unit is GiB.
+
+    Raises:
+        ValueError: not a positive amount.
+    """
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", str(text))
+    units = {name.lower(): size for name, size in _UNITS.items()} | {"": 2**30}
+    if isinstance(text, bool) or not found or found[2].lower() not in units:
+        raise ValueError(
+            f"an amount of memory is a number and one of {', '.join(_UNITS)}, e.g. 2GiB (GiB where "
+            f"there is no unit), got {text!r}."
+        )
+    amount = int(float(found[1]) * units[found[2].lower()])
+    if amount < 1:
+        raise ValueError(f"an amount of memory must be above 0, got {text!r}.")
+    return amount
+
+
+def in_units(count: int, *, up: bool = True) -> str:
+    """Bytes as text that `parse_bytes` reads, in hundredths of a GiB, or of a MiB below one;
+    rounded up, or down."""
+    unit = "GiB" if count >= _UNITS["GiB"] else "MiB"
+    hundredths = count * 100 / _UNITS[unit]
+    return f"{(math.ceil if up else math.floor)(hundredths) / 100:.2f}{unit}"
