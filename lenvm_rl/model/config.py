@@ -29,6 +29,7 @@ _TRUNK_FIELDS = frozenset(
     }
 )
 HEAD_OUTPUTS = ("value", "logit")
+ANSWERS = ("all", "right")
 
 
 class LengthValueConfig(PretrainedConfig):
@@ -46,6 +47,8 @@ class LengthValueConfig(PretrainedConfig):
             the hidden states that the policy computes anyway.
         head_output: what `forward(...).logits` holds: "value" (the prediction, verl's convention
             for critics) or "logit" (the raw z in float32, from which long lengths can be read).
+        answers: whose lengths it has learnt, "all" completions or those that a grader called
+            "right": V(s) = E[G | s], or E[G | s, right].
         policy: {"name", "revision", "tokenizer_sha"} of the policy whose lengths it predicts.
         sampling: the sampling settings of the completions it was trained on.
 
@@ -65,6 +68,7 @@ class LengthValueConfig(PretrainedConfig):
     head_hidden_size: int | None = None
     frozen_trunk: bool = False
     head_output: str = "value"
+    answers: str = "all"
     policy: dict[str, Any] | None = None
     sampling: dict[str, Any] | None = None
     tie_word_embeddings: bool = False  # there is no output embedding to tie
@@ -89,6 +93,7 @@ class LengthValueConfig(PretrainedConfig):
         _check_choice("target", self.target, TARGETS)
         _check_choice("head", self.head, HEADS)
         _check_choice("head_output", self.head_output, HEAD_OUTPUTS)
+        _check_choice("answers", self.answers, ANSWERS)
         kwargs.setdefault("num_labels", 1)
         super().__post_init__(**kwargs)
 

@@ -63,6 +63,7 @@ class LengthCritic:
         self.model: LengthValueConfig = length_value_config(critic, key="lenvm.checkpoint")
         self.gamma = self._gamma()
         self._check_tokenizer(critic, policy)
+        self._check_baseline(config)
         data = config.data
         limits = RowLimits.of(critic, self.model, key="length_critic")
         limits.check(
@@ -169,6 +170,17 @@ class LengthCritic:
                 f"{self.settings.checkpoint} was trained with {stored}. Leave lenvm.gamma=auto."
             )
         return stored
+
+    def _check_baseline(self, config: DictConfig) -> None:
+        baseline = self.settings.baseline_for(self.model.answers)
+        samples = config.actor_rollout_ref.rollout.n
+        if baseline == "group" and samples < 2:
+            raise ValueError(
+                f"lenvm.applies_to=right with a LenVM of all answers judges a right answer among "
+                f"those of its prompt, but actor_rollout_ref.rollout.n={samples} makes one of "
+                "each. Sample several, give a LenVM of right answers (recipes/pretrain), or set "
+                "lenvm.applies_to=all."
+            )
 
     def _check_tokenizer(self, critic: CriticConfig, policy: HFModelConfig) -> None:
         check_tokenizer(self.model, policy.tokenizer)

@@ -14,16 +14,27 @@ import torch
 from torch import Tensor
 
 from lenvm_rl.core import (
+    Recalibration,
     budget_advantage,
+    centre_right,
+    clamp_to_lead,
+    discounted_returns,
+    lam_for_length,
     length_advantage,
+    length_to_logit,
+    logit_to_length,
+    logit_to_value,
     normalise_advantage,
     predicted_length,
+    recalibrate,
+    right_term,
     shaping_rewards,
     value_of_logit,
 )
 from lenvm_rl.model import LengthValueConfig
 from lenvm_rl.rollouts import Rollout
 from lenvm_rl.verl.policy_settings import PolicyLengthSettings
+from lenvm_rl.verl.settings import AUTO
 
 if TYPE_CHECKING:
     from lenvm_rl.verl.length_critic import LengthCritic
@@ -63,7 +74,28 @@ class LengthValues:
             "gamma": model.gamma,
             "length_scale": model.length_scale,
         }
-        value, left = value_of_logit(logits, **space), predicted_length(logits, **space)
+        return cls._at(value_of_logit(logits, **space), predicted_length(logits, **space), lengths)
+
+    @classmethod
+    def refitted(
+        cls, logits: Tensor, lengths: Tensor, model: LengthValueConfig, fitted: Tensor
+    ) -> tuple[LengthValues, Recalibration]:
+        """As `of_logits`, made to fit the completions at the tokens `fitted` [B, T] first.
+
+        Outputs of other targets are read as the logit z of their value, V = -sigmoid(z).
+        """
+        gamma = model.gamma
+        if model.target != "return":
+            left = predicted_length(
+                logits, target=model.target, gamma=gamma, length_scale=model.length_scale
+            )
+            logits = length_to_logit(left, gamma=gamma)
+        fit = recalibrate(logits[:, :-1], discounted_returns(fitted, gamma=gamma), fitted)
+        z = fit(logits)
+        return cls._at(logit_to_value(z), logit_to_length(z, gamma=gamma), lengths), fit
+
+    @classmethod
+    def _at(cls, value: Tensor, left: Tensor, lengths: Tensor) -> LengthValues:
         end = lengths[:, None]
         return cls(
             values=value[:, :-1],
@@ -71,6 +103,22 @@ class LengthValues:
             end_value=value.gather(1, end)[:, 0],
             end_left=left.gather(1, end)[:, 0],
         )
+
+
+def weights_of(settings: PolicyLengthSettings, correct: Tensor | None, mask: Tensor) -> Tensor:
+    """[B] how much of the length term each completion gets: 1, or its task score within 0..1."""
+    if settings.applies_to == "all":
+        return torch.ones(len(mask), device=mask.device)
+    assert correct is not None
+    return correct.float().clamp(0.0, 1.0)
+
+
+def lambda_of(settings: PolicyLengthSettings, mask: Tensor, weights: Tensor) -> float:
+    """lam; auto: by the mean length of the completions that get the term, 1 where none does."""
+    if settings.lam != AUTO:
+        return float(settings.lam)
+    lengths = (mask != 0).sum(1)[weights > 0].double()
+    return lam_for_length(lengths.mean().item()) if len(lengths) else 1.0
 
 
 def advantage_term(
@@ -82,6 +130,8 @@ def advantage_term(
     gamma: float,
     budget: Tensor | None = None,
     correct: Tensor | None = None,
+    groups: Tensor | None = None,
+    baseline: str = "all",
 ) -> Tensor:
     """A_len [B, T] of `use=objective` or `use=budget`, in its own unit, before the scale.
 
@@ -93,32 +143,60 @@ def advantage_term(
         gamma: the checkpoint's.
         budget: [B] tokens, for use=budget.
         correct: [B] task scores, for applies_to=right.
+        groups: [B] equal for samples of a prompt, for baseline=group.
+        baseline: one of lenvm_rl.core.BASELINES, as `settings.baseline_for` decided.
     """
+    weights = weights_of(settings, correct, mask)
+    by_group = baseline == "group"
+    lam = 1.0 if by_group else lambda_of(settings, mask, weights)
+    # By group it is the returns that are centred: with values in them a token would be paid for
+    # where its own answer stands among right and wrong ones.
+    values, left = (
+        (torch.zeros_like(estimate.values), torch.zeros_like(estimate.left))
+        if by_group
+        else (estimate.values, estimate.left)
+    )
     if settings.use == "budget":
         assert budget is not None
         term = budget_advantage(
-            estimate.left,
+            left,
             mask,
             finished,
             budget,
             kind=settings.budget_kind,
-            lam=settings.lam,
+            lam=lam,
             end_left=estimate.end_left,
         )
     else:
         term = length_advantage(
-            estimate.values,
+            values,
             mask,
             finished,
             gamma=gamma,
-            lam=settings.lam,
+            lam=lam,
             end_value=estimate.end_value,
         )
-    term = normalise_advantage(term, mask, how=settings.normalise)
-    if settings.applies_to == "right":
-        assert correct is not None
-        term = term * correct.to(term.dtype).clamp(0.0, 1.0)[:, None]
-    return term
+    if settings.applies_to == "all":
+        return normalise_advantage(term, mask, how=settings.normalise)
+    if by_group:
+        assert groups is not None
+        term = centre_right(term, mask, weights, groups)
+    return right_term(term, mask, weights, how=settings.normalise)
+
+
+def clamped(
+    settings: PolicyLengthSettings,
+    scaled: Tensor,
+    task: Tensor,
+    mask: Tensor,
+    correct: Tensor,
+    groups: Tensor,
+) -> Tensor:
+    """The scaled length term [B, T] within `clamp` of a right answer's lead over wrong ones."""
+    if settings.applies_to == "all" or settings.clamp is None:
+        return scaled
+    weights = weights_of(settings, correct, mask)
+    return clamp_to_lead(scaled, task, mask, weights, groups, share=float(settings.clamp))
 
 
 def shaping_term(

@@ -10,6 +10,9 @@ lenvm/advantage_rms, task_advantage_rms, advantage_share
                                   scaled length term, task term, first / (first + second)
 lenvm/value_rmse, value_bias, mae_tokens
                                   how stale the critic is on these fresh responses (`staleness`)
+lenvm/recalibration_a, _b         z' = a z + b that the critic's logits were refitted by
+lenvm/recalibration_rmse_before, _after
+                                  root mean square of u_hat - u on the completions fitted to
 lenvm/rank_1_of_k, rank_chance    does the critic tell a prompt's shortest sample half way,
                                   and what would a guess score (as VinePPO judges critics)
 """
@@ -23,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lenvm_rl.core import masked_mean, shortest_of_group
+from lenvm_rl.core import Recalibration, masked_mean, shortest_of_group
 from lenvm_rl.rollouts.atomic import replacing
 from lenvm_rl.verl.length_terms import LengthValues
 from lenvm_rl.verl.rollout_batch import RolloutBatch
@@ -62,6 +65,16 @@ def critic_metrics(
         result["lenvm/rank_1_of_k"] = ranking.accuracy
         result["lenvm/rank_chance"] = ranking.chance
     return result
+
+
+def recalibration_metrics(fit: Recalibration) -> dict[str, float]:
+    """How far the critic had to be moved to fit, and what that gained."""
+    return {
+        "lenvm/recalibration_a": fit.a,
+        "lenvm/recalibration_b": fit.b,
+        "lenvm/recalibration_rmse_before": fit.before**0.5,
+        "lenvm/recalibration_rmse_after": fit.after**0.5,
+    }
 
 
 def advantage_metrics(task: Tensor, scaled: Tensor, mask: Tensor) -> dict[str, float]:

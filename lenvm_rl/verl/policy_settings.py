@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from lenvm_rl.core import (
+    BASELINES,
     BUDGETS,
     CUTS,
     NORMALISATIONS,
@@ -46,17 +47,32 @@ class PolicyLengthSettings:
     """{kind: constant | linear | cosine | dual, ...}, see lenvm_rl.core.controllers."""
     gamma: float | str = AUTO
     """auto: the checkpoint's. A number is checked against it."""
-    lam: float = 0.95
-    """Lambda of the length advantage in [0, 1]; the task's is algorithm.lam."""
+    lam: float | str = AUTO
+    """Lambda of the length advantage in [0, 1]; the task's is algorithm.lam. auto: by the mean
+    length of the completions that get the term, step by step (`lam_for_length`)."""
     gamma_shape: float | str = AUTO
     """Discount of shaping. auto: algorithm.gamma where the estimator discounts, else 1."""
     normalise: str = "none"
-    """none, or batch_std: divide the length advantage by its own standard deviation."""
+    """none, or batch_std: divide the length advantage by its own standard deviation, over the
+    completions that get the term."""
     applies_to: str = "all"
     """all: every completion gets the length term. right: each gets it times its task score (the
     grader's `acc`, else its reward, within 0..1), so wrong answers are not pushed to be short."""
+    baseline: str = AUTO
+    """Against what a right answer's length is judged with applies_to=right, see
+    `lenvm_rl.core.right_answers`. right: the LenVM, trained on right answers (`lenvm grade`).
+    group: the right answers of its prompt, without the LenVM; lam has no effect. auto: `right`
+    where the LenVM is one of right answers, else `group`. all: a LenVM of all answers, an
+    ablation: where right answers are the long ones it teaches to be wrong."""
+    clamp: float | None = 0.5
+    """With applies_to=right: the largest share, in [0, 1], that the length term of a token may take
+    of its answer's lead over the wrong answers of the prompt. null: no bound (an ablation)."""
+    recalibrate: bool | str = AUTO
+    """Refit the critic's logits, two numbers, to every batch before use. auto: where it is frozen
+    and part of the advantage (objective, budget)."""
     refresh: bool = False
-    """Train the length critic on every batch of rollouts with the pretraining loss."""
+    """Train the length critic on every batch of rollouts with the pretraining loss; a LenVM of
+    right answers on the right ones alone."""
     cut: str = "drop"
     """What refresh makes of cut completions: drop, bootstrap or censored."""
     budget_column: str | None = None
@@ -87,20 +103,16 @@ class PolicyLengthSettings:
         if self.gamma_shape != AUTO:
             shape = number("lenvm.gamma_shape", self.gamma_shape)
             object.__setattr__(self, "gamma_shape", 1.0 if shape == 1 else check_gamma(shape))
-        if not 0 <= self.lam <= 1:
-            raise ValueError(f"lenvm.lam must be in [0, 1], got {self.lam}.")
+        if self.lam != AUTO and not 0 <= number("lenvm.lam", self.lam) <= 1:
+            raise ValueError(f"lenvm.lam must be in [0, 1] or auto, got {self.lam}.")
         if not 0 < self.alarm_low < 1 < self.alarm_high:
             raise ValueError(
                 f"lenvm.alarm_low={self.alarm_low}, lenvm.alarm_high={self.alarm_high}: they are "
                 "multiples of the first mean length, one below and one above 1."
             )
         self._check_critic()
-        if self.applies_to == "right" and self.use == "shaping":
-            raise ValueError(
-                "lenvm.applies_to=right with lenvm.use=shaping: a potential in some completions "
-                "alone is none, and pays for the others. Set lenvm.applies_to=all, or use "
-                "objective or budget."
-            )
+        self._check_right()
+        self._check_recalibration()
         self._check_scale()
         self._check_budget()
         self.guidance()
@@ -122,6 +134,74 @@ class PolicyLengthSettings:
                 "lenvm.use=shaping with lenvm.refresh=true: a potential that moves is no longer "
                 "one, and pays for its own drift. Use objective or budget with refresh."
             )
+
+    def _check_right(self) -> None:
+        check_choice("lenvm.baseline", self.baseline, (AUTO, *BASELINES))
+        if self.clamp is not None and not 0 <= number("lenvm.clamp", self.clamp) <= 1:
+            raise ValueError(f"lenvm.clamp must be in [0, 1] or null, got {self.clamp}.")
+        if self.applies_to == "all" and self.baseline not in (AUTO, "all"):
+            raise ValueError(
+                f"lenvm.baseline={self.baseline} with lenvm.applies_to=all: the term of all "
+                "answers is measured against the LenVM's values of all answers. Leave "
+                "lenvm.baseline=auto, or set lenvm.applies_to=right."
+            )
+        if self.applies_to == "right" and self.use == "shaping":
+            raise ValueError(
+                "lenvm.applies_to=right with lenvm.use=shaping: a potential in some completions "
+                "alone is none, and pays for the others. Set lenvm.applies_to=all, or use "
+                "objective or budget."
+            )
+
+    def _check_recalibration(self) -> None:
+        if self.recalibrate not in (True, False, AUTO):
+            raise ValueError(
+                f"lenvm.recalibrate must be true, false or auto, got {self.recalibrate!r}."
+            )
+        if self.recalibrate is True and self.use not in ("objective", "budget"):
+            raise ValueError(
+                f"lenvm.recalibrate=true with lenvm.use={self.use}: "
+                + (
+                    "a potential that moves is no longer one"
+                    if self.use == "shaping"
+                    else "the values enter no advantage"
+                )
+                + ". Leave lenvm.recalibrate=auto."
+            )
+
+    @property
+    def recalibrates(self) -> bool:
+        """Whether the critic's logits are refitted to every batch."""
+        if self.recalibrate == AUTO:
+            return self.use in ("objective", "budget") and not self.refresh
+        return bool(self.recalibrate)
+
+    def baseline_for(self, answers: str) -> str:
+        """What stands for `baseline` beside a LenVM of `answers` (all, right).
+
+        Raises:
+            ValueError: the LenVM is not one whose values the setting needs.
+        """
+        if self.use not in ("objective", "budget"):
+            return "all"  # shaping takes any potential
+        if self.applies_to == "all" or self.baseline == "all":
+            if answers == "right":
+                raise ValueError(
+                    f"lenvm.checkpoint={self.checkpoint} was trained on right answers alone, but "
+                    f"lenvm.applies_to={self.applies_to}, lenvm.baseline={self.baseline} measure "
+                    "against values of all answers. Set lenvm.applies_to=right and leave "
+                    "lenvm.baseline=auto, or give a LenVM of all answers."
+                )
+            return "all"
+        if self.baseline == "right" and answers != "right":
+            raise ValueError(
+                f"lenvm.baseline=right, but lenvm.checkpoint={self.checkpoint} was trained on all "
+                "answers: against their values a right answer is punished for being as long as it "
+                "has to be. Train one on right answers (`lenvm grade` writes their rollout file, "
+                "see recipes/pretrain), or set lenvm.baseline=group."
+            )
+        if self.baseline == AUTO:
+            return "right" if answers == "right" else "group"
+        return self.baseline
 
     def _check_scale(self) -> None:
         if self.use == "none":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig, open_dict
 from tensordict import TensorDict
 from torch import Tensor
@@ -30,7 +31,13 @@ from lenvm_rl.verl.gdpo import check_gdpo, gdpo_fields
 from lenvm_rl.verl.group_reward import GroupReward
 from lenvm_rl.verl.length_critic import LengthCritic
 from lenvm_rl.verl.length_state import LengthState
-from lenvm_rl.verl.length_terms import LengthValues, advantage_term, budgets_of, shaping_term
+from lenvm_rl.verl.length_terms import (
+    LengthValues,
+    advantage_term,
+    budgets_of,
+    clamped,
+    shaping_term,
+)
 from lenvm_rl.verl.plugin import POLICY_TRAINER_MODE, check_registered
 from lenvm_rl.verl.policy_metrics import (
     LengthAlarm,
@@ -38,6 +45,7 @@ from lenvm_rl.verl.policy_metrics import (
     critic_metrics,
     dump_step,
     length_metrics,
+    recalibration_metrics,
 )
 from lenvm_rl.verl.policy_settings import (
     check_against_verl,
@@ -144,6 +152,8 @@ class LengthAwareTrainer(PPOTrainerSync):
             batch, terms = self._with_shaping(batch, metrics, rollouts, estimate, rewards, scale)
         else:
             batch = self._verls_advantage(batch, metrics, rollouts)
+            if self.settings.recalibrates:
+                estimate = self._refitted(metrics, rollouts, logits)
             terms = self._add_length_advantage(metrics, rollouts, estimate, scale)
         if self.settings.dump_dir is not None:
             path = Path(self.settings.dump_dir).absolute() / f"step_{self.global_steps}.pt"
@@ -201,6 +211,18 @@ class LengthAwareTrainer(PPOTrainerSync):
         metrics["lenvm/shaping_sum"] = term.sum(1).mean().item()
         return batch, {"shaping": term, "total": rollouts.get("advantages")}
 
+    def _refitted(self, metrics: dict, rollouts: RolloutBatch, logits: Tensor) -> LengthValues:
+        """What the critic says once it fits the completions that it is meant to know."""
+        model = self.length_critic.model
+        known = rollouts.finished
+        if model.answers == "right":
+            known = known & (rollouts.correct > 0)
+        lengths = torch.tensor([row.length for row in rollouts.rows])
+        fitted = (rollouts.mask != 0) & known[:, None]
+        estimate, fit = LengthValues.refitted(logits, lengths, model, fitted)
+        metrics.update(recalibration_metrics(fit))
+        return estimate
+
     def _add_length_advantage(
         self,
         metrics: dict,
@@ -212,6 +234,7 @@ class LengthAwareTrainer(PPOTrainerSync):
         if self.settings.use == "none" or estimate is None:
             return {"task": task, "total": task}
         column = self.settings.budget_column
+        correct, groups = rollouts.correct, rollouts.groups
         term = advantage_term(
             self.settings,
             estimate,
@@ -219,18 +242,27 @@ class LengthAwareTrainer(PPOTrainerSync):
             rollouts.finished,
             gamma=self.length_critic.gamma,
             budget=None if column is None else budgets_of(rollouts.columns[column], column),
-            correct=rollouts.correct,
+            correct=correct,
+            groups=groups,
+            baseline=self.settings.baseline_for(self.length_critic.model.answers),
         )
         trained = rollouts.get("response_mask")  # verl's rejection sampling may have masked rows
-        total = combine(task, term, trained, scale=scale).to(task.dtype)
+        scaled = clamped(self.settings, scale * term, task, trained, correct, groups)
+        total = combine(task, scaled, trained, scale=1.0).to(task.dtype)
         rollouts.put(advantages=total)
-        metrics.update(advantage_metrics(task, scale * term, trained))
+        metrics.update(advantage_metrics(task, scaled, trained))
         return {"task": task, "length": term, "total": total}
 
     def _refresh(self, rollouts: RolloutBatch, metrics: dict) -> None:
         rollouts.check_own_words("lenvm.refresh=true")
+        rows = rollouts.rows
+        if self.length_critic.model.answers == "right":
+            correct = rollouts.correct.tolist()
+            rows = [row for row, score in zip(rows, correct, strict=True) if score > 0]
+        if not rows:
+            return
         with marked_timer("refresh_length_critic", self.timing_raw, color="pink"):
-            metrics.update(self.length_critic.refresh(rollouts.rows))
+            metrics.update(self.length_critic.refresh(rows))
 
     # --- checkpoints -----------------------------------------------------------------------
 

@@ -70,6 +70,15 @@ def test_gamma_set_twice_is_refused(composed, policy, tmp_path):
         critic_of(composed, policy, path, gamma=0.9)
 
 
+def test_a_right_answer_needs_others_to_be_judged_among(composed, policy, tmp_path):
+    path = make_lenvm(tmp_path / "lenvm", gamma=GAMMA)
+    alone = composed.copy()
+    alone.actor_rollout_ref.rollout.n = 1
+    with pytest.raises(ValueError, match="rollout.n=1 makes one of each.*lenvm.applies_to=all"):
+        critic_of(alone, policy, path, applies_to="right")
+    critic_of(alone, policy, path)
+
+
 def test_a_lenvm_that_was_never_trained_is_refused(composed, policy, lenvm):
     with pytest.raises(ValueError, match="has no gamma: it was never trained"):
         critic_of(composed, policy, lenvm)

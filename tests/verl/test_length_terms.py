@@ -7,9 +7,22 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from lenvm_rl.core import discounted_returns, length_advantage, length_to_logit, remaining_length
+from lenvm_rl.core import (
+    discounted_returns,
+    length_advantage,
+    length_to_logit,
+    logit_to_length,
+    remaining_length,
+)
 from lenvm_rl.rollouts import Rollout
-from lenvm_rl.verl.length_terms import LengthValues, advantage_term, budgets_of, shaping_term
+from lenvm_rl.verl.length_terms import (
+    LengthValues,
+    advantage_term,
+    budgets_of,
+    lambda_of,
+    shaping_term,
+    weights_of,
+)
 from lenvm_rl.verl.policy_metrics import (
     LengthAlarm,
     advantage_metrics,
@@ -120,26 +133,98 @@ def test_batch_std_gives_the_term_a_unit_of_its_own():
     assert got[rollouts.mask != 0].std(correction=0).item() == pytest.approx(1.0, rel=1e-5)
 
 
-def test_wrong_answers_can_be_left_alone():
+def right_terms(rollouts, estimate, **given):
+    """advantage_term of settings that apply to right answers."""
+    settings = PolicyLengthSettings(checkpoint="x", scale=1.0, applies_to="right", **given)
+    return lambda baseline: advantage_term(
+        settings,
+        estimate,
+        rollouts.mask,
+        rollouts.finished,
+        gamma=GAMMA,
+        correct=rollouts.correct,
+        groups=rollouts.groups,
+        budget=torch.tensor([2.0, 2.0, 6.0, 6.0]),
+        baseline=baseline,
+    )
+
+
+def test_wrong_answers_are_left_alone_and_have_no_say_in_the_unit():
     correct = (1.0, 0.0, 0.5, 3.0)  # a score above 1 counts as right, once
     rollouts = batch(correct=correct)
     logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
     estimate = LengthValues.of_logits(logits, torch.tensor(LENGTHS), model())
-    asked = {"checkpoint": "x", "scale": 1.0, "normalise": "batch_std"}
-
-    def term(**more):
-        return advantage_term(
-            PolicyLengthSettings(**asked, **more),
-            estimate,
-            rollouts.mask,
-            rollouts.finished,
-            gamma=GAMMA,
-            correct=rollouts.correct,
-        )
-
+    got = right_terms(rollouts, estimate, normalise="batch_std", lam=0.7)("right")
+    plain = length_advantage(
+        estimate.values,
+        rollouts.mask,
+        rollouts.finished,
+        gamma=GAMMA,
+        lam=0.7,
+        end_value=estimate.end_value,
+    )
+    mine = (rollouts.mask != 0) & (rollouts.correct > 0)[:, None]
+    unit = plain[mine].std(correction=0)
     weight = torch.tensor([1.0, 0.0, 0.5, 1.0])[:, None]
-    assert_close(term(applies_to="right"), term() * weight)
-    assert term()[1].any(), "else nothing was left out"
+    assert_close(got, plain / unit * weight * rollouts.mask)
+
+
+@pytest.mark.parametrize("use", ["objective", "budget"])
+def test_by_group_right_answers_are_judged_among_themselves(use):
+    rollouts = batch(finished=(True,) * 4, correct=(0.0, 0.0, 1.0, 1.0))
+    estimates = [
+        LengthValues.of_logits(torch.randn(4, 6), torch.tensor(LENGTHS), model()) for _ in range(2)
+    ]
+    column = {"budget_column": "budget"} if use == "budget" else {}
+    one, two = (right_terms(rollouts, e, use=use, **column)("group") for e in estimates)
+    assert torch.equal(one, two), "no critic has a say"
+    assert not one[:2].any()
+    # Samples 2 and 3 have 5 and 4 tokens: returns -(1 - g**n), or -|n - 6| / 6 against 6 asked for.
+    both = [-(1 - GAMMA**n) for n in (5, 4)] if use == "objective" else [-1 / 6, -2 / 6]
+    apart = (both[0] - both[1]) / 2
+    assert one[2:, 0].tolist() == pytest.approx([apart, -apart], abs=1e-6)
+    assert_close(one[2] + one[3], torch.zeros(5))
+
+
+def test_lambda_follows_the_completions_that_get_the_term():
+    rollouts = batch(lengths=[3, 90, 60, 40], correct=(0.0, 0.0, 1.0, 1.0))
+    asked = {"checkpoint": "x", "scale": 1.0}
+
+    def lam(**given):
+        settings = PolicyLengthSettings(**asked, **given)
+        weights = weights_of(settings, rollouts.correct, rollouts.mask)
+        return lambda_of(settings, rollouts.mask, weights)
+
+    assert lam() == pytest.approx(1 - 1 / (0.3 * 193 / 4))
+    assert lam(applies_to="right") == pytest.approx(1 - 1 / (0.3 * 50))
+    assert lam(lam=0.95) == 0.95
+    nothing = batch(correct=(0.0,) * 4)
+    settings = PolicyLengthSettings(**asked, applies_to="right")
+    weights = weights_of(settings, nothing.correct, nothing.mask)
+    assert lambda_of(settings, nothing.mask, weights) == 1.0
+
+
+@pytest.mark.parametrize("target", ["return", "length", "log_length"])
+def test_any_kind_of_checkpoint_is_refitted(target):
+    """What a shift of the logit makes a critic say too much is taken back, at the ends too."""
+    rng = torch.Generator().manual_seed(3)
+    lengths = torch.randint(5, 30, (64,), generator=rng)
+    mask = torch.arange(30)[None] < lengths[:, None]
+    left = torch.cat([remaining_length(mask), torch.zeros(64, 1)], 1).clamp(min=0.5)
+    said = logit_to_length(length_to_logit(left, gamma=GAMMA) + 1.0, gamma=GAMMA)
+    z = {
+        "return": length_to_logit(said, gamma=GAMMA),
+        "length": torch.log(torch.expm1(said)),
+        "log_length": torch.log(torch.expm1(torch.log1p(said))),
+    }[target]
+    lenvm = model(target=target, length_scale=1.0)
+    stale = LengthValues.of_logits(z, lengths, lenvm)
+    assert_close(stale.left, said[:, :-1], atol=1e-2, rtol=1e-3)
+    fresh, fit = LengthValues.refitted(z, lengths, lenvm, mask)
+    assert (fit.a, fit.b) == (pytest.approx(1.0, abs=1e-2), pytest.approx(-1.0, abs=1e-2))
+    assert_close(fresh.left[mask], left[:, :-1][mask], atol=0.1, rtol=0.02)
+    assert_close(fresh.values[mask], discounted_returns(mask, gamma=GAMMA)[mask], atol=1e-2, rtol=0)
+    assert (fresh.end_left < stale.end_left).all()
 
 
 def test_the_budget_term_reads_every_rows_own_budget():

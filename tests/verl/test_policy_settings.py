@@ -50,7 +50,13 @@ def set_keys(config, keys):
         ({"gamma": 1.0}, r"gamma must be in \(0, 1\), got 1"),
         ({"gamma": "checkpoint"}, "lenvm.gamma must be a number or auto"),
         ({"gamma_shape": 1.5}, r"gamma must be in \(0, 1\), got 1.5"),
-        ({"lam": 1.1}, r"lenvm.lam must be in \[0, 1\], got 1.1"),
+        ({"lam": 1.1}, r"lenvm.lam must be in \[0, 1\] or auto, got 1.1"),
+        ({"lam": "long"}, "lenvm.lam must be a number or auto, got 'long'"),
+        ({"baseline": "mean"}, "lenvm.baseline must be one of auto, right, group, all"),
+        ({"baseline": "right"}, "lenvm.baseline=right with lenvm.applies_to=all"),
+        ({"clamp": 1.5}, r"lenvm.clamp must be in \[0, 1\] or null, got 1.5"),
+        ({"recalibrate": "yes"}, "lenvm.recalibrate must be true, false or auto"),
+        ({"recalibrate": True, "use": "shaping"}, "a potential that moves is no longer one"),
         ({"normalise": "whiten"}, "lenvm.normalise must be one of none, batch_std"),
         ({"applies_to": "correct"}, "lenvm.applies_to must be one of all, right"),
         ({"applies_to": "right", "use": "shaping"}, "a potential in some completions alone"),
@@ -95,6 +101,53 @@ def test_a_controller_from_the_command_line(config):
     controller = read_policy_settings(config).make_controller()
     assert isinstance(controller, DualAscent)
     assert (controller.target, controller.accuracy_floor) == (60.0, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("given", "answers", "baseline"),
+    [
+        ({}, "all", "all"),
+        ({"applies_to": "right"}, "right", "right"),
+        ({"applies_to": "right"}, "all", "group"),
+        ({"applies_to": "right", "baseline": "group"}, "right", "group"),
+        ({"applies_to": "right", "baseline": "all"}, "all", "all"),
+        ({"use": "shaping"}, "right", "all"),
+    ],
+)
+def test_the_baseline_is_one_that_the_lenvm_can_give(given, answers, baseline):
+    assert PolicyLengthSettings(**GIVEN, **given).baseline_for(answers) == baseline
+
+
+@pytest.mark.parametrize(
+    ("given", "answers", "message"),
+    [
+        (
+            {"applies_to": "right", "baseline": "right"},
+            "all",
+            "trained on all answers.*lenvm grade",
+        ),
+        ({}, "right", "trained on right answers alone.*Set lenvm.applies_to=right"),
+        ({"applies_to": "right", "baseline": "all"}, "right", "trained on right answers alone"),
+    ],
+)
+def test_a_baseline_that_the_lenvm_cannot_give_is_refused(given, answers, message):
+    with pytest.raises(ValueError, match=message):
+        PolicyLengthSettings(**GIVEN, **given).baseline_for(answers)
+
+
+@pytest.mark.parametrize(
+    ("given", "refits"),
+    [
+        ({}, True),
+        ({"use": "budget", "budget_column": "n"}, True),
+        ({"use": "shaping"}, False),
+        ({"refresh": True}, False),
+        ({"refresh": True, "recalibrate": True}, True),
+        ({"recalibrate": False}, False),
+    ],
+)
+def test_a_frozen_critic_in_the_advantage_is_refitted(given, refits):
+    assert PolicyLengthSettings(**GIVEN, **given).recalibrates is refits
 
 
 def test_without_a_critic_lengths_are_only_logged():

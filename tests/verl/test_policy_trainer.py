@@ -14,7 +14,7 @@ from verl.trainer.ppo import core_algos
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 
-from lenvm_rl.core import length_advantage
+from lenvm_rl.core import Recalibration, combine, length_advantage
 from lenvm_rl.verl.gdpo import check_gdpo
 from lenvm_rl.verl.group_reward import GroupReward
 from lenvm_rl.verl.length_state import LengthState
@@ -97,9 +97,9 @@ def composed():
 
 @pytest.fixture
 def step(composed, monkeypatch):
-    """step(queue, algorithm settings, **lenvm block) -> (queue, metrics, trainer)."""
+    """step(algorithm settings, queue, LenVM's answers, **block) -> (queue, metrics, trainer)."""
 
-    def run(algorithm=None, queue=None, **block):
+    def run(algorithm=None, queue=None, answers="all", **block):
         queue = queue or Queue()
         monkeypatch.setattr(tq, "kv_batch_get", queue.get)
         monkeypatch.setattr(tq, "kv_batch_put", queue.put)
@@ -119,7 +119,7 @@ def step(composed, monkeypatch):
         trainer.timing_raw, trainer.global_steps, trainer._eos = {}, 1, {1}
         trainer.length_critic = SimpleNamespace(
             gamma=GAMMA,
-            model=SimpleNamespace(target="return", gamma=GAMMA, length_scale=None),
+            model=SimpleNamespace(target="return", gamma=GAMMA, length_scale=None, answers=answers),
             logits=lambda rows: LOGITS,
             refresh=lambda rows: {"lenvm/refresh/mse": float(len(rows))},
         )
@@ -157,14 +157,101 @@ def test_the_length_advantage_is_added_to_any_estimators(step, estimator):
     assert metrics["lenvm/advantage_rms"] == pytest.approx(rms, rel=1e-5)
 
 
-def test_the_length_term_of_right_answers_alone(step):
+def test_of_all_answers_with_a_number_as_lambda_it_is_what_it_was(step):
+    """Bit for bit, whatever right answers, refits and automatic lambdas have brought."""
     task = verls(step, adv_estimator="grpo")
-    queue, metrics, _ = step({"adv_estimator": "grpo"}, applies_to="right")
+    given = {"normalise": "batch_std", "recalibrate": False, "lam": 0.7, "applies_to": "all"}
+    queue, *_ = step({"adv_estimator": "grpo"}, **given)
+    unit = a_len()[MASK].double().std(correction=0)
+    term = torch.where(MASK, (a_len() / unit).float(), 0.0)
+    assert torch.equal(queue.padded("advantages"), combine(task, term, MASK, scale=0.5))
+
+
+def test_the_length_term_of_right_answers_alone(step):
+    """Against values of right answers, as it stands; against those of all, only if asked."""
+    task = verls(step, adv_estimator="grpo")
     right = torch.tensor(SCORES)[:, None]
     assert 0 < right.sum() < len(right)
     wanted = task + 0.5 * right * a_len() * MASK
-    assert_close(queue.padded("advantages"), wanted, atol=1e-6, rtol=0)
-    assert metrics["lenvm/scale"] == 0.5
+    for answers, baseline in (("right", "auto"), ("right", "right"), ("all", "all")):
+        queue, metrics, _ = step(
+            {"adv_estimator": "grpo"}, answers=answers, applies_to="right", baseline=baseline
+        )
+        assert_close(queue.padded("advantages"), wanted, atol=1e-6, rtol=0)
+        assert metrics["lenvm/scale"] == 0.5
+    # Beside a LenVM of all answers a right one is judged among its prompt's; here it is alone.
+    queue, *_ = step({"adv_estimator": "grpo"}, applies_to="right")
+    assert_close(queue.padded("advantages"), task)
+    scores = Queue(scores=[1.0, 1.0, 0.0, 0.0])
+    queue, *_ = step({"adv_estimator": "grpo"}, queue=scores, applies_to="right")
+    returns = [-(1 - GAMMA**n) for n in (3, 1)]
+    apart = 0.5 * (returns[0] - returns[1]) / 2
+    assert queue.padded("advantages")[:2, 0].tolist() == pytest.approx([apart, -apart], abs=1e-6)
+    assert not queue.padded("advantages")[:, 1:].any(), "nobody is as far along"
+
+
+def test_values_of_right_answers_alone_are_no_baseline_of_all(step):
+    with pytest.raises(ValueError, match="trained on right answers alone, but lenvm.applies_to"):
+        step({"adv_estimator": "grpo"}, answers="right")
+
+
+def test_the_length_term_leaves_a_right_answer_half_of_its_lead(step):
+    task = verls(step, adv_estimator="grpo")
+    given = {"applies_to": "right", "scale": 1e3, "answers": "right"}
+    queue, *_ = step({"adv_estimator": "grpo"}, **given)
+    total = queue.padded("advantages")
+    for right, wrong in ((0, 1), (2, 3)):
+        n, m = LENGTHS[right], LENGTHS[wrong]
+        assert total[right, :n].min() > task[wrong, 0] and task[right, 0] > task[wrong, 0]
+        assert total[right].sum() > task[wrong].sum()
+        assert (total[right, :n] - task[right, :n]).abs().max() <= task[right, 0] - task[wrong, 0]
+        assert_close(total[wrong, :m], task[wrong, :m])
+    free, *_ = step({"adv_estimator": "grpo"}, **given, clamp=None)
+    assert free.padded("advantages").abs().max() > 50
+
+
+def test_a_frozen_critic_is_refitted_before_use(step, monkeypatch):
+    """The values that count are those of z' = a z + b; the logged error is the critic's own."""
+    seen = []
+
+    def refit(logits, returns, mask):
+        seen.append((logits, returns, mask))
+        return Recalibration(a=0.5, b=-1.0, before=0.04, after=0.01)
+
+    monkeypatch.setattr("lenvm_rl.verl.length_terms.recalibrate", refit)
+    task = verls(step, adv_estimator="grpo")
+    queue, metrics, _ = step({"adv_estimator": "grpo"})
+    moved = -torch.sigmoid(0.5 * LOGITS - 1.0)
+    end = moved.gather(1, torch.tensor(LENGTHS)[:, None])[:, 0]
+    wanted = length_advantage(
+        moved[:, :5], MASK, torch.tensor(FINISHED), gamma=GAMMA, lam=0.7, end_value=end
+    )
+    assert_close(queue.padded("advantages"), task + 0.5 * wanted * MASK, atol=1e-6, rtol=0)
+    assert_close(queue.padded("len_values"), VALUES[:, :5] * MASK)
+    assert metrics["lenvm/recalibration_a"] == 0.5
+    assert metrics["lenvm/recalibration_rmse_after"] == pytest.approx(0.1)
+    assert torch.equal(seen[0][2], MASK & torch.tensor(FINISHED)[:, None])
+    step({"adv_estimator": "grpo"}, answers="right", applies_to="right")
+    rows = torch.tensor(FINISHED) & (torch.tensor(SCORES) > 0)
+    assert torch.equal(seen[1][2], MASK & rows[:, None])
+    for off in ({"recalibrate": False}, {"refresh": True}, {"use": "shaping"}):
+        step({"adv_estimator": "grpo"}, **off)
+    assert len(seen) == 2
+
+
+def test_a_lenvm_of_right_answers_goes_on_learning_from_right_ones(step):
+    _, metrics, _ = step(
+        {"adv_estimator": "grpo"}, answers="right", applies_to="right", refresh=True
+    )
+    assert metrics["lenvm/refresh/mse"] == 2.0
+    _, metrics, _ = step(
+        {"adv_estimator": "grpo"},
+        queue=Queue(scores=[0.0] * 4),
+        answers="right",
+        applies_to="right",
+        refresh=True,
+    )
+    assert "lenvm/refresh/mse" not in metrics
 
 
 def test_the_task_critic_learns_the_tasks_returns_alone(step):

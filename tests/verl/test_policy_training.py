@@ -50,7 +50,7 @@ def command(work, name, *overrides, recipe="grpo_length", steps=2):
         *("trainer.test_freq=-1", "trainer.save_freq=-1", "trainer.total_epochs=9"),
         *("data.train_batch_size=4", "data.max_response_length=96"),
         *("actor_rollout_ref.rollout.max_model_len=256", "lenvm.normalise=none"),
-        "lenvm.applies_to=all",
+        *("lenvm.applies_to=all", "lenvm.recalibrate=false"),
         # Small steps: what differs in the last bits between two runs stays there.
         "actor_rollout_ref.actor.optim.lr=1e-5",
         *overrides,
