@@ -87,14 +87,17 @@ tested() { # stack: runs pytest, fast and slow, and prints what came of it
   if $slow; then PYTHON=$python "${runner[@]}" "${paths[@]}" -m slow; fi
 }
 
+count() { # how, log: the sum over pytest's closing lines
+  { grep -oE "[0-9]+ $1\b" "$2" || true; } | awk '{n += $1} END {print n + 0}'
+}
+
 rows=()
 failed=0
 for stack in "${stacks[@]}"; do
   log=runs/versions/$stack.log
   ok=true
   (tested "$stack") >"$log" 2>&1 || { ok=false; failed=1; }
-  passed=$(grep -oE '[0-9]+ passed' "$log" | awk '{n += $1} END {print n + 0}')
-  bad=$(grep -oE '[0-9]+ (failed|errors?)\b' "$log" | awk '{n += $1} END {print n + 0}')
+  passed=$(count passed "$log") bad=$(count '(failed|errors?)' "$log")
   echo "$stack: $passed passed, $bad failed ($log)" >&2
   rows+=("{\"stack\": \"$stack\", \"ok\": $ok, \"passed\": $passed, \"failed\": $bad, \"date\": \"$(date +%F)\"}")
 done
