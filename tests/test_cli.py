@@ -26,6 +26,7 @@ COMMANDS = [
     ["serve"],
     ["view"],
     ["distill"],
+    ["recipes"],
     ["eval", "report"],
     ["eval", "all"],
     ["eval", "prediction"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,8 +15,42 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Length value models: generation length as a value to train, read and steer.",
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(versions())
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print versions and exit.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Length value models: generation length as a value to train, read and steer."""
+
+
+def versions() -> str:
+    """The version of this package and of those that it rests on, on one line."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from lenvm_rl import __version__
+
+    found = [f"lenvm-rl {__version__}", f"Python {sys.version.split()[0]}"]
+    for name in ("torch", "transformers", "verl", "vllm"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            found.append(f"no {name}")
+    return ", ".join(found)
+
+
 evals_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown")
 app.add_typer(evals_app, name="eval", help="Measure how good a LenVM is.")
 console = Console()

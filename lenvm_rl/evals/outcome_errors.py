@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import scipy.stats
 from torch import Tensor
 
 
@@ -26,6 +25,8 @@ def outcome_errors(predicted: Tensor, outcome: Tensor) -> dict[str, Any]:
     error = (predicted - outcome).double()
     tau = math.nan
     if len(outcome) > 1:
+        import scipy.stats  # of the extra `evals`; what reads values alone does without
+
         tau = float(scipy.stats.kendalltau(predicted.numpy(), outcome.numpy())[0])
     return {
         "mae": error.abs().mean().item(),

@@ -67,13 +67,8 @@ def report_table(report: LengthReport) -> Group:
 
 def plot_lengths(report: LengthReport, path: Path) -> None:
     """Histogram of lengths as PNG: ended and cut rows stacked, percentiles marked."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "the length histogram needs matplotlib: pip install 'lenvm-rl[evals]'"
-        ) from error
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # of the extra `evals`
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)

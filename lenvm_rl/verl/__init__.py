@@ -37,5 +37,5 @@ A policy in training:
     policy_metrics    lengths, sizes of terms, alarms
     policy_trainer    the trainer mode that ties these together
 
-Importing this package imports nothing; its modules need `pip install "lenvm-rl[verl]"`.
+Importing this package imports nothing; its modules need the extra `verl`.
 """

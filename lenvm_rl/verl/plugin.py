@@ -20,7 +20,7 @@ from lenvm_rl.verl.lazy import after_import
 logger = logging.getLogger(__name__)
 
 SUPPORTED_VERL = "0.9.1"
-INSTALL = 'pip install "lenvm-rl[verl]"'
+INSTALL = 'pip install ".[verl]" in a clone of lenvm-rl'
 TRAINER_MODE = "lenvm_pretrain"
 POLICY_TRAINER_MODE = "lenvm"
 REWARD_MANAGER = "lenvm_length"
@@ -82,7 +82,7 @@ def check_registered() -> None:
         raise RuntimeError(
             "verl will not find the trainer modes of lenvm_rl: the entry point lenvm_rl of "
             f"group verl.plugins is not installed (found: {names or 'none'}). Install the package "
-            f"({INSTALL}, or `pip install -e .` in a clone); PYTHONPATH alone is not enough."
+            f"({INSTALL}); PYTHONPATH alone is not enough."
         )
     policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto").strip().lower()
     if policy != "auto" and "lenvm_rl" not in {name.strip() for name in policy.split(",")}:

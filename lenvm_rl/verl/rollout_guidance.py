@@ -94,7 +94,7 @@ class RolloutGuidance:
             if cell is None:
                 raise ValueError(
                     f"lenvm.rollout_guidance.column={self.column}: a prompt has no target there. "
-                    "Give every prompt a number of tokens (scripts/add_budgets.py)."
+                    "Give every prompt a number of tokens (recipes/budget/add_budgets.py)."
                 )
             args["lenvm_target"] = int(cell)
         return args

@@ -24,7 +24,7 @@ async scheduling, and refuses to start its newer runner beside one.
 | 0.28.0 (CPU)  | tested, real runs | not available on a CPU                                   |
 | 0.31 and newer| yes               | yes (tested against mocked runner state)                 |
 
-Importing this package imports nothing; its modules need `pip install "lenvm-rl[vllm]"`.
+Importing this package imports nothing; its modules need the extra `vllm`.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -80,7 +80,7 @@ def vllm_program() -> str:
     program = str(beside) if beside.is_file() else shutil.which("vllm")
     if program is None:
         raise ValueError(
-            'the program `vllm` is not installed: pip install "lenvm-rl[vllm]", or on a CPU '
-            "`scripts/setup.sh --vllm` in a clone."
+            'the program `vllm` is not installed: pip install ".[vllm]" in a clone of lenvm-rl, or '
+            "on a CPU `scripts/setup.sh --vllm`."
         )
     return program

@@ -4,4 +4,10 @@
 #   recipes/compare/run.sh --methods none,kimi,l1_max,objective --seeds 2
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-exec "${PYTHON:-python}" "$here/../../scripts/bench_rl.py" "$@"
+bench=$here/../../scripts/bench_rl.py
+if [[ ! -f $bench ]]; then
+  echo "compare: the benchmark is a script of the repository, which an installed package does not" \
+    "hold: run recipes/compare/run.sh in a clone." >&2
+  exit 2
+fi
+exec "${PYTHON:-python}" "$bench" "$@"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Give every prompt of a verl data file a random length budget, in the prompt and in a column.
 
-    python scripts/add_budgets.py data/deepscaler/train.parquet data/budgets/train.parquet \\
+    python recipes/budget/add_budgets.py data/deepscaler/train.parquet data/budgets/train.parquet \\
         --low 500 --high 4000
 
 Every row gets `budget` (response tokens, EOS included) and `extra_info.target` (where
