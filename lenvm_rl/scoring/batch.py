@@ -83,6 +83,13 @@ class Batch:
         if not self._adjacent:
             logits.index_copy_(0, self._index, taken)
 
+    def fill(self, logits: Tensor, value: float) -> None:
+        """Set these rows of `logits`, whole."""
+        if self._adjacent:
+            self.take(logits).fill_(value)
+        else:
+            logits.index_fill_(0, self._index, value)
+
     def begin_step(self, rows: Sequence[GuidedRow]) -> Tensor | None:
         """Take over how far the rows are. Returns [R] bool, those whose tokens are used up; None
         where there is none."""

@@ -86,7 +86,12 @@ class Guide:
 
     @torch.inference_mode()
     def apply(
-        self, logits: Tensor, rows: Sequence[GuidedRow], *, hidden: Tensor | None = None
+        self,
+        logits: Tensor,
+        rows: Sequence[GuidedRow],
+        *,
+        hidden: Tensor | None = None,
+        padding: Tensor | None = None,
     ) -> None:
         """Write guided logits over the rows that are steered in this step, in place.
 
@@ -99,6 +104,8 @@ class Guide:
             rows: at most one per row of logits; those not listed are not touched.
             hidden: [N, H] hidden states of the policy that the logits were made from, for a
                 scorer that reads them (`reads_policy`).
+            padding: [N, P] further columns of the policy's output layer that stand for no token:
+                -inf where a row is steered.
         Raises:
             PoolExhausted: more steered rows than the scorer has slots; nothing was written.
         """
@@ -141,6 +148,8 @@ class Guide:
             guided.force_eos if forces else None,
         )
         batch.put(logits, chosen)
+        if padding is not None and padding.shape[1]:
+            batch.fill(padding, -torch.inf)
 
     def _batch_of(self, rows: Sequence[GuidedRow], logits: Tensor) -> Batch:
         """The last step's batch where the same requests are steered again."""

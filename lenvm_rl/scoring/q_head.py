@@ -188,6 +188,11 @@ class PolicyHeadScorer:
         self._opened = 0
 
     @property
+    def head(self) -> torch.nn.Module:
+        """What is left of the LenVM."""
+        return self._candidates._head
+
+    @property
     def cache_bytes(self) -> int:
         """No keys and values are kept."""
         return 0

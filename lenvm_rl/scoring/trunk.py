@@ -108,6 +108,11 @@ class CachedTrunk:
         )
 
     @property
+    def head(self) -> torch.nn.Module:
+        """The LenVM's own layers on top of the trunk."""
+        return self.model.score
+
+    @property
     def cache_bytes(self) -> int:
         """Memory of all slots, allocated at the start."""
         return self._store.bytes

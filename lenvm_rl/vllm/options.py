@@ -21,8 +21,8 @@ from lenvm_rl.model import (
     LengthValueConfig,
     check_tokenizer,
     is_lenvm_checkpoint,
-    load_tokenizer,
 )
+from lenvm_rl.rollouts.ends import end_token_ids
 from lenvm_rl.scoring import GuidanceSettings
 from lenvm_rl.scoring.memory import available_memory, in_units, parse_bytes
 
@@ -40,6 +40,9 @@ ENVIRONMENT = {
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _WORDS = ("checkpoint", "dtype", "memory")
 _SHARE = 0.25  # of what vLLM may use, for the LenVM's keys and values where nothing was said
+REASONING = "LENVM_REASONING"
+"""Environment variable that says 1 where the engine separates reasoning: only the engine knows it
+by itself, and the front end must refuse requests by it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,16 +144,19 @@ def checkpoint_config(checkpoint: str | Path) -> LengthValueConfig:
 
 
 def check_engine(vllm_config: Any, options: GuidanceOptions) -> None:
-    """Refuse an engine in which guidance would be wrong.
+    """Refuse an engine in which guidance would be wrong; warn of one that may surprise.
 
     Raises:
-        ValueError: speculative decoding, pipeline parallelism, prompts without token ids, or a
-            pool smaller than what runs at once.
+        ValueError: speculative decoding, pipeline parallelism, prompts without token ids, a
+            reasoning engine whose front end does not know it, or a pool smaller than what runs at
+            once.
     """
     if getattr(vllm_config, "speculative_config", None) is not None:
         raise ValueError(
-            "length guidance does not work with speculative decoding: draft tokens would be "
-            "accepted by the unguided distribution. Start without --speculative-config."
+            "length guidance does not work with speculative decoding yet: vLLM would ask it for "
+            "the distribution after each draft token (runner V2; V1 runs no processor beside a "
+            "draft model), and it values the candidates after the last sampled token alone. Start "
+            "without --speculative-config."
         )
     stages = vllm_config.parallel_config.pipeline_parallel_size
     if stages > 1:
@@ -164,6 +170,13 @@ def check_engine(vllm_config: Any, options: GuidanceOptions) -> None:
             "length guidance needs token ids, and --enable-prompt-embeds lets requests come "
             "without: start without it."
         )
+    if reasons(vllm_config) and os.environ.get(REASONING) != "1":
+        raise ValueError(
+            "this engine separates reasoning (--reasoning-parser or --reasoning-config), where a "
+            "target may end a response inside its thinking, before any answer: requests with a "
+            "target have to be refused, and the front end cannot know. Start with `lenvm serve`, "
+            f"or with {REASONING}=1 in the environment; tilt and scale are served then."
+        )
     running = vllm_config.scheduler_config.max_num_seqs
     if options.slots is not None and options.slots < running:
         raise ValueError(
@@ -171,21 +184,46 @@ def check_engine(vllm_config: Any, options: GuidanceOptions) -> None:
             "(--max-num-seqs): a request without a slot could not be guided. Lower --max-num-seqs, "
             "so that vLLM queues what exceeds it, or leave slots out."
         )
+    _warn_of_surprises(vllm_config)
+
+
+def reasons(vllm_config: Any) -> bool:
+    """Whether vLLM tells this engine's thinking from its answers."""
+    config = getattr(vllm_config, "reasoning_config", None)
+    said = ("reasoning_parser", "reasoning_end_token_ids", "enabled")
+    return any(bool(getattr(config, name, None)) for name in said)
+
+
+def _warn_of_surprises(vllm_config: Any) -> None:
+    mode = str(getattr(vllm_config.model_config, "logprobs_mode", ""))
+    if mode.startswith("raw"):
+        logger.warning(
+            "log-probabilities of guided requests are those of the unguided policy (logprobs_mode "
+            "%s): start with --logprobs-mode processed_logprobs for those of what was sampled from",
+            mode,
+        )
+    if getattr(vllm_config, "lora_config", None) is not None:
+        logger.warning(
+            "one LenVM values the candidates of the base model and of all LoRA adapters: an "
+            "adapter whose answers are longer or shorter than those that the LenVM was trained on "
+            "gets wrong lengths. Serve such an adapter merged, with a LenVM of its own"
+        )
 
 
 def check_policy(vllm_config: Any, config: LengthValueConfig) -> None:
-    """Refuse a LenVM that was trained on another vocabulary than the policy's.
+    """Refuse a LenVM that was trained on another vocabulary than the policy's, or that reads the
+    policy's states where vLLM takes them apart.
 
     A policy's output layer may be padded beyond its tokenizer; those rows stand for no token, and
     guided requests never sample them.
 
     Raises:
-        ValueError: another tokenizer, or tokens that the LenVM does not know.
+        ValueError: another tokenizer, tokens that the LenVM does not know, or states out of reach.
     """
     model = vllm_config.model_config
     size = model.get_vocab_size()
-    if not getattr(model, "skip_tokenizer_init", False):
-        tokenizer = load_tokenizer(model.tokenizer or model.model)
+    tokenizer = tokenizer_of(vllm_config)
+    if tokenizer is not None:
         check_tokenizer(config, tokenizer)
         size = max(tokenizer.get_vocab().values()) + 1
     if size > config.vocab_size:
@@ -193,27 +231,41 @@ def check_policy(vllm_config: Any, config: LengthValueConfig) -> None:
             f"the policy has {size} tokens, but the LenVM knows only {config.vocab_size}: it was "
             "trained for another tokenizer. Use a LenVM of this policy."
         )
+    sharded = getattr(vllm_config.parallel_config, "enable_batch_sharded_sampling", None)
+    if sharded and config.head == "candidate" and config.frozen_trunk:
+        raise ValueError(
+            "this LenVM reads the policy's hidden states, and with --enable-batch-sharded-sampling "
+            "a rank samples rows whose states it does not have: start without it, or use a LenVM "
+            "with a trunk of its own."
+        )
 
 
-def eos_token_ids(vllm_config: Any) -> list[int]:
-    """All tokens with which the policy ends a response, as vLLM sees them.
+def tokenizer_of(vllm_config: Any) -> Any:
+    """The policy's tokenizer as vLLM loads it (revision, mode, code of its own); None without."""
+    model = vllm_config.model_config
+    if getattr(model, "skip_tokenizer_init", False):
+        return None
+    from vllm.tokenizers import cached_tokenizer_from_config
+
+    return cached_tokenizer_from_config(model)
+
+
+def engine_ends(vllm_config: Any) -> frozenset[int]:
+    """Tokens that end a response here as long as its request says nothing else.
 
     Raises:
         ValueError: none is known.
     """
-    model = vllm_config.model_config
-    found: set[int] = set()
-    for given in (
-        getattr(model.hf_text_config, "eos_token_id", None),
-        (model.try_get_generation_config() or {}).get("eos_token_id"),
-    ):
-        found |= {given} if isinstance(given, int) else set(given or ())
-    if not found:
-        raise ValueError(
-            f"the configuration of {model.model} names no eos_token_id, so no response could end: "
-            "add it to the policy's generation_config.json."
-        )
-    return sorted(found)
+    return end_token_ids(
+        tokenizer=tokenizer_of(vllm_config),
+        generation=vllm_config.model_config.try_get_generation_config(),
+    )
+
+
+def request_ends(params: Any) -> frozenset[int]:
+    """Tokens that end the response of an admitted request: its own stop tokens, and the engine's
+    EOS tokens unless it ignores them."""
+    return frozenset(params.stop_token_ids if params.ignore_eos else params.all_stop_token_ids)
 
 
 def load_scorer(vllm_config: Any, options: GuidanceOptions, device: torch.device) -> Any:

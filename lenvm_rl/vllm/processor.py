@@ -8,6 +8,9 @@ One class for both of vLLM's model runners, named by class path:
 A request asks for guidance with `vllm_xargs` over HTTP, `SamplingParams(extra_args=...)` offline:
 `{"lenvm_mode": "at_most", "lenvm_target": 200}`, see `lenvm_rl.scoring.GuidanceSettings`.
 
+What ends a response is the request's: EOS of the policy (tokenizer and generation configuration)
+and its own `stop_token_ids`; under `ignore_eos` the latter alone.
+
 What else shapes the distribution. Grammars, allowed tokens, bad words, logit_bias and min_tokens
 act before guidance: what they exclude is no candidate. The request's own top_k, top_p and min_p
 act after it, on the guided distribution; to choose candidates there are lenvm_top_k, lenvm_top_p
@@ -23,19 +26,22 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1Processor
 
 from lenvm_rl.scoring import GuidanceSettings, History
 from lenvm_rl.scoring.guide import Guide, GuidedRow
+from lenvm_rl.scoring.key_values import to_device
 from lenvm_rl.vllm.hidden_states import capture
-from lenvm_rl.vllm.options import GuidanceOptions, eos_token_ids, load_scorer
+from lenvm_rl.vllm.options import GuidanceOptions, engine_ends, load_scorer, request_ends
 from lenvm_rl.vllm.validation import check_request
 
 try:  # vLLM 0.31 and newer
@@ -52,12 +58,13 @@ logger = logging.getLogger("vllm.lenvm_rl")
 class _Request:
     """A guided request while it is in the batch."""
 
-    __slots__ = ("history", "key", "output", "settings", "temperature")
+    __slots__ = ("ends", "history", "key", "output", "settings", "temperature")
 
     def __init__(self, key: int, settings: GuidanceSettings, params: SamplingParams):
         self.key = key
         self.settings = settings
         self.temperature = params.temperature
+        self.ends = request_ends(params)
         self.output: list[int] = []
         self.history: History | None = None
 
@@ -78,7 +85,41 @@ class _Request:
             history=self.history,
             prompt_length=len(self.history.prompt),
             temperature=self.temperature,
+            ends=self.ends,
         )
+
+
+class WeightWatch:
+    """Are the LenVM's weights still what was loaded? Asked after every pause.
+
+    An engine that is put to sleep at level 2 gives its weights away and gets the policy's anew. On
+    runner V2 the LenVM's go with them, and nothing brings them back.
+
+    Args:
+        head: of the LenVM: all of its memory is given away together.
+    """
+
+    _PAUSE = 0.1  # seconds without guidance that a sleep takes at least
+
+    def __init__(self, head: nn.Module):
+        self._tensors = [p.detach() for p in head.parameters()]
+        self._loaded, self._seen = self._sum(), time.monotonic()
+
+    def check(self) -> None:
+        """Raise RuntimeError where they are not. Only after a pause, when nothing is waited for."""
+        now = time.monotonic()
+        paused, self._seen = now - self._seen > self._PAUSE, now
+        if paused and self._sum() != self._loaded:
+            raise RuntimeError(
+                "the LenVM's weights are no longer those that were loaded: this engine was put to "
+                "sleep at level 2, which discards them, and its wake-up loads the policy's alone. "
+                "Use sleep level 1, or let it not sleep (verl: rollout.free_cache_engine=False), "
+                "or start the engine anew."
+            )
+
+    def _sum(self) -> int:
+        """Of all bytes, so that its value depends on no order of addition."""
+        return sum(int(x.view(torch.uint8).long().sum()) for x in self._tensors)
 
 
 class LengthGuidance(V1Processor, V2Processor):
@@ -104,9 +145,10 @@ class LengthGuidance(V1Processor, V2Processor):
         self._hidden = capture() if getattr(scorer, "reads_policy", False) else None
         self._guide = Guide(
             scorer,
-            eos_token_ids=eos_token_ids(vllm_config),
+            eos_token_ids=engine_ends(vllm_config),
             max_candidates=options.max_candidates,
         )
+        self._weights = WeightWatch(scorer.head)
         self._requests: dict[int, _Request] = {}
         self._keys = itertools.count()
         self._warned = False
@@ -164,11 +206,10 @@ class LengthGuidance(V1Processor, V2Processor):
             return logits
         rows = self._v1_rows(len(logits)) if context is None else self._v2_rows(context)
         if rows:
-            if logits.shape[1] > self._vocab_size:  # padding of the output layer: no tokens
-                steered = [row.index for row in rows if row.steered]
-                logits[steered, self._vocab_size :] = -torch.inf
+            self._weights.check()
             hidden = None if self._hidden is None else self._hidden.of(logits)
-            self._guide.apply(logits[:, : self._vocab_size], rows, hidden=hidden)
+            tokens, padding = logits[:, : self._vocab_size], logits[:, self._vocab_size :]
+            self._guide.apply(tokens, rows, hidden=hidden, padding=padding)
         return logits
 
     def _v1_rows(self, count: int) -> list[GuidedRow]:
@@ -185,16 +226,26 @@ class LengthGuidance(V1Processor, V2Processor):
         return rows
 
     def _v2_rows(self, context: Any) -> list[GuidedRow]:
-        """Rows of guided requests that are past their prompt; their tokens come from the device."""
-        slots = context.expanded_idx_mapping.tolist()
-        lengths = [position + 1 for position in context.pos.tolist()]
+        """Rows of guided requests that are past their prompt. Which request a row belongs to, and
+        how long it is, the host knows; only the newest tokens come from the device."""
+        slots = context.idx_mapping_np.tolist()
+        self._close_absent(set(slots))
+        lengths = context.seq_lens_upper_bound_np.tolist()  # exact: nothing is drafted
         wanted = [
-            (row, slot, length)
-            for row, (slot, length) in enumerate(zip(slots, lengths, strict=True))
-            if slot in self._requests and length >= int(self._states.prefill_len.np[slot])
+            (row, slot, lengths[row])
+            for row, slot in enumerate(slots)
+            if slot in self._requests and lengths[row] >= int(self._states.prefill_len.np[slot])
         ]
         self._read_tokens([(slot, length) for _, slot, length in wanted])
         return [self._requests[slot].row(row) for row, slot, _ in wanted]
+
+    def _close_absent(self, present: set[int]) -> None:
+        """Requests that are not in this step hold no slot of the scorer: this runner does not say
+        when one has ended. One that comes back finds its tokens where they were."""
+        for slot, request in self._requests.items():
+            if request.history is not None and slot not in present:
+                self._guide.close(request.key)
+                request.history = None
 
     def _read_tokens(self, wanted: Sequence[tuple[int, int]]) -> None:
         """Bring histories to these lengths: the newest token of all rows in one copy."""
@@ -211,9 +262,9 @@ class LengthGuidance(V1Processor, V2Processor):
             elif length > len(request.history):
                 request.output.extend(tokens[slot, len(request.history) : length].tolist())
         if newest:
-            read = tokens[[slot for slot, _ in newest], [at for _, at in newest]].tolist()
-            for (slot, _), token in zip(newest, read, strict=True):
-                self._requests[slot].output.append(token)
+            slot, column = to_device(np.array(newest).T, tokens.device)
+            for (owner, _), token in zip(newest, tokens[slot, column].tolist(), strict=True):
+                self._requests[owner].output.append(token)
 
     def _new_request(self, params: SamplingParams) -> _Request | None:
         settings = GuidanceSettings.from_args(params.extra_args)

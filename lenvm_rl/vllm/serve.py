@@ -9,9 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lenvm_rl.vllm.options import ENVIRONMENT, GuidanceOptions
+from lenvm_rl.vllm.options import ENVIRONMENT, REASONING, GuidanceOptions
 
 PROCESSOR = "lenvm_rl.vllm:LengthGuidance"
+MIDDLEWARE = "lenvm_rl.vllm.middleware.RefuseMisplaced"
+NEUTRAL = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+"""What a request that does not say otherwise is sampled with, whatever the policy's generation
+configuration recommends: all of these act on the guided distribution, and bend its lengths."""
 MAX_NUM_SEQS = 64
 
 
@@ -27,7 +31,9 @@ def serve_command(
     """The `vllm serve` command line.
 
     Log-probabilities are those of the distribution that tokens were sampled from. Requests beyond
-    `max_num_seqs` wait in vLLM's queue, so the LenVM's pool is never too small.
+    `max_num_seqs` wait in vLLM's queue, so the LenVM's pool is never too small. Truncation and
+    penalties are a request's own or none (`NEUTRAL`); temperature and EOS tokens stay those of the
+    policy's generation configuration.
 
     Args:
         policy: directory or hub name.
@@ -42,12 +48,17 @@ def serve_command(
         "--additional-config": json.dumps(options.for_vllm()),
         "--max-num-seqs": str(max_num_seqs),
         "--logprobs-mode": "processed_logprobs",
+        "--override-generation-config": json.dumps(NEUTRAL),
     }
-    given = {word.split("=")[0] for word in extra}
+    given = _names(extra)
     for name, value in defaults.items():
         if name not in given:
             command += [name, value]
-    return [*command, *extra]
+    return [*command, "--middleware", MIDDLEWARE, *extra]
+
+
+def _names(words: Sequence[str]) -> set[str]:
+    return {word.split("=")[0] for word in words}
 
 
 def curl_line(policy: str, *, host: str = "127.0.0.1", port: int = 8000) -> str:
@@ -66,6 +77,8 @@ def curl_line(policy: str, *, host: str = "127.0.0.1", port: int = 8000) -> str:
 def serve(command: Sequence[str], options: GuidanceOptions) -> None:
     """Become the server: replaces this process, so that signals reach it."""
     environment = {**os.environ, ENVIRONMENT["checkpoint"]: options.checkpoint}
+    if not _names(command).isdisjoint({"--reasoning-parser", "--reasoning-config"}):
+        environment[REASONING] = "1"
     sys.stdout.flush()
     os.execve(command[0], list(command), environment)
 

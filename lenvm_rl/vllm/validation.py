@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from lenvm_rl.scoring import GuidanceSettings
-from lenvm_rl.vllm.options import ENVIRONMENT, checkpoint_config
+from lenvm_rl.vllm.options import ENVIRONMENT, REASONING, checkpoint_config
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -22,6 +22,9 @@ _CHECKPOINT = ENVIRONMENT["checkpoint"]
 def check_request(params: SamplingParams) -> None:
     """Refuse a request whose guidance is malformed or contradicts its other settings.
 
+    A stop string ends a response where guidance does not see it. vLLM looks for none in the first
+    `min_tokens`, so that `at_least` sets these, if the request has stop strings.
+
     Raises:
         ValueError: what is wrong, and what to send instead.
     """
@@ -31,10 +34,16 @@ def check_request(params: SamplingParams) -> None:
     _check_gamma(settings)
     if settings.target is None:
         return
-    if params.ignore_eos:
+    if os.environ.get(REASONING) == "1":
         raise ValueError(
-            f"ignore_eos contradicts lenvm_mode {settings.mode}, which ends the response with EOS: "
-            "leave ignore_eos out."
+            f"lenvm_mode {settings.mode} counts thinking and answer together, and could end the "
+            "response inside its thinking: this server separates reasoning, so send mode tilt or "
+            "scale, or bound the thinking with vLLM's thinking_token_budget."
+        )
+    if params.ignore_eos and not params.stop_token_ids:
+        raise ValueError(
+            f"ignore_eos contradicts lenvm_mode {settings.mode}: nothing could end the response. "
+            "Leave ignore_eos out, or name stop_token_ids."
         )
     if settings.mode != "at_least" and (params.min_tokens or 0) > settings.target:
         raise ValueError(
@@ -46,6 +55,19 @@ def check_request(params: SamplingParams) -> None:
             f"max_tokens {params.max_tokens} is less than lenvm_target {settings.target} of mode "
             "at_least: the response would be cut before it. Raise max_tokens."
         )
+    if params.stop:
+        _heed_stop_strings(settings, params)
+
+
+def _heed_stop_strings(settings: GuidanceSettings, params: SamplingParams) -> None:
+    if settings.mode in ("equal", "equal_soft"):
+        raise ValueError(
+            f"stop strings ({params.stop!r}) end a response where lenvm_mode {settings.mode} does "
+            "not see it, before its target: use stop_token_ids, or leave stop out."
+        )
+    if settings.mode == "at_least":
+        needed = settings.target - settings.count_eos
+        params.min_tokens = max(params.min_tokens or 0, needed)
 
 
 def _check_gamma(settings: GuidanceSettings) -> None:

@@ -69,7 +69,12 @@ def engine_config():
         return SimpleNamespace(
             additional_config={"lenvm": {"checkpoint": str(lenvm), **(options or {})}},
             speculative_config=settings.get("speculative_config"),
-            parallel_config=SimpleNamespace(pipeline_parallel_size=settings["stages"]),
+            parallel_config=SimpleNamespace(
+                pipeline_parallel_size=settings["stages"],
+                enable_batch_sharded_sampling=settings.get("sharded", False),
+            ),
+            reasoning_config=settings.get("reasoning_config"),
+            lora_config=settings.get("lora_config"),
             cache_config=SimpleNamespace(gpu_memory_utilization=0.9, kv_cache_memory_bytes=None),
             scheduler_config=SimpleNamespace(max_num_seqs=settings["max_num_seqs"]),
             model_config=SimpleNamespace(
@@ -77,10 +82,15 @@ def engine_config():
                 enforce_eager=True,
                 model=str(settings.get("policy", policy_path())),
                 tokenizer=str(settings.get("policy", policy_path())),
+                tokenizer_mode="auto",
+                tokenizer_revision=None,
+                trust_remote_code=False,
+                runner_type="generate",
+                skip_tokenizer_init=False,
+                logprobs_mode=settings.get("logprobs_mode", "processed_logprobs"),
                 max_model_len=settings["max_model_len"],
                 enable_prompt_embeds=settings.get("enable_prompt_embeds", False),
-                hf_text_config=SimpleNamespace(eos_token_id=settings.get("eos_token_id", 1)),
-                try_get_generation_config=lambda: {},
+                try_get_generation_config=lambda: settings.get("generation", {}),
                 get_vocab_size=lambda: settings["vocab_size"],
             ),
         )

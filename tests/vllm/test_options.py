@@ -1,6 +1,7 @@
 """Where the LenVM comes from, and every engine that is refused before it starts."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from lenvm_rl.vllm.options import (
     check_engine,
     check_policy,
     checkpoint_config,
-    eos_token_ids,
+    engine_ends,
     load_scorer,
+    request_ends,
 )
 from tests.tiny import make_tokenizer
 
@@ -169,9 +171,80 @@ def test_a_larger_vocabulary_is_refused_where_no_tokenizer_tells(engine_config, 
         check_policy(config, checkpoint_config(lenvm))
 
 
-def test_eos_tokens_are_those_of_both_configurations(engine_config, lenvm):
+def test_responses_end_where_vllm_ends_them(vllm, engine_config, lenvm, tmp_path):
+    """At the tokenizer's EOS and the generation configuration's; the model's own says nothing."""
+    config = engine_config(lenvm, generation={"eos_token_id": [7, 9]})
+    assert engine_ends(config) == {1, 7, 9}
+    assert engine_ends(engine_config(lenvm)) == {1}
+    config.model_config.skip_tokenizer_init = True
+    assert engine_ends(config) == {7, 9}
     config = engine_config(lenvm)
-    config.model_config.try_get_generation_config = lambda: {"eos_token_id": [7, 1]}
-    assert eos_token_ids(config) == [1, 7]
-    with pytest.raises(ValueError, match="names no eos_token_id"):
-        eos_token_ids(engine_config(lenvm, eos_token_id=None))
+    config.model_config.skip_tokenizer_init = True
+    with pytest.raises(ValueError, match="no EOS token is known"):
+        engine_ends(config)
+
+
+@pytest.mark.parametrize(
+    ("asked", "ends"),
+    [
+        ({}, {1, 7}),
+        ({"stop_token_ids": [9]}, {1, 7, 9}),
+        ({"ignore_eos": True}, set()),
+        ({"ignore_eos": True, "stop_token_ids": [9]}, {9}),
+    ],
+)
+def test_the_ends_of_a_request_are_where_vllm_stops_it(vllm, asked, ends):
+    from vllm.v1.core.sched.utils import check_stop
+
+    params = vllm.SamplingParams(max_tokens=100, **asked)
+    params.update_from_generation_config({"eos_token_id": [7]}, 1)
+    assert request_ends(params) == ends
+
+    def stops(token):
+        request = SimpleNamespace(
+            pooling_params=None,
+            sampling_params=params,
+            output_token_ids=[token],
+            num_tokens=5,
+            num_output_tokens=1,
+            max_tokens=100,
+            status=None,
+        )
+        return check_stop(request, 1000)
+
+    assert {token for token in range(20) if stops(token)} == ends
+
+
+def test_what_may_surprise_is_said_at_the_start(engine_config, lenvm, caplog):
+    def warned(**changes):
+        caplog.clear()
+        config = engine_config(lenvm, **changes)
+        with caplog.at_level("WARNING", logger="vllm.lenvm_rl"):
+            check_engine(config, GuidanceOptions.read(config.additional_config, {}))
+        return caplog.text
+
+    assert warned() == ""
+    assert "--logprobs-mode processed_logprobs" in warned(logprobs_mode="raw_logprobs")
+    assert "LoRA" in warned(lora_config=object())
+
+
+def test_a_reasoning_engine_needs_a_front_end_that_knows(engine_config, lenvm, monkeypatch):
+    config = engine_config(lenvm, reasoning_config=SimpleNamespace(reasoning_parser="qwen3"))
+    options = GuidanceOptions.read(config.additional_config, {})
+    monkeypatch.delenv("LENVM_REASONING", raising=False)
+    with pytest.raises(ValueError, match="inside its thinking.*LENVM_REASONING=1"):
+        check_engine(config, options)
+    monkeypatch.setenv("LENVM_REASONING", "1")
+    check_engine(config, options)
+    off = engine_config(lenvm, reasoning_config=SimpleNamespace(reasoning_parser="", enabled=False))
+    monkeypatch.delenv("LENVM_REASONING")
+    check_engine(off, options)
+
+
+def test_sharded_sampling_takes_states_away(engine_config, lenvm):
+    config = checkpoint_config(lenvm)
+    check_policy(engine_config(lenvm, sharded=True), config)
+    config.head, config.frozen_trunk = "candidate", True
+    check_policy(engine_config(lenvm), config)
+    with pytest.raises(ValueError, match="--enable-batch-sharded-sampling"):
+        check_policy(engine_config(lenvm, sharded=True), config)

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,7 +29,9 @@ def make(vllm, engine_config, lenvm):
 @pytest.fixture
 def params(vllm):
     def build(args, **settings):
-        return vllm.SamplingParams(extra_args=args, **settings)
+        asked = vllm.SamplingParams(extra_args=args, **settings)
+        asked.update_from_generation_config({}, 1)  # as at admission
+        return asked
 
     return build
 
@@ -198,7 +201,10 @@ class States:
 
 
 def context(slots, lengths):
-    return SimpleNamespace(expanded_idx_mapping=torch.tensor(slots), pos=torch.tensor(lengths) - 1)
+    """What a step of the V2 runner says on the host; nothing else may be asked."""
+    return SimpleNamespace(
+        idx_mapping_np=np.array(slots), seq_lens_upper_bound_np=np.array(lengths)
+    )
 
 
 def test_both_runners_write_the_same(vllm, make, params):
@@ -247,6 +253,83 @@ def test_v2_reuses_the_runners_slots(vllm, make, params):
         assert in_use(processor) == 1
     processor.add_request(1, params(None))
     assert in_use(processor) == 0
+
+
+def test_v2_asks_for_nothing_where_no_guided_request_runs(vllm, make, params):
+    """After guided requests have ended, which this runner does not say, others pay nothing."""
+    states = States()
+    processor = make(states)
+    for slot in (1, 2):
+        states.put(slot, PROMPTS[slot])
+        processor.add_request(slot, params(TILT))
+    lengths = [len(PROMPTS[1]), len(PROMPTS[2])]
+    processor.apply(logits_of(2), context([1, 2], lengths))
+    assert in_use(processor) == 2
+    states.all_token_ids.gpu = None
+    raw = logits_of(1)
+    assert torch.equal(processor.apply(raw.clone(), context([5], [9])), raw)
+    assert in_use(processor) == 0
+
+
+def test_v2_goes_on_with_a_request_that_was_away(vllm, make, params):
+    states = States()
+    processor = make(states)
+    states.put(1, PROMPTS[1], [30])
+    processor.add_request(1, params(TILT))
+    before = processor.apply(logits_of(1), context([1], [4]))
+    processor.apply(logits_of(1), context([5], [9]))
+    again = processor.apply(logits_of(1), context([1], [4]))
+    torch.testing.assert_close(again, before, rtol=0, atol=1e-5)
+    assert processor._guide.scorer.stats.reused == 4
+
+
+@pytest.mark.parametrize("v2", [False, True])
+def test_the_ends_are_the_requests(vllm, make, params, v2):
+    """At a used-up target each response is ended by its own tokens."""
+    most = {"lenvm_mode": "at_most", "lenvm_target": 0}
+    asked = [
+        params(most),
+        params(most, stop_token_ids=[50]),
+        params(most, ignore_eos=True, stop_token_ids=[60, 61]),
+    ]
+    states = States()
+    processor = make(states if v2 else None)
+    for i, each in enumerate(asked):
+        states.put(i, PROMPTS[i])
+        if v2:
+            processor.add_request(i, each)
+    if not v2:
+        added = [(i, each, PROMPTS[i], []) for i, each in enumerate(asked)]
+        processor.update_state(update(vllm, added=added))
+    where = context([0, 1, 2], [len(PROMPTS[i]) for i in range(3)]) if v2 else None
+    raw = logits_of(3)
+    raw[:, [1, 50, 60, 61]] = -30.0  # no candidates
+    written = processor.apply(raw, where)
+    left = [set(row.isfinite().nonzero()[:, 0].tolist()) for row in written]
+    assert left == [{1}, {1, 50}, {60, 61}]
+
+
+@pytest.mark.parametrize("v2", [False, True])
+def test_weights_that_a_sleep_took_are_noticed(vllm, make, params, monkeypatch, v2):
+    from lenvm_rl.vllm.processor import WeightWatch
+
+    monkeypatch.setattr(WeightWatch, "_PAUSE", 0.0)
+    states = States()
+    states.put(0, PROMPTS[0])
+    processor = make(states if v2 else None)
+    if v2:
+        processor.add_request(0, params(TILT))
+    else:
+        processor.update_state(update(vllm, added=[(0, params(TILT), PROMPTS[0], [])]))
+    where = context([0], [len(PROMPTS[0])]) if v2 else None
+    processor.apply(logits_of(1), where)
+    processor.apply(logits_of(1), where)
+    with torch.no_grad():
+        processor._guide.scorer.model.score.summary.weight.zero_()
+    raw = logits_of(1)
+    with pytest.raises(RuntimeError, match="sleep level 1"):
+        processor.apply(raw, where)
+    assert torch.equal(raw, logits_of(1)), "nothing was written"
 
 
 def test_greedy_rows_are_guided_too(make):

@@ -2,11 +2,12 @@
 
 import json
 import shlex
+from importlib import import_module
 
 import pytest
 
 from lenvm_rl.vllm.options import GuidanceOptions
-from lenvm_rl.vllm.serve import PROCESSOR, curl_line, serve_command
+from lenvm_rl.vllm.serve import PROCESSOR, curl_line, serve, serve_command
 
 
 def options_of(command):
@@ -25,6 +26,10 @@ def test_the_processor_is_named_by_class_path_and_given_its_lenvm(vllm, options)
     assert GuidanceOptions.read(json.loads(command["--additional-config"]), {}) == options
     assert command["--logprobs-mode"] == "processed_logprobs"
     assert command["--max-num-seqs"] == "64"
+    neutral = json.loads(command["--override-generation-config"])
+    assert neutral == {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+    module, name = command["--middleware"].rsplit(".", 1)
+    assert hasattr(import_module(module), name)
 
 
 @pytest.mark.parametrize("extra", [["--logprobs-mode", "raw_logprobs"], ["--logprobs-mode=raw_x"]])
@@ -38,3 +43,13 @@ def test_the_curl_line_is_one_request_that_asks_for_guidance():
     words = shlex.split(curl_line("policy", port=8123))
     assert words[:2] == ["curl", "http://127.0.0.1:8123/v1/chat/completions"]
     assert json.loads(words[-1])["vllm_xargs"] == {"lenvm_mode": "at_most", "lenvm_target": 60}
+
+
+@pytest.mark.parametrize("word", ["--reasoning-parser", "--reasoning-parser=qwen3"])
+def test_the_front_end_of_a_reasoning_server_knows_it(vllm, options, monkeypatch, word):
+    started = []
+    monkeypatch.setattr("os.execve", lambda *given: started.append(given))
+    monkeypatch.delenv("LENVM_REASONING", raising=False)
+    serve(serve_command("policy", options), options)
+    serve(serve_command("policy", options, extra=[word, "qwen3"]), options)
+    assert [environment.get("LENVM_REASONING") for _, _, environment in started] == [None, "1"]

@@ -9,6 +9,7 @@ from lenvm_rl.vllm.validation import check_request
 
 def params(args, **changes):
     defaults = {"ignore_eos": False, "min_tokens": 0, "max_tokens": 100}
+    defaults |= {"stop": [], "stop_token_ids": []}
     return SimpleNamespace(extra_args=args, **{**defaults, **changes})
 
 
@@ -31,11 +32,43 @@ def test_requests_that_ask_for_nothing_pass():
         ({"lenvm_mode": "equal", "lenvm_target": 9}, {"ignore_eos": True}, "ignore_eos"),
         ({"lenvm_mode": "at_most", "lenvm_target": 9}, {"min_tokens": 10}, "min_tokens 10"),
         ({"lenvm_mode": "at_least", "lenvm_target": 200}, {}, "max_tokens 100 is less"),
+        ({"lenvm_mode": "equal", "lenvm_target": 9}, {"stop": ["\n"]}, "use stop_token_ids"),
+        ({"lenvm_mode": "equal_soft", "lenvm_target": 9}, {"stop": ["a"]}, "use stop_token_ids"),
     ],
 )
 def test_malformed_and_contradictory_requests_are_refused(args, changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         check_request(params(args, **changes))
+
+
+def test_stop_strings_wait_for_at_least():
+    """vLLM looks for none in the first min_tokens."""
+    asked = params({"lenvm_mode": "at_least", "lenvm_target": 9}, stop=["="])
+    check_request(asked)
+    check_request(asked)
+    assert asked.min_tokens == 9
+    more = params({"lenvm_mode": "at_least", "lenvm_target": 9}, stop=["="], min_tokens=12)
+    check_request(more)
+    assert more.min_tokens == 12
+    none = params({"lenvm_mode": "at_least", "lenvm_target": 9})
+    most = params({"lenvm_mode": "at_most", "lenvm_target": 9}, stop=["="])
+    for request in (none, most):
+        check_request(request)
+        assert request.min_tokens == 0
+
+
+def test_ignored_eos_leaves_stop_tokens_as_ends():
+    asked = {"lenvm_mode": "equal", "lenvm_target": 9}
+    check_request(params(asked, ignore_eos=True, stop_token_ids=[10]))
+
+
+def test_targets_are_refused_where_the_engine_reasons(monkeypatch):
+    monkeypatch.setenv("LENVM_REASONING", "1")
+    for mode in ("equal", "equal_soft", "at_most", "at_least"):
+        with pytest.raises(ValueError, match="inside its thinking"):
+            check_request(params({"lenvm_mode": mode, "lenvm_target": 9}))
+    check_request(params({"lenvm_mode": "tilt", "lenvm_beta": -3}))
+    check_request(params({"lenvm_mode": "scale", "lenvm_scale": 0.5}))
 
 
 def test_gamma_must_be_the_checkpoints(monkeypatch, lenvm):
