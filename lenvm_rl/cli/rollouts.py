@@ -8,6 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from lenvm_rl.cli.app import JsonOption, OutOption, SeedOption, app, console, emit
+from lenvm_rl.cli.rendering import (
+    ChatTemplateArgs,
+    EndTokens,
+    ThinkTags,
+    end_ids,
+    tags,
+    template_args,
+)
 
 
 @app.command()
@@ -59,19 +67,34 @@ def convert(
     raw: Annotated[
         bool, typer.Option(help="text: prompts are raw text, not a user's message.")
     ] = False,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Token limit of their generation (verl: data.max_response_length): tells which "
+            "were cut where the source has no finish reason.",
+            min=1,
+        ),
+    ] = None,
+    assume_finished: Annotated[
+        bool, typer.Option(help="There was no token limit: completions all ended by themselves.")
+    ] = False,
+    end_token: EndTokens = None,
+    think_tags: ThinkTags = None,
+    chat_template_args: ChatTemplateArgs = None,
     skip_bad: Annotated[bool, typer.Option(help="Go on after bad rows; they are listed.")] = False,
     json_file: JsonOption = None,
 ) -> None:
     """Turn completions that are there already into a rollout file.
 
     `text` reads prompt and completions, `reference` the paper's conversations / meta_info, `verl`
-    the dumps of trainer.rollout_data_dir.
+    the dumps of trainer.rollout_data_dir, which do not say how a response ended: give --max-tokens.
 
     Example: `lenvm convert text answers.jsonl --tokenizer Qwen/Qwen2.5-7B --out runs/rollouts`
     """
     from lenvm_rl import rollouts
     from lenvm_rl.demo.prompts import resolve_policy
     from lenvm_rl.model import load_tokenizer, tokenizer_sha
+    from lenvm_rl.model.policy_facts import policy_configs
 
     converters = {
         "text": rollouts.convert_text,
@@ -80,11 +103,31 @@ def convert(
     }
     if kind not in converters:
         raise ValueError(f"kind must be one of {', '.join(converters)}; got {kind!r}.")
-    tokens = load_tokenizer(resolve_policy(tokenizer))
-    codec = rollouts.TextCodec.from_tokenizer(tokens, tokenizer_sha=tokenizer_sha(tokens))
-    settings: dict[str, Any] = {"errors": "report" if skip_bad else "raise", "progress": True}
+    if max_tokens is not None and assume_finished:
+        raise ValueError("--max-tokens and --assume-finished contradict each other: give one.")
+    name = resolve_policy(tokenizer)
+    tokens = load_tokenizer(name, chat_template_args=template_args(chat_template_args))
+    facts = policy_configs(name)
+    codec = rollouts.TextCodec.from_tokenizer(
+        tokens,
+        tokenizer_sha=tokenizer_sha(tokens),
+        end_ids=end_ids(tokens, end_token),
+        generation=facts.generation,
+        config=facts.config,
+        chat=not raw,
+        reasoning=tags(think_tags),
+    )
+    settings: dict[str, Any] = {
+        "errors": "report" if skip_bad else "raise",
+        "assume_finished": assume_finished,
+        "progress": True,
+    }
+    if kind == "reference":
+        settings["max_tokens"] = max_tokens
+    else:
+        settings["sampling"] = {"max_tokens": max_tokens}
     if kind == "text":
         settings["chat"] = not raw
     done = converters[kind](source, out, codec=codec, **settings)
-    console.print(done.summary())
+    console.print(done.summary(), markup=False, highlight=False)  # rows may hold square brackets
     emit(done.to_dict(), json_file)

@@ -46,10 +46,18 @@ def check_tokenizer(config: Any, tokenizer: Any) -> None:
     )
 
 
-def load_tokenizer(path: str | Path) -> Any:
-    """The tokenizer of a model directory or hub name, with a sentence where there is none."""
+def load_tokenizer(path: str | Path, *, chat_template_args: dict[str, Any] | None = None) -> Any:
+    """The tokenizer of a model directory or hub name, with a sentence where there is none.
+
+    Args:
+        chat_template_args: what its chat template gets besides the messages. They travel with the
+            tokenizer, so that whoever renders a prompt with it renders it alike; see
+            `lenvm_rl.rollouts.text.prompt_ids`.
+    """
     try:
-        return AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer.chat_template_args = dict(chat_template_args or {})
+        return tokenizer
     except (OSError, ValueError) as error:
         raise ValueError(
             f"no tokenizer could be loaded from {path}: {error}. A LenVM and its policy share one; "

@@ -14,10 +14,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lenvm_rl.rollouts.columns import list_lengths, list_view
-from lenvm_rl.rollouts.record import FINISH_REASONS, OPTIONAL_COLUMNS
+from lenvm_rl.rollouts.record import (
+    FINISH_REASONS,
+    OPTIONAL_COLUMNS,
+    MalformedRow,
+    Rollout,
+    rows_to_batch,
+)
 
-Fail = Callable[[int, str], NoReturn]
-"""Raises for a row of the batch, given its index and the reason."""
+Fail = Callable[[int, str, str], NoReturn]
+"""Raises for a row of the batch, given its index, the kind of fault and the reason."""
 
 
 def check_batch(
@@ -28,7 +34,7 @@ def check_batch(
     vocab_size: int | None = None,
     eos_ids: Sequence[int] | None = None,
 ) -> None:
-    """Raise ValueError on the first malformed row; only the columns that are present are checked.
+    """Raise MalformedRow on the first malformed row; only the columns that are present are checked.
 
     Args:
         batch: rows of a rollout file, any subset of its columns.
@@ -39,18 +45,18 @@ def check_batch(
     """
     names = set(batch.schema.names)
 
-    def fail(row: int, reason: str) -> NoReturn:
+    def fail(row: int, kind: str, reason: str) -> NoReturn:
         keys = [key for key in ("prompt_id", "sample_id") if key in names]
         cells = ", ".join(f"{key} {batch.column(key)[row].as_py()!r}" for key in keys)
-        raise ValueError(
-            f"{source}, row {first_row + row}{f' ({cells})' if cells else ''}: {reason}"
+        raise MalformedRow(
+            kind, f"{source}, row {first_row + row}{f' ({cells})' if cells else ''}: {reason}"
         )
 
     for name in names.difference(OPTIONAL_COLUMNS):
         if batch.column(name).null_count:
             null = batch.column(name).is_null().to_numpy(zero_copy_only=False)
             row = int(np.flatnonzero(null)[0])
-            fail(row, f"column {name} is null; only {list(OPTIONAL_COLUMNS)} may be.")
+            fail(row, "null", f"column {name} is null; only {list(OPTIONAL_COLUMNS)} may be.")
     for name, remedy in (
         ("prompt_ids", "state s_0 is the last prompt token, so give at least a BOS."),
         ("response_ids", "a completion has at least one token. Drop such rows and count them."),
@@ -63,13 +69,21 @@ def check_batch(
         _check_logprobs(batch, fail)
 
 
+def check_row(
+    row: Rollout, *, vocab_size: int | None = None, eos_ids: Sequence[int] | None = None
+) -> None:
+    """Raise MalformedRow where a rollout file would not take the row, see `check_batch`."""
+    batch = rows_to_batch([row])
+    check_batch(batch, source="new rows", vocab_size=vocab_size, eos_ids=eos_ids)
+
+
 def _check_ids(
     column: pa.Array, name: str, remedy: str, vocab_size: int | None, fail: Fail
 ) -> None:
     values, offsets = list_view(column)
     empty = np.flatnonzero(offsets[1:] == offsets[:-1])
     if empty.size:
-        fail(int(empty[0]), f"{name} is empty; {remedy}")
+        fail(int(empty[0]), f"no {name}", f"{name} is empty; {remedy}")
     values = values[offsets[0] : offsets[-1]]
     if not values.size:
         return
@@ -79,8 +93,10 @@ def _check_ids(
         row = int(np.searchsorted(offsets - offsets[0], position, side="right")) - 1
         fail(
             row,
+            "token id beyond the vocabulary",
             f"{name} holds token id {int(values[position])}, outside the vocabulary of {limit} "
-            "ids. The row was made with another tokenizer, or vocab_size leaves out added tokens.",
+            "ids. The row was made with another tokenizer, or vocab_size is not the policy's: "
+            "its output layer may be padded beyond the tokenizer.",
         )
 
 
@@ -93,6 +109,7 @@ def _check_finish(
         row = int(np.flatnonzero(~known)[0])
         fail(
             row,
+            "unknown finish reason",
             f"finish_reason {column[row].as_py()!r} is unknown; use 'stop' when the policy emitted "
             "EOS and 'length' when the token limit cut it.",
         )
@@ -106,6 +123,7 @@ def _check_finish(
         last = int(values[offsets[row + 1] - 1])
         fail(
             row,
+            "stop without an end token",
             f"finish_reason is 'stop' but the last token is {last}, not an EOS of {list(eos_ids)}. "
             "Append the EOS the policy emitted, or mark the row 'length' if it was cut.",
         )
@@ -118,4 +136,8 @@ def _check_logprobs(batch: pa.RecordBatch, fail: Fail) -> None:
     bad = np.flatnonzero(present & (want != got))
     if bad.size:
         row = int(bad[0])
-        fail(row, f"response_logprobs has {got[row]} entries for {want[row]} response tokens.")
+        fail(
+            row,
+            "log-probabilities of another length",
+            f"response_logprobs has {got[row]} entries for {want[row]} response tokens.",
+        )

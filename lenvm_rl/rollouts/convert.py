@@ -2,11 +2,15 @@
 
 A converter is a function from one JSON object to items, each a `Rollout` or a `BadRow`; this
 module reads the lines, writes the good items and keeps the books: nothing is dropped without being
-counted, and named by file and line.
+counted, and named by file and line. A row may fail in any way it likes: it is a bad row.
+
+A source that does not say how a completion ended is asked (`Endings`): a cut completion that is
+taken for a finished one teaches that responses end at the limit.
 """
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import os
@@ -18,9 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from lenvm_rl.rollouts.atomic import whole_rollout_file
+from lenvm_rl.rollouts.check import check_row
 from lenvm_rl.rollouts.progress import progress_bar
-from lenvm_rl.rollouts.record import Rollout
-from lenvm_rl.rollouts.text import TextCodec
+from lenvm_rl.rollouts.record import FINISH_REASONS, MalformedRow, Rollout
+from lenvm_rl.rollouts.text import ReadText, TextCodec, TextProblem, lengths_agree
 
 ERRORS = ("raise", "report")
 
@@ -39,6 +44,29 @@ class BadRow(Exception):
 
     def __str__(self) -> str:
         return f"{self.file}, line {self.line}: {self.reason} [{self.kind}]"
+
+    @classmethod
+    def of(cls, error: Exception) -> BadRow:
+        """Any exception of a row, as a bad row."""
+        if isinstance(error, BadRow):
+            return error
+        if isinstance(error, TextProblem | MalformedRow):
+            return cls(error.kind, str(error))
+        return cls("unreadable_row", f"{type(error).__name__}: {error}".rstrip(".") + ".")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endings:
+    """How completions ended, where the source does not say it."""
+
+    max_tokens: int | None = None
+    """Token limit of the generation: a completion of so many tokens or more was cut."""
+    assume_finished: bool = False
+    """There was no limit: all ended by themselves."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}.")
 
 
 @dataclass
@@ -107,8 +135,11 @@ def convert_lines(
     settings = {
         "tokenizer_sha": codec.tokenizer_sha,
         "vocab_size": codec.vocab_size,
-        "eos_ids": [codec.eos_id],
+        "eos_ids": sorted(codec.ends),
+        "retokenized": True,
+        "chat_template_args": codec.chat_template_args,
     }
+    finished: Counter[int] = Counter()
     zipped = any(file.suffix == ".gz" for file in files)
     size = None if zipped else sum(file.stat().st_size for file in files)
 
@@ -116,9 +147,12 @@ def convert_lines(
         for item in items:
             if not isinstance(item, BadRow):
                 report.rows += 1
+                finished[item.length - 1] += not item.cut  # EOS does not count
                 yield item
             elif errors == "raise":
-                raise ValueError(f"{item} Pass errors='report' to go on without such rows.")
+                raise ValueError(
+                    f"{item} Pass errors='report' (--skip-bad) to go on without such rows."
+                ) from item
             else:
                 report.bad[item.kind] += 1
                 report.examples += [item] if len(report.examples) < max_examples else []
@@ -127,13 +161,34 @@ def convert_lines(
         whole_rollout_file(out, **settings) as writer,
         progress_bar("converting", size, shown=progress) as advance,
     ):
-        writer.append(good(_items(files, parse, report, advance)))
+        writer.append(good(_items(files, parse, codec, report, advance)))
         if not report.rows:
             raise ValueError(
                 f"nothing to convert in {report.files}: {report.lines} lines, all bad or none at "
                 f"all.\n{report.summary()}"
             )
+    if spike := longest_spike(finished):
+        length, rows = spike
+        report.notes[
+            f"a finished completion of the longest length, {length} tokens: if that is the token "
+            "limit, these were cut (--max-tokens)"
+        ] = rows
     return report
+
+
+def longest_spike(lengths: Mapping[int, int]) -> tuple[int, int] | None:
+    """(longest length, rows of it) where suspiciously many share it, as under a token limit.
+
+    The longest per cent of the range must hold 3 rows, and more than the nine per cent below it:
+    a tail that ends by itself thins out. Below 8 tokens lengths coincide by themselves.
+
+    Args:
+        lengths: length in tokens -> finished completions of it.
+    """
+    top = max(lengths, default=0)
+    here = sum(count for length, count in lengths.items() if length > 0.99 * top - 1e-9)
+    below = sum(count for length, count in lengths.items() if 0.9 * top <= length <= 0.99 * top)
+    return (top, here) if top >= 8 and here >= 3 and here > below else None
 
 
 def find_sources(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
@@ -159,7 +214,11 @@ def _natural(path: Path) -> tuple[int, str]:
 
 
 def _items(
-    files: Sequence[Path], parse: Parser, report: ConversionReport, advance: Callable[[int], None]
+    files: Sequence[Path],
+    parse: Parser,
+    codec: TextCodec,
+    report: ConversionReport,
+    advance: Callable[[int], None],
 ) -> Iterator[Rollout | BadRow]:
     """Everything the lines of the files turn into, bad rows with their place."""
     for file in files:
@@ -169,12 +228,24 @@ def _items(
                 if isinstance(value, BadRow):
                     raise value
                 items = list(parse(value, report.notes))
-            except BadRow as bad:
-                items = [bad]
+            except Exception as error:  # whatever a row is, the next one is another
+                items = [BadRow.of(error)]
             for item in items:
+                item = _checked(item, codec)
                 if isinstance(item, BadRow):
                     item = BadRow(item.kind, item.reason, str(file), line)
                 yield item
+
+
+def _checked(item: Rollout | BadRow, codec: TextCodec) -> Rollout | BadRow:
+    """The item, or why no rollout file takes it."""
+    if isinstance(item, BadRow):
+        return item
+    try:
+        check_row(item, vocab_size=codec.vocab_size, eos_ids=sorted(codec.ends))
+    except MalformedRow as error:
+        return BadRow.of(error)
+    return item
 
 
 def _objects(
@@ -193,6 +264,8 @@ def _objects(
             if not line:
                 return
             advance(len(line))
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)  # Windows tools begin files with it
             if number == 1 and line.lstrip().startswith(b"["):
                 raise ValueError(
                     f"{file} is a JSON array, not JSON lines. Write one object per line, e.g. with "
@@ -207,8 +280,10 @@ def _object(line: bytes) -> dict[str, Any] | BadRow:
         value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         return BadRow("bad_encoding", f"not UTF-8 ({error}).")
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # a number of thousands of digits is one as well
         return BadRow("bad_json", f"not JSON ({error}); the line may be half-written.")
+    except RecursionError:
+        return BadRow("bad_json", "its arrays and objects lie too deep in one another.")
     if not isinstance(value, dict):
         return BadRow("not_an_object", f"a JSON {type(value).__name__} instead of an object.")
     return value
@@ -225,15 +300,67 @@ def require(row: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -> 
     return value
 
 
-def completion_ids(
-    text: str, *, cut: bool, codec: TextCodec, prompt_ids: Sequence[int]
-) -> list[int]:
-    """Response ids of a text, or BadRow when the text or its prompt is empty."""
+def read_response(
+    text: str,
+    said: Any,
+    *,
+    endings: Endings,
+    codec: TextCodec,
+    prompt_ids: Sequence[int],
+    notes: Counter[str],
+    tokens: int | None = None,
+) -> tuple[list[int], str]:
+    """(response ids, finish reason) of a completion that is known as text.
+
+    Args:
+        said: the source's finish reason, or None: then it is read off an end token that the text
+            was dumped with, or told by `endings`.
+        tokens: the source's own count of the completion's tokens.
+    Raises:
+        BadRow: an empty prompt or text, a reason that is none or not known, another count.
+        TextProblem: see `TextCodec`.
+    """
     if not len(prompt_ids):
         raise BadRow("empty_prompt", "the prompt has no tokens, so there is no state s_0.")
     if not text.strip():
         raise BadRow("empty_completion", f"the completion is {_short(text)}: nothing to learn.")
-    return codec.completion(text, finished=not cut)
+    if said is not None and said not in FINISH_REASONS:
+        raise BadRow(
+            "unknown_finish_reason", f"finish_reason {said!r:.60} is none of {FINISH_REASONS}."
+        )
+    read = codec.read(text)
+    reason = said or _inferred(read, endings, notes)
+    ids = codec.ended(read, finished=reason == "stop")
+    if read.left_out:
+        notes["tokens after the completion's end left out (padding, the template's)"] += 1
+    if tokens is not None and not lengths_agree(len(ids), tokens):
+        raise BadRow(
+            "other_length",
+            f"the completion has {len(ids)} tokens, its source counted {tokens}: part of it is not "
+            "here (reasoning beside the content?), or --tokenizer is not the policy's.",
+        )
+    if endings.max_tokens is not None and len(ids) > endings.max_tokens + 1:
+        notes["a completion longer than max_tokens (re-tokenised, or another limit)"] += 1
+    return ids, reason
+
+
+def _inferred(read: ReadText, endings: Endings, notes: Counter[str]) -> str:
+    if read.ended:
+        notes["finish_reason read off the text's own end token"] += 1
+        return "stop"
+    if endings.max_tokens is not None:
+        cut = len(read.ids) >= endings.max_tokens
+        notes["finish_reason inferred from max_tokens"] += 1
+        notes["finish_reason inferred as cut"] += cut
+        return "length" if cut else "stop"
+    if endings.assume_finished:
+        notes["finish_reason assumed to be stop, as asked"] += 1
+        return "stop"
+    raise BadRow(
+        "unknown_finish",
+        "the source does not say whether the completion ended by itself or was cut: give the token "
+        "limit that it was generated with (--max-tokens), or --assume-finished if there was none.",
+    )
 
 
 def _short(value: Any) -> str:

@@ -11,7 +11,8 @@ One line of it (its data generator, and the data sets published with LenVM):
 It has no token ids and no finish_reason. Text is tokenised again, and a completion counts as cut
 when `answer_token_length >= max_tokens`: one that ended exactly at the limit is taken for cut too.
 The report's notes say how many reasons were inferred, how many came out as cut, and for how many
-rows the new token count differs from `answer_token_length` (which counts EOS).
+rows the new token count differs from `answer_token_length` (which counts EOS); a row where the two
+are more than a few per cent apart is a bad row: part of what was generated is not in it.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from typing import Any
 from lenvm_rl.rollouts.convert import (
     BadRow,
     ConversionReport,
-    completion_ids,
+    Endings,
     convert_lines,
     find_sources,
+    read_response,
     require,
 )
 from lenvm_rl.rollouts.record import Rollout
-from lenvm_rl.rollouts.text import TextCodec
+from lenvm_rl.rollouts.text import TextCodec, with_reasoning
 
 _ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
 
@@ -40,6 +42,8 @@ def convert_reference(
     out: str | os.PathLike[str],
     *,
     codec: TextCodec,
+    max_tokens: int | None = None,
+    assume_finished: bool = False,
     errors: str = "raise",
     max_examples: int = 10,
     progress: bool = False,
@@ -50,20 +54,35 @@ def convert_reference(
         path: file, files or directory of `.jsonl` / `.jsonl.gz`.
         out: rollout directory or `.parquet` file to make.
         codec: the tokenizer of the policy named in the data, with its chat template.
+        max_tokens: token limit of rows whose meta_info has none.
+        assume_finished: such rows had no limit.
         errors: `raise` at the first bad row, or `report` and go on.
         max_examples: bad rows quoted in the report.
         progress: show a bar.
     """
     samples: Counter[str] = Counter()
+    endings = Endings(max_tokens=max_tokens, assume_finished=assume_finished)
 
     def parse(row: dict[str, Any], notes: Counter[str]) -> Iterator[Rollout]:
         messages, answer = _conversation(row)
         meta = require(row, "meta_info", dict)
         expected = require(meta, "answer_token_length", int)
-        limit = meta.get("max_tokens")
-        cut = limit is not None and expected >= limit
+        limit = max_tokens if meta.get("max_tokens") is None else require(meta, "max_tokens", int)
+        reason = None
+        if limit is not None:
+            reason = "length" if expected >= limit else "stop"
+            notes["finish_reason inferred from answer_token_length and max_tokens"] += 1
+            notes["finish_reason inferred as cut"] += reason == "length"
         prompt_ids = codec.prompt(messages)
-        response_ids = completion_ids(answer, cut=cut, codec=codec, prompt_ids=prompt_ids)
+        response_ids, reason = read_response(
+            with_reasoning(codec, answer),
+            reason,
+            endings=endings,
+            codec=codec,
+            prompt_ids=prompt_ids,
+            notes=notes,
+            tokens=expected,
+        )
         source = str(meta.get("dataset_name") or "unknown")
         prompt_id = f"{source}/{_index(meta)}"
         rollout = Rollout(
@@ -71,7 +90,7 @@ def convert_reference(
             sample_id=samples[prompt_id],
             prompt_ids=prompt_ids,
             response_ids=response_ids,
-            finish_reason="length" if cut else "stop",
+            finish_reason=reason,
             prompt_messages=messages,
             data_source=source,
             ground_truth=_text_or_none((row.get("source_fields") or {}).get("final_answer")),
@@ -81,8 +100,6 @@ def convert_reference(
             policy={"name": meta.get("model_name")},
         )
         samples[prompt_id] += 1
-        notes["finish_reason inferred from answer_token_length and max_tokens"] += 1
-        notes["finish_reason inferred as cut"] += cut
         notes["a token count unlike answer_token_length"] += len(response_ids) != expected
         yield rollout
 
@@ -97,8 +114,8 @@ def convert_reference(
     )
 
 
-def _conversation(row: dict[str, Any]) -> tuple[list[dict[str, str]], str]:
-    """Prompt messages and the answer."""
+def _conversation(row: dict[str, Any]) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    """Prompt messages and the assistant's, which may hold reasoning beside its content."""
     if row.get("images"):
         raise BadRow("multimodal", "the prompt has images, which text ids cannot stand for.")
     turns = require(row, "conversations", list)
@@ -116,7 +133,7 @@ def _conversation(row: dict[str, Any]) -> tuple[list[dict[str, str]], str]:
         raise BadRow(
             "bad_roles", f"turns are {roles}; expected a user's, and last the assistant's."
         )
-    return messages[:-1], messages[-1]["content"]
+    return messages[:-1], {**turns[-1], **messages[-1]}
 
 
 def _index(meta: dict[str, Any]) -> Any:

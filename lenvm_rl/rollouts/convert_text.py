@@ -6,12 +6,16 @@ Accepted objects (extra keys are ignored):
     {"prompt": <text or messages>, "completions": [<text>, ...], "finish_reasons": ["stop", ...]}
 
 `messages` are `[{"role": ..., "content": ...}, ...]`; a completion given as messages has one, of
-the assistant. Optional keys: `prompt_id` (default: a digest of the prompt's tokens), `system` (put
-before a text prompt), `data_source`, `ground_truth`, and the finish reasons. Other names are
-brought in with `rename`, e.g. `{"gt": "ground_truth"}`.
+the assistant; its `reasoning_content` (or `reasoning`, also beside a text completion) is put back
+in front of the content, as the policy writes it. Optional keys: `prompt_id` (default: a digest of
+the prompt's tokens), `system` (put before a text prompt), `data_source`, `ground_truth`, the finish
+reasons, and the source's own count of the completion's tokens (`answer_token_length`,
+`completion_tokens` or `usage.completion_tokens`), which is compared. Other names are brought in
+with `rename`, e.g. `{"gt": "ground_truth"}`.
 
-Without a finish reason, a completion counts as cut when it has `max_tokens` tokens or more, and as
-ended by itself otherwise; the report's notes say how many were inferred or assumed so.
+Without a finish reason, a completion ended by itself if its text holds the end token, and was cut
+if it has `max_tokens` tokens or more; without such a limit it is a bad row, unless the caller says
+that all are finished. The report's notes say how many were inferred so.
 """
 
 from __future__ import annotations
@@ -27,13 +31,14 @@ from lenvm_rl.rollouts.columns import content_digest
 from lenvm_rl.rollouts.convert import (
     BadRow,
     ConversionReport,
-    completion_ids,
+    Endings,
     convert_lines,
     find_sources,
+    read_response,
     require,
 )
-from lenvm_rl.rollouts.record import FINISH_REASONS, Rollout
-from lenvm_rl.rollouts.text import TextCodec
+from lenvm_rl.rollouts.record import Rollout
+from lenvm_rl.rollouts.text import TextCodec, with_reasoning
 
 
 def convert_text(
@@ -46,6 +51,7 @@ def convert_text(
     data_source: str = "unknown",
     sampling: Mapping[str, Any] | None = None,
     policy: Mapping[str, Any] | None = None,
+    assume_finished: bool = False,
     errors: str = "raise",
     max_examples: int = 10,
     progress: bool = False,
@@ -61,11 +67,14 @@ def convert_text(
         data_source: for objects that have none.
         sampling: settings to record; its `max_tokens` serves to tell cut completions.
         policy: name and revision to record.
+        assume_finished: completions without a finish reason had no token limit.
         errors: `raise` at the first bad row, or `report` and go on.
         max_examples: bad rows quoted in the report.
         progress: show a bar.
     """
-    limit = (sampling or {}).get("max_tokens")
+    endings = Endings(
+        max_tokens=(sampling or {}).get("max_tokens"), assume_finished=assume_finished
+    )
     samples: Counter[str] = Counter()
 
     def parse(row: dict[str, Any], notes: Counter[str]) -> Iterator[Rollout | BadRow]:
@@ -75,17 +84,22 @@ def convert_text(
         given = row.get("prompt_id")
         prompt_id = prompt_name(prompt_ids) if given is None else str(given)
         truth = row.get("ground_truth")
-        for text, reason in _completions(row):
+        messages = None if isinstance(prompt, str) else list(map(_role_and_content, prompt))
+        for completion, said in _completions(row):
             sample_id = samples[prompt_id]
             samples[prompt_id] += 1
             try:
-                text = _completion_text(text)
-                reason = finish_reason(reason, text, limit=limit, codec=codec, notes=notes)
-                ids = completion_ids(
-                    text, cut=reason == "length", codec=codec, prompt_ids=prompt_ids
+                ids, reason = read_response(
+                    with_reasoning(codec, _assistant(completion, row)),
+                    said,
+                    endings=endings,
+                    codec=codec,
+                    prompt_ids=prompt_ids,
+                    notes=notes,
+                    tokens=_said_tokens(row),
                 )
-            except BadRow as bad:
-                yield bad
+            except Exception as error:  # the prompt's other completions are not concerned
+                yield BadRow.of(error)
                 continue
             yield Rollout(
                 prompt_id=prompt_id,
@@ -93,7 +107,7 @@ def convert_text(
                 prompt_ids=prompt_ids,
                 response_ids=ids,
                 finish_reason=reason,
-                prompt_messages=None if isinstance(prompt, str) else prompt,
+                prompt_messages=messages,
                 data_source=str(row.get("data_source") or data_source),
                 ground_truth=None if truth is None else str(truth),
                 sampling=dict(sampling or {}),
@@ -116,36 +130,19 @@ def prompt_name(prompt_ids: Sequence[int]) -> str:
     return f"{content_digest(np.asarray(prompt_ids, dtype=np.int32)):016x}"
 
 
-def finish_reason(
-    given: Any, text: str, *, limit: int | None, codec: TextCodec, notes: Counter[str]
-) -> str:
-    """The finish reason given, or one inferred from the token limit and noted as such."""
-    if given is not None:
-        if given not in FINISH_REASONS:
-            raise BadRow(
-                "unknown_finish_reason", f"finish_reason {given!r} is none of {FINISH_REASONS}."
-            )
-        return given
-    if limit is None:
-        notes["finish_reason assumed to be stop (none given, no max_tokens to infer it)"] += 1
-        return "stop"
-    cut = len(codec.completion(text, finished=False)) >= limit
-    notes["finish_reason inferred from max_tokens"] += 1
-    notes["finish_reason inferred as cut"] += cut
-    return "length" if cut else "stop"
-
-
-def _prompt(row: dict[str, Any], chat: bool) -> str | list[dict[str, str]]:
+def _prompt(row: dict[str, Any], chat: bool) -> str | list[dict[str, Any]]:
     prompt = require(row, "prompt", (str, list))
     if isinstance(prompt, list):
-        return [_message(message) for message in prompt]
+        for message in prompt:
+            _role_and_content(message)
+        return prompt  # with all that the template may want to see
     if not chat:
         return prompt
     system = [{"role": "system", "content": row["system"]}] if row.get("system") else []
     return [*system, {"role": "user", "content": prompt}]
 
 
-def _message(message: Any) -> dict[str, str]:
+def _role_and_content(message: Any) -> dict[str, str]:
     if not isinstance(message, dict) or not all(
         isinstance(message.get(key), str) for key in ("role", "content")
     ):
@@ -175,12 +172,32 @@ def _completions(row: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
     yield from zip(texts, reasons, strict=True)
 
 
-def _completion_text(completion: Any) -> str:
+def _assistant(completion: Any, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A completion as the assistant's message."""
     if isinstance(completion, list) and len(completion) == 1:
-        completion = _message(completion[0])["content"]
-    if not isinstance(completion, str):
+        completion = completion[0]
+    if isinstance(completion, str):
+        beside = {key: row.get(key) for key in ("reasoning_content", "reasoning", "tool_calls")}
+        if any(beside.values()) and "completions" in row:
+            raise BadRow(
+                "bad_reasoning", "reasoning beside several completions: whose is it? Give messages."
+            )
+        return {"content": completion, **beside}
+    if not isinstance(completion, dict) or not isinstance(completion.get("content", 0), str | None):
         raise BadRow(
             "wrong_type",
             f"a completion is {completion!r:.60}, expected text or one assistant message.",
         )
     return completion
+
+
+def _said_tokens(row: Mapping[str, Any]) -> int | None:
+    """The source's count of the completion's tokens, where it has one completion and says it."""
+    usage = row.get("usage")
+    counts = (
+        row.get("answer_token_length"),
+        row.get("completion_tokens"),
+        usage.get("completion_tokens") if isinstance(usage, dict) else None,
+    )
+    known = [count for count in counts if isinstance(count, int) and count > 0]
+    return known[0] if known and "completion" in row else None

@@ -9,8 +9,8 @@ line per completion, plus whatever the reward function returned:
 the ids are made again from text, and the prompt's are those of a text without its chat markers:
 fit for length statistics and for training on prompts rendered the same way, not a record of what
 the policy read. There is no finish reason: a completion of `max_tokens` tokens
-(`data.max_response_length`) or more counts as cut. The policy's revision becomes
-`global_step_<step>`; scores are not kept.
+(`data.max_response_length`) or more counts as cut, and the limit must be given. The policy's
+revision becomes `global_step_<step>`; scores are not kept.
 
 verl's other dumps (`gen_batch.dp`, `tq_batch.pt` of its rollout skip) are pickled tensors; they
 hold the ids, and are read with verl itself.
@@ -26,12 +26,13 @@ from typing import Any
 
 from lenvm_rl.rollouts.convert import (
     ConversionReport,
-    completion_ids,
+    Endings,
     convert_lines,
     find_sources,
+    read_response,
     require,
 )
-from lenvm_rl.rollouts.convert_text import finish_reason, prompt_name
+from lenvm_rl.rollouts.convert_text import prompt_name
 from lenvm_rl.rollouts.record import Rollout
 from lenvm_rl.rollouts.text import TextCodec
 
@@ -44,6 +45,7 @@ def convert_verl(
     data_source: str = "verl",
     sampling: Mapping[str, Any] | None = None,
     policy_name: str | None = None,
+    assume_finished: bool = False,
     errors: str = "raise",
     max_examples: int = 10,
     progress: bool = False,
@@ -57,20 +59,23 @@ def convert_verl(
         data_source: name to record.
         sampling: settings to record; its `max_tokens` serves to tell cut completions.
         policy_name: name to record; the revision comes from the step.
+        assume_finished: there was no token limit.
         errors: `raise` at the first bad row, or `report` and go on.
         max_examples: bad rows quoted in the report.
         progress: show a bar.
     """
-    limit = (sampling or {}).get("max_tokens")
+    endings = Endings(
+        max_tokens=(sampling or {}).get("max_tokens"), assume_finished=assume_finished
+    )
     samples: Counter[str] = Counter()
 
     def parse(row: dict[str, Any], notes: Counter[str]) -> Iterator[Rollout]:
         prompt_ids = codec.prompt(require(row, "input", str))
         text = require(row, "output", str)
         step = require(row, "step", int)
-        reason = finish_reason(None, text, limit=limit, codec=codec, notes=notes)
-        cut = reason == "length"
-        response_ids = completion_ids(text, cut=cut, codec=codec, prompt_ids=prompt_ids)
+        response_ids, reason = read_response(
+            text, None, endings=endings, codec=codec, prompt_ids=prompt_ids, notes=notes
+        )
         prompt_id = prompt_name(prompt_ids)
         notes["a prompt without its special tokens"] += 1
         yield Rollout(

@@ -4,12 +4,19 @@ A response ends at the tokenizer's EOS and at every EOS of the generation config
 where vLLM stops, and fine-tuned checkpoints often have the two disagree. The model's own
 configuration speaks only where both of these are silent. What a single request adds (stop token
 ids) or takes away (`ignore_eos`) is the request's: vLLM hands it on as `all_stop_token_ids`.
+
+Text without token ids does not say which of them ended a response (`response_end`): it was the one
+with which the chat template ends an assistant's turn (`turn_end_id`: Gemma's tokenizer names <eos>,
+its turns end with <end_of_turn>), unless a generation configuration is known that does not stop
+there; without a chat template, the tokenizer's EOS.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+_MARK = "The answer is four."
 
 
 def end_token_ids(
@@ -25,10 +32,10 @@ def end_token_ids(
     Raises:
         ValueError: nothing names an end.
     """
-    found = _ids(tokenizer) | _ids(generation)
+    found = named_ends(tokenizer) | named_ends(generation)
     if not found and config is not None:
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
-        found = _ids(text)
+        found = named_ends(text)
     if not found:
         raise ValueError(
             "no EOS token is known, so no response could end: neither the tokenizer nor "
@@ -39,7 +46,49 @@ def end_token_ids(
     return frozenset(found)
 
 
-def _ids(source: Any) -> set[int]:
+def turn_end_id(tokenizer: Any) -> int | None:
+    """The token with which the chat template ends an assistant's turn, read off a rendered one.
+
+    It is the first added token after the turn's text with nothing but white space before it; None
+    without a template, or where the template writes no such token.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    said = [{"role": "user", "content": "Two plus two?"}, {"role": "assistant", "content": _MARK}]
+    try:
+        rendered = tokenizer.apply_chat_template(
+            said, tokenize=False, **getattr(tokenizer, "chat_template_args", {})
+        )
+    except Exception:  # a template may refuse a conversation in any way it likes
+        return None
+    _, found, tail = rendered.rpartition(_MARK)
+    known = {*getattr(tokenizer, "added_tokens_decoder", ()), *tokenizer.all_special_ids}
+    for i in tokenizer(tail, add_special_tokens=False)["input_ids"] if found else ():
+        if i in known:
+            return int(i)
+        if tokenizer.decode([i]).strip():
+            return None
+    return None
+
+
+def response_end(tokenizer: Any, *, chat: bool = True, generation: Any = None) -> int | None:
+    """The token to append to a finished response that is known as text; None if nothing names one.
+
+    Args:
+        tokenizer: of the policy.
+        chat: whether the response is a turn of the chat template.
+        generation: the policy's generation configuration, where it is known.
+    """
+    stops = named_ends(generation)
+    turn = turn_end_id(tokenizer) if chat else None
+    if turn is not None and (not stops or turn in stops | named_ends(tokenizer)):
+        return turn
+    own = named_ends(tokenizer) or stops
+    return min(own) if own else None
+
+
+def named_ends(source: Any) -> set[int]:
+    """The `eos_token_id` of one source, an object or a mapping: none, one or several."""
     if isinstance(source, Mapping):
         given = source.get("eos_token_id")
     else:

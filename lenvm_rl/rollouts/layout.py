@@ -5,7 +5,8 @@ and so on. A shard gets its name only when it is complete (written as `*.tmp`, s
 a name that matches is a whole shard and `*.tmp` is what a killed writer left: ignored, reported.
 Every shard carries, under the metadata key `lenvm`, a JSON object with `version`, `tokenizer_sha`,
 `vocab_size` and `eos_ids`; `guidance` where the rows were sampled under length guidance, which is
-to say not by the policy alone; and `retokenized` where a server gave text and no token ids.
+to say not by the policy alone; `retokenized` where the source gave text and no token ids; and
+`chat_template_args` where the chat template got some.
 """
 
 from __future__ import annotations
@@ -23,6 +24,15 @@ import pyarrow.parquet as pq
 from lenvm_rl.rollouts.record import OPTIONAL_COLUMNS, SCHEMA
 
 METADATA_KEY = b"lenvm"
+DERIVED_METADATA = (
+    "tokenizer_sha",
+    "vocab_size",
+    "eos_ids",
+    "guidance",
+    "retokenized",
+    "chat_template_args",
+)
+"""What all shards of a file agree on, and a file made from its rows takes over."""
 FORMAT_VERSION = 1
 DECODING_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
 """What pyarrow raises on damaged bytes; names inside a damaged footer need not be UTF-8."""
@@ -108,7 +118,7 @@ def check_schema(schema: pa.Schema, path: Path) -> None:
 
 def read_metadata(schema: pa.Schema, path: Path) -> dict[str, Any]:
     """The `lenvm` entry of a shard's metadata: version, tokenizer_sha, vocab_size, eos_ids, and
-    guidance and retokenized where there was some."""
+    guidance, retokenized and chat_template_args where there was some."""
     raw = (schema.metadata or {}).get(METADATA_KEY)
     if raw is None:
         raise ValueError(
@@ -138,6 +148,7 @@ def encode_metadata(
     eos_ids: list[int] | None,
     guidance: dict[str, Any] | None = None,
     retokenized: bool = False,
+    chat_template_args: dict[str, Any] | None = None,
 ) -> dict[bytes, bytes]:
     """Schema metadata of a shard."""
     entry: dict[str, Any] = {
@@ -150,6 +161,8 @@ def encode_metadata(
         entry["guidance"] = guidance
     if retokenized:
         entry["retokenized"] = True
+    if chat_template_args:
+        entry["chat_template_args"] = chat_template_args
     return {METADATA_KEY: json.dumps(entry).encode()}
 
 

@@ -21,6 +21,7 @@ from lenvm_rl.rollouts.check import check_batch
 from lenvm_rl.rollouts.columns import list_lengths
 from lenvm_rl.rollouts.layout import (
     DECODING_ERRORS,
+    DERIVED_METADATA,
     damaged,
     find_shards,
     open_parquet,
@@ -32,8 +33,6 @@ from lenvm_rl.rollouts.record import (
     batch_to_dicts,
     batch_to_rows,
 )
-
-_MUST_AGREE = ("tokenizer_sha", "vocab_size", "eos_ids", "guidance", "retokenized")
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,8 @@ class RolloutReader:
     Attributes:
         shards: paths of the whole shards.
         leftovers: `*.tmp` files of killed writers: ignored, with a warning.
-        metadata: dict with version, tokenizer_sha, vocab_size, eos_ids, and guidance and
-            retokenized if any.
+        metadata: dict with version, tokenizer_sha, vocab_size, eos_ids, and guidance, retokenized
+            and chat_template_args if any.
         row_groups: sizes of all row groups.
     Raises:
         FileNotFoundError: nothing at `path`.
@@ -209,7 +208,7 @@ class RolloutReader:
                     rows.append(info.num_rows)
                     sizes.append(info.total_byte_size)
             first = first or metadata
-            for key in _MUST_AGREE:
+            for key in DERIVED_METADATA:
                 if metadata.get(key) != first.get(key):
                     raise ValueError(
                         f"{path} has {key} {metadata.get(key)}, {self.shards[0]} has "

@@ -55,6 +55,19 @@ SAMPLING_KEYS = tuple(f.name for f in _SAMPLING)
 POLICY_KEYS = tuple(f.name for f in _POLICY)
 
 
+class MalformedRow(ValueError):
+    """A row that no rollout file takes.
+
+    Args:
+        kind: short and without details, so that rows can be counted by it.
+        reason: a sentence that names the row, the value and the remedy.
+    """
+
+    def __init__(self, kind: str, reason: str):
+        super().__init__(reason)
+        self.kind = kind
+
+
 @dataclass(kw_only=True, slots=True)
 class Rollout:
     """One completion of one prompt.
@@ -135,7 +148,7 @@ def _array(cells: list[Any], kind: pa.DataType) -> pa.Array:
     return int_list_array(cells) if is_int_list(kind) else pa.array(cells, type=kind)
 
 
-def _misfit(rows: Sequence[Rollout], column: pa.Field, error: Exception) -> ValueError:
+def _misfit(rows: Sequence[Rollout], column: pa.Field, error: Exception) -> MalformedRow:
     name = "a row"
     for row in rows:
         try:
@@ -143,9 +156,10 @@ def _misfit(rows: Sequence[Rollout], column: pa.Field, error: Exception) -> Valu
         except (pa.ArrowException, OverflowError, TypeError, ValueError) as cause:
             name, error = f"prompt_id {row.prompt_id!r}, sample_id {row.sample_id!r}", cause
             break
-    return ValueError(
+    return MalformedRow(
+        f"{column.name} does not fit its column",
         f"{name}: column {column.name} does not fit {column.type} ({error}). "
-        "Token ids are integers in 0..2**31-1; text columns are str."
+        "Token ids are integers in 0..2**31-1; text columns are str.",
     )
 
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 from lenvm_rl.rollouts.atomic import whole_rollout_file
 from lenvm_rl.rollouts.columns import row_digests
 from lenvm_rl.rollouts.distinct import DistinctDigests
+from lenvm_rl.rollouts.layout import DERIVED_METADATA
 from lenvm_rl.rollouts.progress import progress_bar
 from lenvm_rl.rollouts.reader import RolloutReader
 
@@ -74,8 +75,7 @@ def split_by_prompt(
     count = _heldout_count(len(digests), heldout_fraction, heldout_prompts, str(path))
     last = digests[count - 1]
     rows = {True: 0, False: 0}
-    kept = ("tokenizer_sha", "vocab_size", "eos_ids", "guidance", "retokenized")
-    settings = {key: reader.metadata[key] for key in kept if key in reader.metadata}
+    settings = {key: reader.metadata[key] for key in DERIVED_METADATA if key in reader.metadata}
     with (
         whole_rollout_file(out_train, **settings) as train,
         whole_rollout_file(out_heldout, **settings) as heldout,

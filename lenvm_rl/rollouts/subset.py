@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from lenvm_rl.rollouts.atomic import whole_rollout_file
 from lenvm_rl.rollouts.columns import row_digests
+from lenvm_rl.rollouts.layout import DERIVED_METADATA
 from lenvm_rl.rollouts.reader import RolloutReader
 
 
@@ -61,8 +62,7 @@ def nested_subset(
             raise ValueError(f"{name} must be at least 1, got {count}.")
     reader = RolloutReader(path)
     taken = _taken(reader, prompts, samples, f"subset-{seed}".encode())
-    kept = ("tokenizer_sha", "vocab_size", "eos_ids", "guidance")
-    settings = {key: reader.metadata.get(key) for key in kept}
+    settings = {key: reader.metadata[key] for key in DERIVED_METADATA if key in reader.metadata}
     done = 0
     with whole_rollout_file(out, **settings) as writer:
         for batch in reader.iter_batches():

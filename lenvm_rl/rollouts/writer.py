@@ -51,8 +51,9 @@ class RolloutWriter:
         append: continue a directory that already has shards (same tokenizer).
         guidance: what shaped the distribution that all rows were sampled from, as JSON can say it
             (a LenVM and the `lenvm_` arguments of a request); None: the policy alone.
-        retokenized: the response ids were made from text that a server returned, so they need not
-            be the tokens that the policy emitted.
+        retokenized: the response ids were made from text, so they need not be the tokens that the
+            policy emitted.
+        chat_template_args: what the chat template got besides the messages.
     Raises:
         ValueError: the path already has rows and `append` is False; another tokenizer, vocabulary,
             EOS, guidance or source of the ids; another writer is at work in the directory; a
@@ -70,6 +71,7 @@ class RolloutWriter:
         append: bool = False,
         guidance: dict[str, Any] | None = None,
         retokenized: bool = False,
+        chat_template_args: dict[str, Any] | None = None,
     ) -> None:
         if not tokenizer_sha or not isinstance(tokenizer_sha, str):
             raise ValueError(
@@ -84,6 +86,7 @@ class RolloutWriter:
         self.eos_ids = None if eos_ids is None else [int(i) for i in eos_ids]
         self.guidance = guidance
         self.retokenized = retokenized
+        self.chat_template_args = chat_template_args or {}
         self.rows_per_shard = rows_per_shard
         self.rows_written = 0
         """Rows in completed shards of this writer."""
@@ -103,6 +106,7 @@ class RolloutWriter:
             eos_ids=self.eos_ids,
             guidance=guidance,
             retokenized=retokenized,
+            chat_template_args=self.chat_template_args,
         )
         self._schema = SCHEMA.with_metadata(metadata)
 
@@ -232,6 +236,12 @@ class RolloutWriter:
             raise ValueError(
                 f"{path} and these rows differ in whether token ids were made from text. Write to "
                 "another directory."
+            )
+        if (metadata.get("chat_template_args") or {}) != self.chat_template_args:
+            raise ValueError(
+                f"{path} was rendered with chat template arguments "
+                f"{metadata.get('chat_template_args') or {}}, these rows with "
+                f"{self.chat_template_args}. Write to another directory."
             )
         for name in ("vocab_size", "eos_ids"):
             old, new = metadata.get(name), getattr(self, name)

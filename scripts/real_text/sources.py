@@ -38,7 +38,8 @@ not one more full stop."""
 _BYTE_EOS = 256
 _BYTES = TextCodec(
     encode=lambda text: text.encode(),
-    encode_chat=None,
+    encode_prompt=lambda prompt: prompt.encode(),
+    decode=lambda ids: bytes(ids).decode(errors="replace"),
     eos_id=_BYTE_EOS,
     tokenizer_sha="utf-8",
     vocab_size=257,
@@ -77,7 +78,13 @@ def completions_source(
         lines = work / f"{name}.jsonl"
         lines.write_text("".join(json.dumps(answer) + "\n" for answer in answers))
         report = convert_text(
-            lines, work / name, codec=_BYTES, chat=False, data_source=name, errors="report"
+            lines,
+            work / name,
+            codec=_BYTES,
+            chat=False,
+            data_source=name,
+            assume_finished=True,
+            errors="report",
         )
         split = split_by_prompt(
             work / name,

@@ -1,0 +1,68 @@
+"""What does a policy's directory say of its tokens: which end a response, how many are there?
+
+A few kilobytes of JSON, of a directory or hub name, read without the weights. A directory that
+holds a tokenizer alone says what its tokenizer says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, GenerationConfig
+
+from lenvm_rl.rollouts.ends import end_token_ids
+from lenvm_rl.rollouts.vocabulary import token_count, vocabulary_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfigs:
+    """Configurations of a policy; None where its directory has none that can be read."""
+
+    generation: Any
+    config: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyFacts:
+    """What a rollout file needs to know of the policy that filled it."""
+
+    end_ids: frozenset[int]
+    """Tokens that end a response, see `lenvm_rl.rollouts.ends`."""
+    vocab_size: int
+    """Token ids are below it, see `lenvm_rl.rollouts.vocabulary`."""
+    token_count: int
+    """Ids from here on stand for no token."""
+
+
+def policy_configs(path: str | Path) -> PolicyConfigs:
+    """The generation configuration and the model's of a directory or hub name."""
+    config = _found(AutoConfig, path)
+    generation = _found(GenerationConfig, path)
+    if generation is None and config is not None:  # as transformers and vLLM make it
+        generation = GenerationConfig.from_model_config(config)
+    return PolicyConfigs(generation=generation, config=config)
+
+
+def policy_facts(path: str | Path, tokenizer: Any) -> PolicyFacts:
+    """Of a policy's directory or hub name, and its tokenizer.
+
+    Raises:
+        ValueError: nothing there names an end of a response.
+    """
+    known = policy_configs(path)
+    return PolicyFacts(
+        end_ids=end_token_ids(
+            tokenizer=tokenizer, generation=known.generation, config=known.config
+        ),
+        vocab_size=vocabulary_size(tokenizer, known.config),
+        token_count=token_count(tokenizer),
+    )
+
+
+def _found(kind: Any, path: str | Path) -> Any:
+    try:
+        return kind.from_pretrained(path)
+    except (OSError, ValueError, KeyError):
+        return None
