@@ -5,6 +5,7 @@ recipes/pretrain) and `=lenvm` (see recipes/grpo_length, ppo_length, budget). `p
 everything with verl; nothing here edits verl's files.
 
     plugin, lazy      what is registered and when, and a check that says so aloud
+    seams             where verl is extended, asked at start instead of its version
     cpu               the CPU platform: FSDP2 over gloo, one Ray "GPU" slot per CPU worker
     settings          the `lenvm:` block, and the verl settings that would be ignored otherwise
     facts, objective  what a rollout file holds, what is trained on it, and whether it fits

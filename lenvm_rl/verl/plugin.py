@@ -2,7 +2,7 @@
 
 verl loads the entry point `verl.plugins` in every process, and hides a plugin that fails to load
 (a DEBUG line). So failures are logged as errors here, and `check_registered()` turns a silent
-absence into a sentence; the trainer, `lenvm` and the recipes call it.
+absence into a sentence; both trainers call it first.
 
 verl resolves entry points without calling them: importing this module registers.
 """
@@ -15,11 +15,11 @@ import os
 from collections.abc import Callable
 from importlib.metadata import entry_points
 
+from lenvm_rl.verl import seams
 from lenvm_rl.verl.lazy import after_import
 
 logger = logging.getLogger(__name__)
 
-SUPPORTED_VERL = "0.9.1"
 INSTALL = 'pip install ".[verl]" in a clone of lenvm-rl'
 TRAINER_MODE = "lenvm_pretrain"
 POLICY_TRAINER_MODE = "lenvm"
@@ -44,15 +44,19 @@ def register() -> None:
     """Register the CPU platform, engines, rollout replica and trainers; once per process.
 
     Raises:
-        ImportError: verl (or what it needs) is missing.
-        RuntimeError: another version of verl than the supported one.
+        ImportError: verl (or what it needs) is missing, or too old to be extended.
     """
     global _registered
     if _registered:
         return
-    _check_verl()
-    from lenvm_rl.verl import cpu
-
+    version = _verl_version()
+    try:
+        from lenvm_rl.verl import cpu
+    except ImportError as error:
+        raise ImportError(
+            f"verl {version} lacks what lenvm_rl extends ({error}). Install one that it was "
+            f"tested with, {' or '.join(seams.TESTED)}: {INSTALL}"
+        ) from error
     cpu.register()
     for needed, ours in _REGISTERED_BY_IMPORT.items():
         for module in ours:
@@ -60,7 +64,7 @@ def register() -> None:
     _registered = True
     logger.info(
         "lenvm_rl registered with verl %s: trainer modes %s, %s",
-        SUPPORTED_VERL,
+        version,
         TRAINER_MODE,
         POLICY_TRAINER_MODE,
     )
@@ -70,13 +74,14 @@ def check_registered() -> None:
     """Raise unless verl can see this package's trainer modes.
 
     Raises:
-        ImportError: verl is missing.
-        RuntimeError: another verl version, the package is not installed with its entry point, or
-            plugins are switched off.
+        ImportError: verl is missing, or too old.
+        RuntimeError: this verl differs where it is extended (`seams`), the package is not
+            installed with its entry point, or plugins are switched off.
     """
-    _check_verl()
+    version = _verl_version()
     if not _registered:
         register()
+    seams.check_seams(version)
     names = [point.value for point in entry_points(group="verl.plugins")]
     if not any(value.startswith("lenvm_rl.verl.plugin") for value in names):
         raise RuntimeError(
@@ -93,16 +98,11 @@ def check_registered() -> None:
         )
 
 
-def _check_verl() -> None:
+def _verl_version() -> str:
     try:
-        verl = importlib.import_module("verl")
+        return importlib.import_module("verl").__version__
     except ImportError as error:
         raise ImportError(f"verl cannot be imported ({error}). Install it: {INSTALL}") from error
-    if verl.__version__ != SUPPORTED_VERL:
-        raise RuntimeError(
-            f"verl {verl.__version__} is installed; lenvm_rl is written for and tested with verl "
-            f"{SUPPORTED_VERL}, whose trainer classes it extends. Install that one: {INSTALL}"
-        )
 
 
 def _import(module: str) -> Callable[[], None]:
@@ -114,6 +114,6 @@ def _import(module: str) -> Callable[[], None]:
 
 try:
     register()
-except (ImportError, RuntimeError) as error:
+except ImportError as error:
     logger.error("lenvm_rl could not register with verl: %s", error)
     raise

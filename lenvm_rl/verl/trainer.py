@@ -285,12 +285,14 @@ class LengthValuePretrainer(PPOTrainer):
             {**self._run_facts(), "source": self.source.state_dict()},
             keep=self.config.trainer.max_critic_ckpt_to_keep,
         )
-        self.checkpoint_callback.on_save(
-            trainer=self,
-            global_step=self.global_steps,
-            checkpoint_dir=str(directory),
-            async_save=False,
-        )
+        callback = getattr(self, "checkpoint_callback", None)  # verl 0.9.0 has none
+        if callback is not None:
+            callback.on_save(
+                trainer=self,
+                global_step=self.global_steps,
+                checkpoint_dir=str(directory),
+                async_save=False,
+            )
 
     def _load_checkpoint(self) -> None:
         """Continue where `trainer.resume_mode` says.

@@ -71,28 +71,13 @@ def test_verl_loads_the_entry_point_and_not_the_trainer():
 def test_a_failing_plugin_is_an_error_line_although_verl_hides_it():
     done = in_fresh_process(
         """
-        import builtins, io
-        real = builtins.open
-
-        def another_version(path, *args, **kwargs):
-            if str(path).endswith("version/version"):
-                return io.StringIO("0.10.0")
-            return real(path, *args, **kwargs)
-
-        builtins.open = another_version
+        import sys
+        sys.modules["lenvm_rl.verl.cpu"] = None  # as where verl lacks what it imports
         import verl
         """
     )
-    assert "lenvm_rl could not register with verl: verl 0.10.0 is installed" in done.stderr
-    assert 'pip install "lenvm-rl[verl]"' in done.stderr
-
-
-def test_another_verl_version_is_refused(monkeypatch):
-    import verl
-
-    monkeypatch.setattr(verl, "__version__", "0.8.0")
-    with pytest.raises(RuntimeError, match=r"verl 0\.8\.0 is installed.*0\.9\.1.*pip install"):
-        plugin.check_registered()
+    assert "lenvm_rl could not register with verl: verl 0." in done.stderr
+    assert plugin.INSTALL in done.stderr
 
 
 def test_a_missing_verl_is_refused_with_the_pip_line(monkeypatch):
