@@ -127,7 +127,7 @@ def serve(
     """
     from lenvm_rl.demo.prompts import resolve_policy
     from lenvm_rl.vllm.options import GuidanceOptions
-    from lenvm_rl.vllm.serve import curl_line, serve_command
+    from lenvm_rl.vllm.serve import check_room, curl_line, serve_command
     from lenvm_rl.vllm.serve import serve as start
 
     policy = resolve_policy(model)
@@ -137,6 +137,7 @@ def serve(
         memory=lenvm_memory,
         dtype=lenvm_dtype,
     )
+    check_room(policy, options, max_num_seqs=max_num_seqs, extra=context.args)
     command = serve_command(
         policy, options, host=host, port=port, max_num_seqs=max_num_seqs, extra=context.args
     )

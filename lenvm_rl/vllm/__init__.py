@@ -10,6 +10,7 @@
     generate      prompts or a rollout file in, guided completions as a rollout file out
     generate_run  which guidance was asked for, and the prompts of a rollout file
     sample        prompts in, the policy's own completions out, by one engine or by Ray
+    room          what a run, its policy and its LenVM need in an engine, before it starts
     offline       an engine in this process that is kept full
     ray_engine    engines on many nodes, through Ray Data
     serve         the command line of a guided server

@@ -20,23 +20,14 @@ from typing import Any
 import torch
 
 from lenvm_rl.model import load_tokenizer, tokenizer_sha
-from lenvm_rl.model.decoder import context_length
 from lenvm_rl.rollouts import Rollout, RolloutReader
 from lenvm_rl.rollouts.fill import SamplingReport, fill
 from lenvm_rl.rollouts.sampling_run import Failure, Sample, SamplingRun, Task
 from lenvm_rl.scoring import GuidanceSettings
-from lenvm_rl.scoring.q_head import scorer_memory
-from lenvm_rl.vllm.offline import (
-    AHEAD,
-    OfflineEngine,
-    device_share,
-    dtype_of,
-    policy_config,
-    room_of,
-    start_llm,
-)
-from lenvm_rl.vllm.options import GuidanceOptions, checkpoint_config
-from lenvm_rl.vllm.serve import MAX_NUM_SEQS, PROCESSOR
+from lenvm_rl.vllm.offline import AHEAD, OfflineEngine, start_llm
+from lenvm_rl.vllm.options import GuidanceOptions
+from lenvm_rl.vllm.room import MAX_NUM_SEQS, beside_lenvm, room_of
+from lenvm_rl.vllm.serve import PROCESSOR
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +88,8 @@ def generate_to_file(
     )
 
     given = {name: value for name, value in (engine or {}).items() if value is not None}
-    options, settings = with_room(run, options, given, room_of(run, tokenizer, given))
+    room = room_of(run, tokenizer, given)
+    options, settings = beside_lenvm(policy, options, given, room, total=run.total)
 
     def start(resumed: int) -> Any:
         return _engine(policy, options, seed=seed, resumed=resumed, **settings)
@@ -120,40 +112,6 @@ def guidance_metadata(
     if guidance.changes_nothing:
         return None
     return {"lenvm": options.checkpoint, **guidance.to_args()}
-
-
-def with_room(
-    run: SamplingRun, options: GuidanceOptions, given: dict[str, Any], room: dict[str, int]
-) -> tuple[GuidanceOptions, dict[str, Any]]:
-    """Options and engine settings with as many requests at once as the LenVM's keys and values have
-    room for, and with just that room.
-
-    Args:
-        given: engine settings of the caller, which stay.
-        room: what suits the run, see `room_of`.
-    Raises:
-        ValueError: not a single request fits, or fewer than the caller wants at once.
-    """
-    settings = {**room, **given}
-    config = policy_config(run.policy)
-    length = settings.get("max_model_len") or (config and context_length(config))
-    if not length:
-        return options, settings  # the engine will know, and refuse what does not fit
-    memory = scorer_memory(
-        checkpoint_config(options.checkpoint),
-        dtype=options.torch_dtype(dtype_of(config, settings)),
-        max_candidates=options.max_candidates,
-        fixed_shapes=torch.cuda.is_available(),
-        policy_states=True,
-    )
-    budget = options.budget(device_share(settings))
-    fitting = max(memory.slots_within(budget, length), 1)
-    rows = given.get("max_num_seqs") or min(MAX_NUM_SEQS, run.total, fitting)
-    memory.check(options.slots or rows, length, budget=budget)
-    taken = memory.cache(options.slots or rows, length)
-    if options.memory is None and taken:
-        options = replace(options, memory=f"{taken}B")  # free memory may be less by then
-    return options, {**settings, "max_num_seqs": rows}
 
 
 def ended_honestly(done: Sample | Failure, guidance: GuidanceSettings) -> Sample | Failure:

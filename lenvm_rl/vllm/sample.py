@@ -10,7 +10,8 @@ from typing import Any
 from lenvm_rl.model import tokenizer_sha
 from lenvm_rl.rollouts.fill import FLUSH_SECONDS, SamplingReport, fill
 from lenvm_rl.rollouts.sampling_run import Failure, SamplingRun, Task
-from lenvm_rl.vllm.offline import AHEAD, OfflineEngine, room_of, start_llm
+from lenvm_rl.vllm.offline import AHEAD, OfflineEngine, start_llm
+from lenvm_rl.vllm.room import room_of
 
 
 def sample_with_vllm(

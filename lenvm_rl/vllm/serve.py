@@ -7,16 +7,19 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from lenvm_rl.vllm.options import ENVIRONMENT, REASONING, GuidanceOptions
+from lenvm_rl.vllm.room import MAX_NUM_SEQS, beside_lenvm, cpu_cache_bytes
 
 PROCESSOR = "lenvm_rl.vllm:LengthGuidance"
 MIDDLEWARE = "lenvm_rl.vllm.middleware.RefuseMisplaced"
 NEUTRAL = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 """What a request that does not say otherwise is sampled with, whatever the policy's generation
 configuration recommends: all of these act on the guided distribution, and bend its lengths."""
-MAX_NUM_SEQS = 64
+KV_BYTES = "--kv-cache-memory-bytes"
 
 
 def serve_command(
@@ -41,6 +44,8 @@ def serve_command(
         host, port: where to listen.
         max_num_seqs: requests that run at once; the LenVM keeps a slot for each.
         extra: further arguments of `vllm serve`; they win over the defaults.
+    Raises:
+        ValueError: `vllm` is not installed.
     """
     command = [vllm_program(), "serve", policy, "--host", host, "--port", str(port)]
     defaults = {
@@ -51,6 +56,9 @@ def serve_command(
         "--override-generation-config": json.dumps(NEUTRAL),
     }
     given = _names(extra)
+    if "cpu" in version("vllm") and not given & {KV_BYTES, "--gpu-memory-utilization"}:
+        # vLLM's own default does not start where other processes hold some of the memory.
+        defaults[KV_BYTES] = str(cpu_cache_bytes())
     for name, value in defaults.items():
         if name not in given:
             command += [name, value]
@@ -59,6 +67,28 @@ def serve_command(
 
 def _names(words: Sequence[str]) -> set[str]:
     return {word.split("=")[0] for word in words}
+
+
+def check_room(
+    policy: str, options: GuidanceOptions, *, max_num_seqs: int, extra: Sequence[str] = ()
+) -> None:
+    """Refuse, before vLLM starts, a server whose LenVM does not fit beside it.
+
+    Raises:
+        ValueError: the arithmetic, and numbers that would fit.
+    """
+    words = [part for word in extra for part in word.split("=", 1)]
+    said = dict(zip(words, words[1:], strict=False))
+    given: dict[str, Any] = {"max_num_seqs": int(said.get("--max-num-seqs", max_num_seqs))}
+    if "--max-model-len" in said:
+        if not said["--max-model-len"].isdecimal():
+            return  # vLLM's own ways of writing it: the engine will refuse what does not fit
+        given["max_model_len"] = int(said["--max-model-len"])
+    if "--dtype" in said:
+        given["dtype"] = said["--dtype"]
+    if "--gpu-memory-utilization" in said:
+        given["gpu_memory_utilization"] = float(said["--gpu-memory-utilization"])
+    beside_lenvm(policy, options, given, {})
 
 
 def curl_line(policy: str, *, host: str = "127.0.0.1", port: int = 8000) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 from lenvm_rl.core import predicted_length, value_of_logit
 from lenvm_rl.model import LengthValueConfig
 from lenvm_rl.rollouts import Rollout
-from lenvm_rl.vllm.offline import cpu_defaults
+from lenvm_rl.vllm.room import cpu_defaults
 
 _AT_ONCE = 512  # sequences handed to vLLM together, so that files of any size stream
 

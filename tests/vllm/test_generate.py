@@ -18,9 +18,8 @@ from lenvm_rl.rollouts.sampling_run import Failure, Sample, SamplingRun, Task
 from lenvm_rl.scoring import GuidanceSettings
 from lenvm_rl.scoring.memory import parse_bytes
 from lenvm_rl.scoring.q_head import scorer_memory
-from lenvm_rl.vllm import generate
+from lenvm_rl.vllm import generate, room
 from lenvm_rl.vllm.generate_run import guidance_of, prompts_of_rollouts
-from lenvm_rl.vllm.offline import room_of
 from lenvm_rl.vllm.options import GuidanceOptions, checkpoint_config
 from tests.vllm.fake_engine import FakeLLM
 
@@ -155,17 +154,16 @@ def test_an_end_that_guidance_forced_is_not_the_policys(guidance, ids, reason, e
 
 @pytest.fixture
 def roomy(vllm, lenvm, monkeypatch):
-    """`with_room` of 20 prompts of 2 tokens and 38 of response, on a device of `free` bytes."""
+    """`beside_lenvm` for 20 prompts of 2 tokens and 38 of response, on a device of `free` bytes."""
 
     def make(free=1 << 30, given=None, **options):
-        monkeypatch.setattr(generate, "device_share", lambda settings: free)
+        monkeypatch.setattr(room, "device_share", lambda settings: free)
         tasks = [Task(prompt_id=str(i), prompt_ids=[5, 6], n=1, max_tokens=38) for i in range(20)]
         run = SamplingRun(tasks=tasks, policy=str(policy_path()), tokenizer_sha="")
         given = {"dtype": "float32", **(given or {})}
-        room = room_of(run, load_tokenizer(policy_path()), given)
-        return generate.with_room(
-            run, GuidanceOptions(checkpoint=str(lenvm), **options), given, room
-        )
+        suits = room.room_of(run, load_tokenizer(policy_path()), given)
+        asked = GuidanceOptions(checkpoint=str(lenvm), **options)
+        return room.beside_lenvm(run.policy, asked, given, suits, total=run.total)
 
     return make
 

@@ -1,6 +1,7 @@
 """What does an engine start with where nothing was said?"""
 
 import pytest
+import torch
 
 pytest.importorskip("vllm")
 
@@ -11,8 +12,9 @@ from vllm.platforms import current_platform
 from lenvm_rl.demo import policy_path
 from lenvm_rl.model import load_tokenizer
 from lenvm_rl.rollouts.sampling_run import SamplingRun, Task
-from lenvm_rl.vllm import offline
-from lenvm_rl.vllm.offline import cpu_defaults, room_of, start_llm
+from lenvm_rl.vllm import room as room_module
+from lenvm_rl.vllm.offline import start_llm
+from lenvm_rl.vllm.room import cpu_defaults, room_of
 
 
 def started(monkeypatch, cpu, **settings):
@@ -27,7 +29,7 @@ GIB = 2**30
 
 @pytest.fixture(autouse=True)
 def eight_gib_free(monkeypatch):
-    monkeypatch.setattr(offline, "available_memory", lambda device: 8 * GIB)
+    monkeypatch.setattr(room_module, "available_memory", lambda device: 8 * GIB)
 
 
 def test_a_cpu_engine_leaves_memory_to_others(monkeypatch):
@@ -73,3 +75,19 @@ def test_an_engine_is_as_long_as_its_runs_longest_row(prompt, max_tokens, n, giv
     ]
     run = SamplingRun(tasks=tasks, policy=policy, tokenizer_sha="")
     assert room_of(run, load_tokenizer(policy), given) == room
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "found"),
+    [
+        ("float32", "auto", torch.bfloat16),
+        ("float16", "auto", torch.float16),
+        ("bfloat16", "float", torch.float32),
+        ("bfloat16", "half", torch.float16),
+        ("float32", torch.float32, torch.float32),
+        (None, "auto", torch.bfloat16),
+    ],
+)
+def test_the_dtype_is_known_before_vllm_starts(stored, asked, found):
+    config = None if stored is None else AutoConfig.for_model("qwen2", dtype=stored)
+    assert room_module.dtype_of(config, {"dtype": asked}) == found

@@ -2,12 +2,16 @@
 
 import json
 import shlex
+from contextlib import nullcontext
 from importlib import import_module
+from itertools import pairwise
 
 import pytest
 
+from lenvm_rl.demo import policy_path
+from lenvm_rl.vllm import serve as serve_module
 from lenvm_rl.vllm.options import GuidanceOptions
-from lenvm_rl.vllm.serve import PROCESSOR, curl_line, serve, serve_command
+from lenvm_rl.vllm.serve import KV_BYTES, PROCESSOR, curl_line, serve, serve_command
 
 
 def options_of(command):
@@ -53,3 +57,39 @@ def test_the_front_end_of_a_reasoning_server_knows_it(vllm, options, monkeypatch
     serve(serve_command("policy", options), options)
     serve(serve_command("policy", options, extra=[word, "qwen3"]), options)
     assert [environment.get("LENVM_REASONING") for _, _, environment in started] == [None, "1"]
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("extra", "added"),
+    [
+        ([], True),
+        (["--kv-cache-memory-bytes=1000"], False),
+        (["--gpu-memory-utilization", "0.3"], False),
+    ],
+)
+@pytest.mark.parametrize("version", ["0.31.0+cpu", "0.31.0"])
+def test_a_cpu_server_leaves_memory_to_others(vllm, options, monkeypatch, version, extra, added):
+    monkeypatch.setattr(serve_module, "version", lambda name: version)
+    monkeypatch.setattr(serve_module, "cpu_cache_bytes", lambda: 777)
+    command = serve_command("policy", options, extra=extra)
+    expected = ["777"] if added and "cpu" in version else []
+    assert [y for x, y in pairwise(command) if x == KV_BYTES] == expected
+
+
+@pytest.mark.parametrize(
+    ("extra", "refused"),
+    [
+        ([], "x 64 slots"),
+        (["--max-num-seqs", "3", "--max-model-len=64"], None),
+        (["--max-num-seqs=30", "--max-model-len", "64"], "x 30 slots"),
+        (["--max-model-len", "64k"], None),  # the engine's to refuse
+        (["--max-num-seqs", "14", "--max-model-len", "64", "--dtype", "bfloat16"], None),
+    ],
+)
+def test_a_server_whose_lenvm_does_not_fit_never_starts(vllm, lenvm, monkeypatch, extra, refused):
+    options = GuidanceOptions(checkpoint=str(lenvm), max_candidates=12, memory="3MiB")
+    with pytest.raises(ValueError, match=refused) if refused else nullcontext():
+        serve_module.check_room(str(policy_path()), options, max_num_seqs=64, extra=extra)

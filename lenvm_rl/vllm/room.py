@@ -1,0 +1,158 @@
+"""How much room do a run, its policy and its LenVM need in an engine, and how much is there?
+
+An engine is made for its run: no longer than the run's longest row, no more requests at once than
+there are completions, or than the LenVM's keys and values have memory for. What the caller says
+wins, and is refused where it does not fit. All of this is known before vLLM starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from lenvm_rl.rollouts.sampling_run import SamplingRun
+from lenvm_rl.scoring.memory import available_memory
+from lenvm_rl.scoring.q_head import scorer_memory
+from lenvm_rl.vllm.options import GuidanceOptions, checkpoint_config
+
+AT_ONCE = 256
+"""Requests that an engine runs at once where nothing else is said: vLLM's own least default."""
+MAX_NUM_SEQS = 64
+"""The same beside a LenVM, which keeps a slot for each."""
+_CPU_SHARE = 0.25  # of what is free
+_CPU_BLOCK = 128  # tokens of a block of vLLM's CPU cache
+
+
+def room_of(run: SamplingRun, tokenizer: Any, settings: Mapping[str, Any]) -> dict[str, int]:
+    """`max_model_len` and `max_num_seqs` of an engine that is there for one run: its longest row,
+    and all of its completions where they are few. What `settings` say stays; what vLLM's own
+    numbers do not exceed is left to it."""
+    room = {}
+    longest = max(len(task.prompt_ids) + task.max_tokens for task in run.tasks)
+    config = policy_config(run.policy)
+    limits = [getattr(tokenizer, "model_max_length", None), _context(config)]
+    if longest < min((limit for limit in limits if limit), default=0):
+        room["max_model_len"] = longest
+    if run.total < AT_ONCE:
+        room["max_num_seqs"] = run.total
+    return {name: size for name, size in room.items() if settings.get(name) is None}
+
+
+def beside_lenvm(
+    policy: str,
+    options: GuidanceOptions,
+    given: Mapping[str, Any],
+    room: Mapping[str, int],
+    *,
+    total: int = MAX_NUM_SEQS,
+) -> tuple[GuidanceOptions, dict[str, Any]]:
+    """Options and engine settings with as many requests at once as the LenVM's keys and values have
+    room for, and with just that room.
+
+    Args:
+        given: engine settings of the caller, which stay.
+        room: what suits the run, see `room_of`.
+        total: completions of the run.
+    Raises:
+        ValueError: not a single request fits, or fewer than the caller wants at once.
+    """
+    settings = {**room, **given}
+    config = policy_config(policy)
+    length = settings.get("max_model_len") or _context(config)
+    if not length:
+        return options, settings  # the engine will know, and refuse what does not fit
+    memory = scorer_memory(
+        checkpoint_config(options.checkpoint),
+        dtype=options.torch_dtype(dtype_of(config, settings)),
+        max_candidates=options.max_candidates,
+        fixed_shapes=torch.cuda.is_available(),
+        policy_states=True,
+    )
+    budget = options.budget(device_share(settings))
+    fitting = max(memory.slots_within(budget, length), 1)
+    rows = given.get("max_num_seqs") or min(MAX_NUM_SEQS, total, fitting)
+    memory.check(options.slots or rows, length, budget=budget)
+    taken = memory.cache(options.slots or rows, length)
+    if options.memory is None and taken:
+        options = replace(options, memory=f"{taken}B")  # free memory may be less by then
+    return options, {**settings, "max_num_seqs": rows}
+
+
+def cpu_defaults(model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `LLM` that suit a CPU better than vLLM's own; nothing on other devices.
+
+    vLLM takes all but 8 % of a CPU's memory for keys and values, does not start where other
+    processes hold some of it, and fills what it has taken one block after the other. Here they
+    get what the requests that run at once can use, and no more than a quarter of what is free.
+    """
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return {}
+    chosen: dict[str, Any] = {"enforce_eager": True}  # compiling takes minutes
+    if "gpu_memory_utilization" not in settings and "kv_cache_memory_bytes" not in settings:
+        room = cpu_cache_bytes()
+        chosen["kv_cache_memory_bytes"] = min(_useful_bytes(model, settings) or room, room)
+    return chosen
+
+
+def cpu_cache_bytes() -> int:
+    """The policy's keys and values on a CPU: a quarter of what is free."""
+    return int(_CPU_SHARE * (available_memory(torch.device("cpu")) or 0))
+
+
+def _useful_bytes(model: str, settings: Mapping[str, Any]) -> int | None:
+    """Keys and values of all requests that run at once, at their longest; None: unknown."""
+    rows, length = settings.get("max_num_seqs", AT_ONCE), settings.get("max_model_len")
+    config = policy_config(model)
+    if not rows or not length or config is None:
+        return None
+    text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None)
+    size = getattr(text, "head_dim", None) or (heads and text.hidden_size // heads)
+    if not size:
+        return None
+    stored = getattr(text, "num_key_value_heads", None) or heads
+    per_token = 2 * text.num_hidden_layers * stored * size * dtype_of(config, settings).itemsize
+    columns = -(-length // _CPU_BLOCK) * _CPU_BLOCK
+    return per_token * columns * (rows + 1)  # vLLM keeps a block to itself
+
+
+def policy_config(policy: str) -> Any:
+    """A policy's configuration; None where transformers alone cannot read it."""
+    try:
+        return AutoConfig.from_pretrained(policy)
+    except (OSError, ValueError):
+        return None
+
+
+def _context(config: Any) -> int | None:
+    """A policy's context in tokens; None: unknown."""
+    return config and getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def device_share(settings: Mapping[str, Any]) -> int:
+    """Bytes of the device that an engine may use: its share of a GPU, what is free of a CPU."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        return available_memory(torch.device("cpu")) or 0
+    share = settings.get("gpu_memory_utilization", 0.9)
+    return int(current_platform.get_device_total_memory() * share)
+
+
+def dtype_of(config: Any, settings: Mapping[str, Any]) -> torch.dtype:
+    """What vLLM will compute in, by its own rule: a checkpoint in float32 is served in two bytes
+    unless the engine is told otherwise."""
+    named = settings.get("dtype", "auto")
+    if named != "auto":
+        names = {"half": torch.float16, "float": torch.float32}
+        return (
+            named if isinstance(named, torch.dtype) else names.get(named) or getattr(torch, named)
+        )
+    stored = getattr(config and config.get_text_config(), "dtype", None)
+    return stored if stored in (torch.float16, torch.bfloat16) else torch.bfloat16
