@@ -150,9 +150,6 @@ def dtype_of(config: Any, settings: Mapping[str, Any]) -> torch.dtype:
     unless the engine is told otherwise."""
     named = settings.get("dtype", "auto")
     if named != "auto":
-        names = {"half": torch.float16, "float": torch.float32}
-        return (
-            named if isinstance(named, torch.dtype) else names.get(named) or getattr(torch, named)
-        )
+        return named if isinstance(named, torch.dtype) else getattr(torch, named)
     stored = getattr(config and config.get_text_config(), "dtype", None)
     return stored if stored in (torch.float16, torch.bfloat16) else torch.bfloat16
