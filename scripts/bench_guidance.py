@@ -26,8 +26,8 @@ goes, part by part. The last line of stdout is one JSON object.
 
 `--floor` is another measurement (`guidance_cost.floor`): steps of a LenVM of 1.5 B shape and of a
 policy of 7 B shape, in bfloat16, K = 16, context 2,048, 1 to 64 requests, against the time of
-reading weights, keys and values once. It has been run in tiny on a CPU only; its figures are to be
-measured on a GPU.
+reading weights, keys and values once or that of their matrix products, whichever is longer. It has
+been run in tiny on a CPU only; its figures are to be measured on a GPU.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from guidance_cost.floor import (
     STEP_BAR,
     against_the_floor,
     copy_bandwidth,
+    product_rate,
 )
 from guidance_cost.loop import Loop, Policy, Timed, cut_prompts
 from guidance_cost.report import BARS, show, show_floor, show_sections, summarize, within_bars
@@ -104,7 +105,7 @@ def finish(figures: dict[str, Any], args: argparse.Namespace) -> None:
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0],
-        epilog="On a GPU, steps against the floor of reading weights, keys and values once: "
+        epilog="On a GPU, steps against the floor of reading and multiplying everything once: "
         "python scripts/bench_guidance.py --floor --device cuda --json guidance-gpu.json",
     )
     add = parser.add_argument
@@ -138,22 +139,26 @@ def report_floor(args: argparse.Namespace) -> dict[str, Any]:
     """Steps against the floor, and how many pass the bars."""
     torch.manual_seed(args.seed)
     bandwidth = copy_bandwidth(args.device, mib=1024 if args.device != "cpu" else 64)
-    CONSOLE.print(f"copy bandwidth {bandwidth / 1e9:.1f} GB/s")
+    dtype = getattr(torch, args.dtype)
+    rate = product_rate(args.device, dtype, size=8192 if args.device != "cpu" else 512)
+    CONSOLE.print(f"copy {bandwidth / 1e9:.1f} GB/s, matrix products {rate / 1e12:.2f} TFLOP/s")
     rows = against_the_floor(
         device=args.device,
-        dtype=getattr(torch, args.dtype),
+        dtype=dtype,
         requests=args.requests,
         candidates=args.candidates[0],
         context=args.context,
         steps=args.rounds * args.steps,
         shapes=FLOOR_SHAPES,
         bandwidth=bandwidth,
+        rate=rate,
         advance=CONSOLE.print,
     )
     show_floor(rows, CONSOLE)
     return {
         "bench": "guidance_floor",
         "copy_gb_per_s": round(bandwidth / 1e9, 1),
+        "products_tflop_per_s": round(rate / 1e12, 3),
         "rows": rows,
         "bar": {"lenvm_to_floor": STEP_BAR, "overhead": OVERHEAD_BAR},
         "within_bar": {

@@ -1,11 +1,14 @@
-"""How near is a step to reading its weights and its keys and values once?
+"""How near is a step to what the device allows: to reading everything once, or to computing it?
 
-    floor = (bytes of the weights + bytes of the prefixes' keys and values) / copy bandwidth
+    floor = max(bytes / copy bandwidth, FLOP / matrix product rate)
+    bytes = weights + keys and values of the prefixes
+    FLOP  = tokens x (2 per weight + 4 per number of a head's query, layer and column it attends to)
 
-A decoding step of few tokens can be no faster: everything has to come from memory, and what is
-computed hides behind it. Embedding tables of which a step reads a few rows do not count; an output
+A decoding step of few tokens can be no faster than memory: everything has to come from there, and
+what is computed hides behind it. One of many, R requests with K candidates each, can be no faster
+than its products. Embedding tables of which a step reads a few rows do not count; an output
 embedding does. The bandwidth is that of copying a large buffer on the same device, bytes read plus
-bytes written per second.
+bytes written per second; the rate is the best of large square matrix products in the same dtype.
 
 Policies are measured by the scorer's own step with one candidate per request under an output
 embedding: one decoding step with keys and values cached, as an engine would replay it.
@@ -98,6 +101,31 @@ def step_bytes(model: LengthValueModel, prefix_tokens: int) -> int:
     return weights + prefix_tokens * per_token
 
 
+def step_flops(model: LengthValueModel, tokens: int, context: int) -> float:
+    """FLOP of a step of so many tokens, each of which attends to `context` columns and itself."""
+    weights = sum(x.numel() for x in {id(p): p for p in model.parameters()}.values())
+    weights -= model.get_input_embeddings().weight.numel()
+    trunk = model.model.config
+    head = getattr(trunk, "head_dim", None) or trunk.hidden_size // trunk.num_attention_heads
+    attention = 4 * trunk.num_hidden_layers * trunk.num_attention_heads * head * (context + 1)
+    return float(tokens) * (2 * weights + attention)
+
+
+def product_rate(device: str, dtype: torch.dtype, *, size: int = 8192, times: int = 10) -> float:
+    """FLOP/s of square matrix products, the best of some rounds."""
+    a, b = torch.randn(2, size, size, dtype=dtype, device=device)
+    out = a @ b
+    best = 0.0
+    for _ in range(3):
+        synchronize(out.device)
+        started = time.perf_counter()
+        for _ in range(times):
+            torch.mm(a, b, out=out)
+        synchronize(out.device)
+        best = max(best, 2.0 * size**3 * times / (time.perf_counter() - started))
+    return best
+
+
 def copy_bandwidth(device: str, *, mib: int = 1024, times: int = 20) -> float:
     """Bytes read and written per second by copying a buffer, the best of some rounds."""
     source = torch.ones(mib << 18, dtype=torch.float32, device=device)
@@ -156,9 +184,11 @@ def against_the_floor(
     steps: int,
     shapes: dict[str, Shape],
     bandwidth: float,
+    rate: float,
     advance: Callable[[str], None] = lambda line: None,
 ) -> list[dict[str, Any]]:
     """One row per number of requests: step, floor and ratio of both models, expected overhead.
+    `bound` is what the floor comes from, memory or products.
 
     `overhead` is (policy + LenVM) / policy of the measured steps; `overhead_at_floor` takes the
     policy at its floor, an engine that no engine can beat.
@@ -170,17 +200,15 @@ def against_the_floor(
             shapes[name], device=device, dtype=dtype, context=context, is_policy=is_policy
         )
         for n in requests:
-            ms = step_ms(
-                model,
-                requests=n,
-                candidates=1 if is_policy else candidates,
-                context=context,
-                steps=steps,
-            )
-            floor = 1e3 * step_bytes(model, n * context) / bandwidth
+            width = 1 if is_policy else candidates
+            ms = step_ms(model, requests=n, candidates=width, context=context, steps=steps)
+            memory = 1e3 * step_bytes(model, n * context) / bandwidth
+            products = 1e3 * step_flops(model, n * width, context) / rate
+            floor = max(memory, products)
             rows[n] |= {
                 f"{name}_ms": _digits(ms),
                 f"{name}_floor_ms": _digits(floor),
+                f"{name}_bound": "memory" if memory >= products else "products",
                 f"{name}_to_floor": round(ms / floor, 3),
             }
             advance(f"{name}, {n} requests: {ms:.3f} ms, floor {floor:.3f} ms")

@@ -10,7 +10,15 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import bench_guidance  # noqa: E402  (scripts are not a package)
-from guidance_cost.floor import Shape, copy_bandwidth, make_model, step_bytes  # noqa: E402
+from guidance_cost.floor import (  # noqa: E402
+    Shape,
+    against_the_floor,
+    copy_bandwidth,
+    make_model,
+    product_rate,
+    step_bytes,
+    step_flops,
+)
 
 TINY = Shape(hidden=16, layers=2, heads=4, kv_heads=2, intermediate=24, vocab=40)
 
@@ -36,6 +44,32 @@ def test_a_step_reads_weights_and_the_prefixes_keys_once(dtype, size):
 def test_a_policy_reads_its_output_embedding_too():
     model = make_model(TINY, device="cpu", dtype=torch.float32, context=8, is_policy=True)
     assert step_bytes(model, 0) == 4 * (weights_by_hand(TINY) + 40 * 16)
+
+
+def test_a_step_multiplies_every_weight_and_every_column_it_attends_to():
+    model = make_model(TINY, device="cpu", dtype=torch.float32, context=8, is_policy=False)
+    head = 16 * 16 + 16 + 16 + 1
+    dense = 2 * (weights_by_hand(TINY) + head)
+    # Per layer and column: 4 heads of 4, a product with the key and one with the value.
+    columns = 2 * 31 * (4 * 4 * (2 + 2))
+    assert step_flops(model, 5, 30) == 5 * (dense + columns)
+
+
+def test_a_floor_is_what_binds():
+    shapes = {"lenvm": TINY, "policy": TINY}
+    run = {"device": "cpu", "dtype": torch.float32, "requests": [2], "candidates": 4}
+    run |= {"context": 12, "steps": 1, "shapes": shapes}
+    model = make_model(TINY, device="cpu", dtype=torch.float32, context=12, is_policy=False)
+    (slow,) = against_the_floor(**run, bandwidth=1e30, rate=1e6)
+    assert slow["lenvm_bound"] == "products"
+    assert slow["lenvm_floor_ms"] == pytest.approx(1e-3 * step_flops(model, 8, 12), rel=1e-3)
+    (narrow,) = against_the_floor(**run, bandwidth=1e6, rate=1e30)
+    assert narrow["lenvm_bound"] == "memory"
+    assert narrow["lenvm_floor_ms"] == pytest.approx(1e-3 * step_bytes(model, 24), rel=1e-3)
+
+
+def test_products_have_a_rate():
+    assert 1e6 < product_rate("cpu", torch.float32, size=32, times=2) < 1e15
 
 
 def test_copying_has_a_bandwidth():
