@@ -14,7 +14,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 
 _UNITS = {"B": 1} | {
@@ -91,17 +90,25 @@ class ScorerMemory:
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on a device; None where nobody knows (meta).
+    """Bytes that can still be allocated on a device; None where nobody knows.
 
-    On a CPU the smaller of what the machine has left and what the control group allows.
+    On a CPU (Linux) the smaller of what the machine has left and what the control group allows.
     """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":
         return None
-    left = psutil.virtual_memory().available
-    allowed = group_headroom()
-    return left if allowed is None else min(left, allowed)
+    known = [n for n in (machine_memory(), group_headroom()) if n is not None]
+    return min(known, default=None)
+
+
+def machine_memory(table: Path = Path("/proc/meminfo")) -> int | None:
+    """Bytes of memory that the machine can give away without swapping, as the kernel estimates;
+    None where it does not say."""
+    try:
+        return 1024 * int(table.read_text().partition("MemAvailable:")[2].split()[0])
+    except (OSError, IndexError, ValueError):
+        return None
 
 
 def group_headroom(root: Path = Path("/sys/fs/cgroup")) -> int | None:

@@ -11,8 +11,8 @@ heads that share keys are laid out as further queries), D head dimension.
 
 Kernels, in the order in which they are tried: what an engine brings (vLLM does), torch's own
 `torch.nn.attention.varlen.varlen_attn` (torch 2.12 and newer; documents both its log-sum-exp and
-keys of which only the first are used), then the package flash_attn. All need CUDA and half
-precision. Whether one works is not read off version numbers: it must reproduce a small case on the
+keys of which only the first are used), the package flash_attn, and the operator that torch's
+function calls, which older versions have too. All need CUDA and half precision. Whether one works is not read off version numbers: it must reproduce a small case on the
 device in question (`prefix_kernel`), with prefixes in any order, otherwise plain
 `scaled_dot_product_attention` is used.
 """
@@ -112,6 +112,29 @@ def torch_kernel() -> PrefixKernel:
     return attend
 
 
+def aten_kernel() -> PrefixKernel:
+    """The operator below it, for torch that has no function for it yet (2.6 to 2.11)."""
+
+    def attend(query, keys, values, prefixes, scale):
+        output, lse, *_ = torch.ops.aten._flash_attention_forward(
+            query,
+            keys,
+            values,
+            prefixes.cu_queries,
+            torch.cat([prefixes.starts, prefixes.starts.new_zeros(1)]),
+            prefixes.max_queries,
+            prefixes.max_keys,
+            0.0,  # dropout
+            False,  # causal
+            False,  # debug mask
+            scale=scale,
+            seqused_k=prefixes.used,
+        )
+        return output, lse
+
+    return attend
+
+
 def flash_attn_kernel() -> PrefixKernel:
     """The package flash_attn; ImportError where it is not installed."""
     from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
@@ -148,6 +171,7 @@ Kernels = Mapping[str, Callable[[], PrefixKernel]]
 KERNELS: Kernels = {
     "torch": torch_kernel,
     "flash_attn": flash_attn_kernel,
+    "aten": aten_kernel,
 }
 
 

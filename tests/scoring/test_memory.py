@@ -1,15 +1,20 @@
 """Is what a scorer takes known before it is taken, and refused where it does not fit?"""
 
-import dataclasses
 import re
+from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
 from lenvm_rl.model import LengthValueModel
 from lenvm_rl.scoring import memory, trunk
-from lenvm_rl.scoring.memory import ScorerMemory, available_memory, group_headroom, parse_bytes
+from lenvm_rl.scoring.memory import (
+    ScorerMemory,
+    available_memory,
+    group_headroom,
+    machine_memory,
+    parse_bytes,
+)
 from lenvm_rl.scoring.q_head import load_lenvm, make_scorer, scorer_memory
 from tests.scoring.test_exact import TRUNKS, make_lenvm
 
@@ -143,10 +148,17 @@ def test_a_control_group_bounds_what_is_free(tmp_path, names, monkeypatch):
     monkeypatch.setattr(memory, "group_headroom", lambda: 600)
     assert available_memory(torch.device("cpu")) == 600
     monkeypatch.setattr(memory, "group_headroom", lambda: 1 << 60)
-    assert available_memory(torch.device("cpu")) <= psutil.virtual_memory().total
+    monkeypatch.setattr(memory, "machine_memory", lambda: 500)
+    assert available_memory(torch.device("cpu")) == 500
     assert available_memory(torch.device("meta")) is None
 
 
-def test_a_plan_is_a_value():
-    plan = ScorerMemory(weights=1, bytes_per_token=2)
-    assert dataclasses.replace(plan, weights=3).weights == 3 and plan.weights == 1
+def test_what_the_machine_has_left(tmp_path):
+    assert machine_memory(tmp_path / "none") is None
+    table = tmp_path / "meminfo"
+    table.write_text("MemTotal:       100 kB\nMemAvailable:    7 kB\nBuffers:  1 kB\n")
+    assert machine_memory(table) == 7 * 1024
+    table.write_text("MemTotal:       100 kB\n")
+    assert machine_memory(table) is None
+    if Path("/proc/meminfo").exists():
+        assert 1 << 20 < machine_memory() < 1 << 50
