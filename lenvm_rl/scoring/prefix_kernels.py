@@ -12,9 +12,10 @@ heads that share keys are laid out as further queries), D head dimension.
 Kernels, in the order in which they are tried: what an engine brings (vLLM does), torch's own
 `torch.nn.attention.varlen.varlen_attn` (torch 2.12 and newer; documents both its log-sum-exp and
 keys of which only the first are used), the package flash_attn, and the operator that torch's
-function calls, which older versions have too. All need CUDA and half precision. Whether one works is not read off version numbers: it must reproduce a small case on the
-device in question (`prefix_kernel`), with prefixes in any order, otherwise plain
-`scaled_dot_product_attention` is used.
+function calls, which older versions have too. All need CUDA and half precision. Whether one works
+is not read off version numbers: it must reproduce a small case on the device in question
+(`prefix_kernel`), with prefixes in any order, otherwise plain `scaled_dot_product_attention` is
+used.
 """
 
 from __future__ import annotations
