@@ -30,6 +30,7 @@ A policy in training:
     data_columns      has every prompt the number that a setting reads
     length_terms      values -> advantage, potential or budget term of every token
     group_reward      published length rewards over the samples of a prompt
+    generated_tokens  tokens that the policy wrote in a session, counted where they are known
     reward_manager    true token counts for reward functions
     rollout_guidance  rollouts of vLLM that the LenVM steers, and the right policy ratio
     guided_agent_loop how a prompt's own target reaches vLLM

@@ -51,26 +51,31 @@ class GroupReward:
         return self._bound.columns
 
     def apply(self, rollouts: RolloutBatch) -> Tensor:
-        """Token rewards [B, T]: each completion's whole reward on its last token."""
-        rewards = torch.zeros(rollouts.mask.shape, dtype=torch.float32)
-        for group in torch.unique(rollouts.groups).tolist():
-            rows = (rollouts.groups == group).nonzero()[:, 0].tolist()
+        """Token rewards [B, T]: a session's whole reward on the last token of its outputs."""
+        samples = rollouts.samples
+        earned = torch.zeros(len(samples.last))
+        for group in torch.unique(samples.groups).tolist():
+            members = (samples.groups == group).nonzero()[:, 0]
+            first = samples.last[members[0]]
             values = self._bound.group_rewards(
-                rollouts.correct[rows].tolist(),
-                rollouts.lengths[rows].tolist(),
-                prompt_id=rollouts.rows[rows[0]].prompt_id,
-                columns={name: cells[rows[0]] for name, cells in rollouts.columns.items()},
+                samples.correct[members].tolist(),
+                samples.lengths[members].tolist(),
+                prompt_id=rollouts.rows[first].prompt_id,
+                columns={name: cells[first] for name, cells in rollouts.columns.items()},
             )
-            for row, value in zip(rows, values, strict=True):
-                rewards[row, rollouts.rows[row].length - 1] = value
+            earned[members] = torch.tensor(values, dtype=torch.float32)
+        rewards = torch.zeros(rollouts.mask.shape, dtype=torch.float32)
+        ends = torch.tensor([row.length - 1 for row in rollouts.rows])
+        rewards[torch.arange(len(ends)), ends] = earned[samples.of_row]
         return rewards
 
     def update(self, rollouts: RolloutBatch) -> dict[str, float]:
         """Let a stateful reward learn from the batch; its metrics under length_reward/."""
+        samples = rollouts.samples
         logged = self._bound.update(
-            rollouts.correct.tolist(),
-            rollouts.lengths.tolist(),
-            [row.prompt_id for row in rollouts.rows],
+            samples.correct.tolist(),
+            samples.lengths.tolist(),
+            [rollouts.rows[row].prompt_id for row in samples.last],
         )
         return {f"length_reward/{name}": float(value) for name, value in logged.items()}
 

@@ -24,6 +24,7 @@ INSTALL = 'pip install ".[verl]" in a clone of lenvm-rl'
 TRAINER_MODE = "lenvm_pretrain"
 POLICY_TRAINER_MODE = "lenvm"
 REWARD_MANAGER = "lenvm_length"
+RESPONSE_TOKENS = "response_tokens"
 ROLLOUT_NAME = "transformers"
 
 # Once verl has imported the module on the left, those on the right register themselves with it.
@@ -33,7 +34,10 @@ _REGISTERED_BY_IMPORT = {
     "verl.workers.rollout.base": ("lenvm_rl.verl.weights",),
     "verl.workers.rollout.replica": ("lenvm_rl.verl.replica",),
     "verl.experimental.reward_loop.reward_manager": ("lenvm_rl.verl.reward_manager",),
-    "verl.experimental.agent_loop": ("lenvm_rl.verl.guided_agent_loop",),
+    "verl.experimental.agent_loop": (
+        "lenvm_rl.verl.guided_agent_loop",
+        "lenvm_rl.verl.generated_tokens",
+    ),
     "verl.trainer.ppo.v1": ("lenvm_rl.verl.trainer", "lenvm_rl.verl.policy_trainer"),
 }
 

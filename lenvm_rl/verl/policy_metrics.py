@@ -1,7 +1,8 @@
 """What is logged about lengths while a policy trains?
 
-length/mean, p50, p95, max        response tokens, EOS included
-length/share_cut                  responses without EOS (verl's clip ratio counts other things)
+length/mean, p50, p95, max        tokens that the policy wrote in a session, EOS included
+length/share_cut                  sessions with a response without EOS (verl's clip ratio counts
+                                  other things)
 length/tokens_per_correct         all tokens spent, by correct answers; absent without any
 length/accuracy                   mean task score
 length/alarm                      -1 collapse, +1 explosion, 0; against the first step's mean
@@ -36,15 +37,16 @@ logger = logging.getLogger(__name__)
 
 
 def length_metrics(rollouts: RolloutBatch) -> dict[str, float]:
-    """Lengths, cuts and accuracy of a batch."""
-    lengths = rollouts.lengths.double()
-    right = rollouts.correct.double().clamp(0.0, 1.0)
+    """Lengths, cuts and accuracy of the sessions of a batch."""
+    samples = rollouts.samples
+    lengths = samples.lengths.double()
+    right = samples.correct.double().clamp(0.0, 1.0)
     result = {
         "length/mean": lengths.mean().item(),
         "length/p50": lengths.quantile(0.5).item(),
         "length/p95": lengths.quantile(0.95).item(),
         "length/max": lengths.max().item(),
-        "length/share_cut": 1.0 - rollouts.finished.double().mean().item(),
+        "length/share_cut": 1.0 - samples.finished.double().mean().item(),
         "length/accuracy": right.mean().item(),
     }
     if right.sum() > 0:
@@ -61,7 +63,7 @@ def critic_metrics(
     ranking = shortest_of_group(
         estimate.left, rollouts.mask, rollouts.finished, rollouts.groups, position=0.5
     )
-    if ranking.groups:
+    if ranking.groups and len(rollouts.samples.last) == len(rollouts.rows):
         result["lenvm/rank_1_of_k"] = ranking.accuracy
         result["lenvm/rank_chance"] = ranking.chance
     return result

@@ -135,6 +135,8 @@ class LengthAwareTrainer(PPOTrainerSync):
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """verl's advantages plus the length term; what the step measured."""
         rollouts = self._read(batch)
+        if self.settings.use != "none":
+            rollouts.check_single_outputs(f"lenvm.use={self.settings.use}")
         metrics.update(length_metrics(rollouts))
         metrics["length/alarm"] = self.alarm.check(metrics["length/mean"], self.global_steps)
         rewards = rollouts.get("rm_scores")

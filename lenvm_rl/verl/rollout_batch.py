@@ -6,6 +6,7 @@ B completions (rows that verl added to make the batch divide are left out), T th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,28 @@ from lenvm_rl.rollouts import Rollout
 from lenvm_rl.verl.queue import cells, finish_reason, prompt_id
 
 _FIELDS = ["prompts", "responses", "response_mask", "rm_scores", "extra_fields", "extra_info"]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The sessions of a batch: what counts as one sample of a prompt, S of them in B completions.
+
+    An agent loop may return several outputs for a session (a conversation that is cut into
+    pieces); verl pays all of them what the last one earned.
+    """
+
+    of_row: Tensor
+    """[B] the session of every completion."""
+    last: list[int]
+    """[S] the completion that is the session's last output."""
+    lengths: Tensor
+    """[S] tokens that the policy wrote in all outputs."""
+    finished: Tensor
+    """[S] bool, True where no output was cut."""
+    correct: Tensor
+    """[S] task score."""
+    groups: Tensor
+    """[S] integers, equal for sessions of one prompt."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +73,40 @@ class RolloutBatch:
     def lengths(self) -> Tensor:
         """[B] tokens that the policy wrote, EOS included."""
         return self.mask.sum(1)
+
+    @cached_property
+    def samples(self) -> Samples:
+        """The completions by session."""
+        of_row = _numbered([key.rsplit("_", 1)[0] for key in self.keys])
+        count = int(of_row.max()) + 1
+        last = [0] * count
+        turns = [int(key.rsplit("_", 1)[1]) for key in self.keys]
+        for row in sorted(range(len(turns)), key=turns.__getitem__):
+            last[int(of_row[row])] = row
+        cut = torch.zeros(count, dtype=torch.long).index_add(0, of_row, (~self.finished).long())
+        return Samples(
+            of_row=of_row,
+            last=last,
+            lengths=self.lengths.new_zeros(count).index_add(0, of_row, self.lengths),
+            finished=cut == 0,
+            correct=self.correct[last],
+            groups=self.groups[last],
+        )
+
+    def check_single_outputs(self, setting: str) -> None:
+        """Refuse sessions of several outputs.
+
+        Raises:
+            ValueError: there are some; `setting` is what judges one response at a time.
+        """
+        outputs = torch.bincount(self.samples.of_row)
+        if bool((outputs > 1).any()):
+            raise ValueError(
+                f"{setting} values one response at a time, but the agent loop returned "
+                f"{int(outputs.max())} outputs for a session, whose length is theirs together. "
+                "Return one output with a response_mask, or set lenvm.use=none (a "
+                "lenvm.length_reward counts whole sessions)."
+            )
 
     def check_own_words(self, setting: str) -> None:
         """Refuse responses with tokens that the policy did not write.

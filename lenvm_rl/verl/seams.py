@@ -104,7 +104,10 @@ SEAMS: dict[str, dict[str, str]] = {
         "SingleTurnAgentLoop.__init__": "",
         "SingleTurnAgentLoop.run": "sampling_params | priority",
     },
-    "verl.experimental.agent_loop.agent_loop": {"register": "agent_name"},
+    "verl.experimental.agent_loop.agent_loop": {
+        "register": "agent_name",
+        "AgentLoopWorker._compute_score": "outputs kwargs",
+    },
     "verl.workers.rollout.llm_server": {"LLMServerManager.create": "config"},
     "verl.workers.rollout.base": {
         "BaseRollout.__init__": "config model_config device_mesh",

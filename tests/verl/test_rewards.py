@@ -1,16 +1,20 @@
 """Do reward functions see true token counts, and do group rewards land on the last tokens?"""
 
 import asyncio
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 from verl import DataProto
+from verl.experimental.agent_loop import AgentLoopOutput
+from verl.experimental.agent_loop.agent_loop import AgentLoopWorker
 from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
 
 from lenvm_rl.verl.group_reward import GroupReward
 from lenvm_rl.verl.plugin import REWARD_MANAGER
+from lenvm_rl.verl.policy_metrics import length_metrics
 from lenvm_rl.verl.reward_manager import LengthRewardManager
 from tests.tiny import make_tokenizer
 from tests.verl.test_length_terms import batch
@@ -66,6 +70,63 @@ def test_reward_functions_get_the_number_of_tokens(extra_info):
     assert extra_info in (None, {"index": 3}), "the data's own cell stays as it is"
 
 
+def test_an_uncounted_conversation_is_refused():
+    data = sample(5)
+    data.non_tensor_batch["__num_turns__"] = np.array([4])
+    with pytest.raises(ValueError, match="4.* turns came without the number of tokens"):
+        reward_of(data, lambda **_: 1.0)
+
+
+OWN, TOOL = [1] * 4, [0] * 6
+
+
+@pytest.mark.parametrize(
+    ("masks", "tokens"),
+    [
+        ([OWN], 4),
+        ([OWN + TOOL + [1] * 5], 9),  # a tool's answer of 6 tokens is not the policy's
+        ([[1] * 20, [1] * 7], 27),  # one session of two outputs
+        ([OWN + TOOL + [1], OWN], 9),
+    ],
+)
+def test_verls_agent_loop_worker_brings_the_count_of_a_session(masks, tokens):
+    seen = {}
+
+    def compute_score(data_source, solution_str, ground_truth, extra_info, **_):
+        seen.update(extra_info)
+        return 1.0
+
+    manager = LengthRewardManager(None, make_tokenizer(), compute_score)
+
+    class Handle:
+        """Stands for the Ray actor that scores."""
+
+        class compute_score:
+            @staticmethod
+            async def remote(data):
+                manager.loop = asyncio.get_running_loop()
+                return await manager.run_single(data)
+
+    worker = object.__new__(AgentLoopWorker)
+    worker.processor, worker.reward_loop_worker_handles = None, [Handle]
+    worker._get_mm_processor_kwargs = lambda audios: {}
+    outputs = [
+        AgentLoopOutput(
+            prompt_ids=[5] * (2 + i),
+            response_ids=[9] * len(mask),
+            response_mask=mask,
+            num_turns=4,
+            metrics={},
+        )
+        for i, mask in enumerate(masks)
+    ]
+    row = {"data_source": "toy", "reward_model": {"ground_truth": "w9"}, "extra_info": {}}
+    asyncio.run(worker._compute_score(outputs, kwargs=row))
+    assert seen["response_tokens"] == tokens
+    assert outputs[-1].extra_fields["reward_extra_info"]["response_tokens"] == tokens
+    assert outputs[-1].reward_score == 1.0
+
+
 def test_a_published_reward_runs_through_the_manager():
     from reward_fns.l1_exact import l1_exact
 
@@ -95,6 +156,32 @@ def test_groups_of_equal_samples_get_equal_rewards():
     rollouts = batch(lengths=[4, 4, 2, 2], correct=(1.0, 1.0, 0.0, 0.0))
     got = GroupReward.of({"name": "kimi", "weight": 0.5}).apply(rollouts).sum(1)
     assert got[0] == got[1] and got[2] == got[3] and got.isfinite().all()
+
+
+def sessions():
+    """Two sessions of one prompt: 100 tokens in one output, and 4 outputs of 60."""
+    rollouts = batch(lengths=[100, 60, 60, 60, 60], finished=[True] * 5, correct=[1.0] * 5)
+    keys = ["u_0_0", "u_1_2", "u_1_0", "u_1_3", "u_1_1"]
+    return dataclasses.replace(rollouts, keys=keys, groups=torch.zeros(5, dtype=torch.long))
+
+
+def test_a_session_of_several_outputs_is_one_sample():
+    rollouts = sessions()
+    assert rollouts.samples.lengths.tolist() == [100, 240]
+    assert rollouts.samples.last == [0, 3]
+    assert length_metrics(rollouts)["length/mean"] == 170
+    got = GroupReward.of({"name": "kimi", "weight": 0.5}).apply(rollouts).sum(1)
+    assert_close(got, torch.tensor([1.25, 0.75, 0.75, 0.75, 0.75]))  # the longer one earns less
+    with pytest.raises(ValueError, match="lenvm.use=objective .* 4 outputs for a session"):
+        rollouts.check_single_outputs("lenvm.use=objective")
+    batch().check_single_outputs("lenvm.use=objective")
+
+
+def test_a_session_is_cut_where_one_of_its_outputs_is():
+    rollouts = sessions()
+    rollouts.finished[2] = False
+    assert rollouts.samples.finished.tolist() == [True, False]
+    assert length_metrics(rollouts)["length/share_cut"] == 0.5
 
 
 def test_columns_of_the_data_reach_the_formula():
