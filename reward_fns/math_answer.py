@@ -2,11 +2,11 @@ r"""Grader of MATH and other problems with a formula as answer, by math-verify.
 
     math: 1 if the last \boxed{} of the response is mathematically equal to the true answer, else 0
 
-No box or an unfinished one is no answer; of several the last counts. Equal strings are equal at
-once; all else is parsed and compared by math-verify (`pip install 'lenvm-rl[evals]'`) in a worker
-process of its own: its time limits need a main thread, which a reward manager's executor is not,
-and a formula that hangs or eats memory is killed with the worker. What cannot be decided within
-the limit is wrong.
+No box or an unfinished one is no answer; of several the last counts. Equal strings (but for blanks
+that separate nothing) are equal at once; all else is parsed and compared by math-verify (`pip
+install 'lenvm-rl[evals]'`) in a worker process of its own (`math_worker.py`): its time limits need
+a main thread, which a reward manager's executor is not, and a formula that hangs or eats memory is
+killed with the worker. What cannot be decided within the limit is wrong.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import select
 import subprocess
 import sys
@@ -113,21 +114,39 @@ def grade(text: str, answer: str, *, time_limit: float = TIME_LIMIT) -> float:
 
     Raises:
         ImportError: math-verify is not installed, and the strings differ.
+        ValueError: `answer` is no formula: empty, an object or a list of several answers.
     """
+    expected = _true_formula(answer)
     given = last_boxed(text) if isinstance(text, str) else None
     if given is None or not given or len(given) > LONGEST_ANSWER:
         return 0.0
-    expected = str(answer).strip()
-    boxed = last_boxed(expected)
-    expected = expected if boxed is None else boxed
     if _plain(given) == _plain(expected):
         return 1.0
     return float(_WORKER.equal(expected, given, time_limit))
 
 
+def _true_formula(answer: Any) -> str:
+    """The formula of a ground truth: alone, in a box, or the one item of a JSON list."""
+    text = "" if answer is None else str(answer).strip()
+    if text.startswith(('["', "['", '{"', "{'")) or isinstance(answer, (list, dict)):
+        try:
+            listed = json.loads(text) if isinstance(answer, str) else answer
+        except ValueError:
+            listed = None
+        text = str(listed[0]).strip() if isinstance(listed, list) and len(listed) == 1 else ""
+    boxed = last_boxed(text)
+    formula = text if boxed is None else boxed
+    if not _plain(formula) or formula.lower() in ("nan", "none", "null"):
+        raise ValueError(
+            f"the ground truth {str(answer)[:80]!r} is no formula: math grades against one answer "
+            "in LaTeX, not against nothing, several answers or an object"
+        )
+    return formula
+
+
 def _plain(formula: str) -> str:
-    """A formula without the blanks and dollar signs around and inside it."""
-    return "".join(formula.split()).strip("$")
+    """A formula without the dollar signs around it, and without blanks that separate nothing."""
+    return re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", " ".join(formula.split()).strip("$ "))
 
 
 def compute_score(

@@ -1,0 +1,86 @@
+r"""Which one number does an answer state? `\$1{,}200.50`, `3 \times 10^5`, `1\frac{1}{2}`, `72 m^2`
+
+Digits may be grouped by threes (with `,` `{,}` `,\!` `\,` `\ ` or a thin or unbreakable space).
+Fractions and mixed numbers are read exactly; a percent sign and units are left aside; of an
+equation the last side counts. What is not one number (two of them, a range, a list, a formula) is
+none: it is never read as its first digits.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+LONGEST = 200  # characters; a longer answer is garbage
+_LARGEST_POWER = 300  # of ten
+
+_MINUS = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-"))
+_GAPS = str.maketrans(dict.fromkeys("\u00a0\u2006\u2007\u2009\u200a\u202f", "~"))
+_FRAME = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|boldsymbol|emph)\s*\{([^{}]*)\}"
+)
+_GAP = r"(?:\{,\}|,\\!|,|\\,|\\ |~)"
+_GROUPED = re.compile(rf"(?<![\d.,])([1-9]\d{{0,2}})((?:{_GAP}\d{{3}})+)(?!\d|{_GAP}\d)")
+# words before a number, none of which changes it: `Total: 5`, `The friends found 30 eggs`
+_INTRODUCED = re.compile(
+    r"(?!.*\b(?:not?|never|without|minus|negative|plus|half|third|quarter|twice|double|triple|than|"
+    r"over|under|above|below|least|most|between|sqrt|root|log|ln|lg|sin|cos|tan|exp|mod)\b)"
+    r"[A-Za-z](?:[A-Za-z ,;:.'’]|-(?=[A-Za-z]))*[ :](?=[-$€£¥₹.\d\\])",
+    re.IGNORECASE,
+)
+_CURRENCY = r"(?:(?:US|A|C|NZ|HK|S)?\$|[€£¥₹]|Rs\.?|USD|EUR)"
+_DIGITS = r"\d{1,40}(?:\.\d{1,40})?"
+_PLAIN = r"(?:\d{1,40}(?:\.\d{0,40})?|\.\d{1,40})"
+_POWER = r"10\s*\^\s*(?:\{\s*(-?\d{1,4})\s*\}|(-?\d{1,4}))"
+_NUMBER = re.compile(
+    rf"(?P<sign>-?)\s*{_CURRENCY}?\s*(?P<late>-?)\s*(?:"
+    rf"(?P<whole>\d{{1,40}})?\s*\\[dt]?frac\s*"
+    rf"(?:\{{\s*(?P<over>{_DIGITS})\s*\}}|(?P<o>\d))\s*(?:\{{\s*(?P<under>{_DIGITS})\s*\}}|(?P<u>\d))"
+    rf"|(?:(?P<before>\d{{1,40}})\s+)?(?P<above>{_DIGITS})\s*/\s*(?P<below>{_DIGITS})"
+    rf"|(?P<bare>{_POWER})"
+    rf"|(?P<plain>{_PLAIN})(?:[eE](?P<e>[+-]?\d{{1,4}})|\s*(?:\\times|\\cdot|[*x×·])\s*(?:{_POWER}))?)"
+)
+_POWERS = sorted({*range(1, _NUMBER.groups + 1)} - {*_NUMBER.groupindex.values()})  # of _POWER
+_SQUARED = re.compile(r"\b(\w*(?:m|ft|in|yd|mi|s|feet|inches|units?))\s*\^\s*\{?\s*-?[23]\s*\}?")
+# what may follow: o'clock, units, words; nothing that goes on calculating, no unknown, no constant
+_UNIT = re.compile(
+    r"(?::00(?!\d))?(?:\s*\^?\s*\{?\s*(?:\\circ|\\degree|°)\s*\}?)?(?!\s*[-~])(?!\s*[xyznk]\s*$)"
+    r"[^\d+*^=<>±\\π√∞]*"
+)
+
+
+def one_number(text: str) -> Fraction | None:
+    """The number that a text states, exactly; None where it states none or more than one."""
+    if len(text) > LONGEST:
+        return None
+    text = text.translate(_MINUS).translate(_GAPS)
+    while (unframed := _FRAME.sub(r"\1", text)) != text:
+        text = unframed
+    text = _GROUPED.sub(lambda found: found[1] + re.sub(r"\D", "", found[2]), text)
+    text = re.sub(r"\\[,;:! ]|~", " ", re.sub(r"\\([%$])", r"\1", text))
+    text = re.split(r"(?<![<>!\\])=", re.sub(r"\\[()\[\]]", "", text))[-1]
+    text = text.lstrip(" \t\n$*_([:\"'`")
+    introduced = _INTRODUCED.match(text)
+    text = (text[introduced.end() :] if introduced else text).rstrip(" \t\n$*_)].,;:\"'`")
+    found = _NUMBER.match(text)
+    if found is None or not _UNIT.fullmatch(_SQUARED.sub(r"\1", text[found.end() :])):
+        return None
+    return _value(found)
+
+
+def _value(found: re.Match[str]) -> Fraction | None:
+    """The value of what `_NUMBER` found; None without sense (divided by 0) or out of reach."""
+    over, under = found["over"] or found["o"] or found["above"], found["under"] or found["u"]
+    if over is not None:
+        below = Fraction(under or found["below"])
+        if not below:
+            return None
+        value = Fraction(found["whole"] or found["before"] or 0) + Fraction(over) / below
+    else:
+        written = [found[place] for place in (*_POWERS, "e")]
+        power = int(next((part for part in written if part is not None), 0))
+        if abs(power) > _LARGEST_POWER:
+            return None
+        plain = found["plain"]
+        value = Fraction(plain.rstrip(".") if plain else 1) * Fraction(10) ** power
+    return -value if bool(found["sign"]) != bool(found["late"]) else value
