@@ -2,16 +2,16 @@
 
     code: 1 if all tests pass, else 0 (with `partial=True`: the share of tests that pass)
 
-The code is the response's last fenced block, or the whole response where there is none. The
-ground truth is a dict or its JSON:
+`code_blocks.py` says which part of the response is its program, `code_truth.py` which shapes a
+ground truth may have: statements, programs that read and print, or calls and their values. A ground
+truth that an empty program passes, or any function whose value is never looked at, is refused.
 
-    {"asserts": ["assert f(1) == 2", ...]}                   statements after the solution
-    {"inputs": ["1 2\\n", ...], "outputs": ["3\\n", ...]}      programs that read and print
-    {"fn_name": "f", "inputs": [[1, 2]], "outputs": [3]}     calls and their values
+Judged as the judges of the data do: numbers with a decimal point within a millionth, tuples as
+lists, methods of `class Solution` as functions, outputs that APPS wraps into lists of one, and what
+competition judges import is there for programs that read and print or are called.
 
-Text that is no JSON is one statement. Every run has limits on wall-clock and CPU time, memory and
-file size, a fresh working directory, no site-packages (`-I -S`), no other processes, no sockets and
-no files elsewhere (`code_sandbox.py`).
+Every run has limits on wall-clock and CPU time, memory and file size, a fresh working directory, no
+site-packages (`-I -S`), no other processes, no sockets and no files elsewhere (`code_sandbox.py`).
 
 These are guard rails against the accidents and the usual tricks of generated code, not a security
 boundary: Python's audit hooks can be got round by code that is written to do so, and code that
@@ -21,6 +21,7 @@ shares a process with its tests can find their token. Train an adversary in a co
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import secrets
@@ -30,12 +31,26 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from reward_fns.code_truth import Tests, read_tests
+from reward_fns.graders import true_answer
+
 SANDBOX = Path(__file__).with_name("code_sandbox.py")
-LONGEST_CODE = 100_000  # characters
-_FENCED = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.I)
+LONGEST_RESPONSE = 1_000_000  # characters; in a longer one no program is looked for
+_RELATIVE, _ABSOLUTE = 1e-6, 1e-9  # distance of decimals, and of decimals from zero
+_WHOLE = re.compile(r"[+-]?\d+")
+_DECIMAL = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?")
+# what may be called but not looked at: a test that it passes compares nothing
+_NONSENSE = """
+class Nonsense:
+    def __init__(self, *arguments, **named): pass
+    def refuse(self, *other): raise TypeError
+    __bool__ = __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = refuse
+    __hash__ = object.__hash__
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,83 +72,147 @@ def grade(
 ) -> float:
     """Run the response's code against the tests of `answer`; no text raises.
 
+    Args:
+        text: the response.
+        answer: its tests, see `code_truth.py`.
+        partial: count the tests passed.
+        limits: of every run.
+
     Returns:
         1.0 if all tests pass, else 0.0; with `partial` the share of tests passed. Tests run in
         order, and the first one that fails ends the run.
 
     Raises:
-        ValueError: `answer` has no tests, or inputs and outputs differ in number.
+        ValueError: `answer` has no tests, tests that cannot be run, or tests that pass nonsense.
     """
-    tests = _parse_tests(answer)
-    code = extract_code(text) if isinstance(text, str) else ""
-    if not code.strip() or len(code) > LONGEST_CODE:
+    tests = checked_tests(answer)
+    if not isinstance(text, str) or not text.strip() or len(text) > LONGEST_RESPONSE:
         return 0.0
-    if "asserts" in tests:
-        total, passed = len(tests["asserts"]), _run_asserts(code, tests["asserts"], limits)
-    elif "fn_name" in tests:
-        total, passed = len(tests["inputs"]), _run_calls(code, tests, limits)
+    job = {"text": text, "wanted": tests.wanted}
+    if tests.asserts:
+        given = _passed_by_nothing(tests)  # imports and the like, which are no tests
+        total, passed = len(tests.asserts) - given, _run_asserts(job, tests, limits) - given
+    elif tests.fn_name:
+        total, passed = len(tests.inputs), _run_calls(job, tests, limits)
     else:
-        total, passed = len(tests["inputs"]), _run_programs(code, tests, limits)
-    return passed / total if partial else float(passed == total)
+        total, passed = len(tests.inputs), _run_programs(job, tests, limits)
+    return max(passed, 0) / total if partial else float(passed == total)
 
 
-def extract_code(text: str) -> str:
-    """The last fenced block of a response (cut ones too), or all of it where there is none."""
-    blocks = _FENCED.findall(text)
-    return blocks[-1] if blocks else text
+def checked_tests(answer: Any) -> Tests:
+    """The tests of a ground truth, of which nonsense passes not all.
 
-
-def _parse_tests(answer: str | Mapping[str, Any]) -> dict[str, Any]:
-    tests: Any = answer
-    if isinstance(answer, str):
-        try:
-            tests = json.loads(answer)
-        except json.JSONDecodeError:
-            tests = {"asserts": [answer]}
-    if isinstance(tests, Mapping) and tests.get("asserts"):
-        return {"asserts": list(tests["asserts"])}
-    inputs, outputs = (
-        (tests.get("inputs"), tests.get("outputs")) if isinstance(tests, Mapping) else (None, None)
-    )
-    if not inputs or outputs is None or len(inputs) != len(outputs):
+    Raises:
+        ValueError: it does, or there are none, or they cannot be run.
+    """
+    tests = read_tests(answer)
+    if tests.asserts and _passed_by_nothing(tests) == len(tests.asserts):
+        uncalled = "def check(" in tests.asserts[0]
         raise ValueError(
-            f"the ground truth {str(answer)[:80]!r} has no tests: give 'asserts', or as many "
-            "'inputs' as 'outputs' (and 'fn_name' for calls)"
+            f"the ground truth {str(answer)[:80]!r} is passed by programs that do nothing: "
+            + (
+                "it defines check but never calls it, so give {'test': ..., 'entry_point': ...}"
+                if uncalled
+                else "compare values of the function in question"
+            )
         )
-    return dict(tests)
+    return tests
 
 
-def _run_asserts(code: str, asserts: list[str], limits: Limits) -> int:
+@lru_cache(maxsize=4096)
+def _passed_by_nothing(tests: Tests) -> int:
+    """Number of statements that an empty program passes; all of them, where functions with no
+    value do."""
+    limits = Limits()
+    nonsense = _NONSENSE + "".join(f"{name} = Nonsense\n" for name in tests.wanted)
+    if _run_asserts({"code": nonsense}, tests, limits) == len(tests.asserts):
+        return len(tests.asserts)
+    return _run_asserts({"code": ""}, tests, limits)
+
+
+def _run_asserts(job: dict[str, Any], tests: Tests, limits: Limits) -> int:
     """Number of statements that pass, up to the first that does not."""
     token = secrets.token_hex(16)
-    _, result = _run({"mode": "asserts", "code": code, "asserts": asserts}, token, "", limits)
+    _, result = _run({**job, "mode": "asserts", "asserts": tests.asserts}, token, "", limits)
     return result.split().count(token)
 
 
-def _run_calls(code: str, tests: Mapping[str, Any], limits: Limits) -> int:
+def _run_calls(job: dict[str, Any], tests: Tests, limits: Limits) -> int:
     """Number of calls with the right value, up to the first that fails to return one."""
     token = secrets.token_hex(16)
-    job = {"mode": "calls", "code": code, "fn_name": tests["fn_name"], "calls": tests["inputs"]}
+    job = {**job, "mode": "calls", "fn_name": tests.fn_name, "calls": tests.inputs}
     _, result = _run(job, token, "", limits)
     prefix = token + " "
     values = [line[len(prefix) :] for line in result.splitlines() if line.startswith(prefix)]
-    # both sides as JSON: a tuple is a list there
-    expected = [json.dumps(output) for output in tests["outputs"]]
-    return sum(value == wanted for value, wanted in zip(values, expected, strict=False))
+    readings = [tests.outputs]
+    if all(isinstance(output, list) and len(output) == 1 for output in tests.outputs):
+        readings.append(tuple(output[0] for output in tests.outputs))  # APPS wraps values
+    return max(
+        sum(_same_json(value, wanted) for value, wanted in zip(values, reading, strict=False))
+        for reading in readings
+    )
 
 
-def _run_programs(code: str, tests: Mapping[str, Any], limits: Limits) -> int:
+def _same_json(value: str, wanted: Any) -> bool:
+    """Whether a value, as JSON, is the one that is wanted; tuples are lists there."""
+    try:
+        # through JSON: keys of objects are texts on both sides
+        return _same(json.loads(value), json.loads(json.dumps(wanted)))
+    except (ValueError, RecursionError):
+        return False
+
+
+def _same(value: Any, wanted: Any) -> bool:
+    """Whether two values are equal, decimals within rounding."""
+    if isinstance(value, list) and isinstance(wanted, list):
+        return len(value) == len(wanted) and all(map(_same, value, wanted))
+    if isinstance(value, dict) and isinstance(wanted, dict):
+        return value.keys() == wanted.keys() and all(_same(value[k], wanted[k]) for k in wanted)
+    if isinstance(value, float) or isinstance(wanted, float):
+        numbers = isinstance(value, (int, float)) and isinstance(wanted, (int, float))
+        return numbers and _close(value, wanted)
+    return value == wanted
+
+
+def _close(value: float, wanted: float) -> bool:
+    """Whether two numbers, one of them a decimal, differ by rounding alone."""
+    try:
+        value, whole, wanted = float(value), isinstance(wanted, int), float(wanted)
+    except OverflowError:
+        return False
+    if wanted == 0.0:
+        return abs(value) <= _ABSOLUTE
+    return math.isclose(value, wanted, rel_tol=_ABSOLUTE if whole else _RELATIVE)
+
+
+def _run_programs(job: dict[str, Any], tests: Tests, limits: Limits) -> int:
     """Number of inputs for which the program prints the output, up to the first failure."""
-    for passed, (given, wanted) in enumerate(zip(tests["inputs"], tests["outputs"], strict=True)):
-        printed, _ = _run({"mode": "stdin", "code": code}, "", str(given), limits)
-        if printed is None or _lines(printed) != _lines(str(wanted)):
+    for passed, (given, wanted) in enumerate(zip(tests.inputs, tests.outputs, strict=True)):
+        printed, _ = _run({**job, "mode": "stdin"}, "", given, limits)
+        if printed is None or not _same_text(printed, wanted):
             return passed
-    return len(tests["inputs"])
+    return len(tests.inputs)
 
 
-def _lines(text: str) -> list[str]:
-    """Lines without trailing blanks, and without empty lines at the end."""
-    return [line.rstrip() for line in text.rstrip().splitlines()]
+def _same_text(printed: str, wanted: str) -> bool:
+    """Whether two outputs have the same words in the same lines; empty last lines do not count."""
+    lines = [[line.split() for line in text.rstrip().splitlines()] for text in (printed, wanted)]
+    return len(lines[0]) == len(lines[1]) and all(
+        len(words) == len(others) and all(map(_same_word, words, others))
+        for words, others in zip(*lines, strict=True)
+    )
+
+
+def _same_word(word: str, wanted: str) -> bool:
+    """Equal, or both numbers, one of them a decimal, that differ by rounding."""
+    if word == wanted:
+        return True
+    if not _DECIMAL.fullmatch(word) or not _DECIMAL.fullmatch(wanted):
+        return False
+    whole = [_WHOLE.fullmatch(number) is not None for number in (word, wanted)]
+    if all(whole) or max(len(word), len(wanted)) > 400:
+        return False
+    return _close(float(word), int(wanted) if whole[1] else float(wanted))
 
 
 def _run(job: dict[str, Any], token: str, stdin: str, limits: Limits) -> tuple[str | None, str]:
@@ -186,5 +265,6 @@ def compute_score(
     partial: bool = False,
     **_: Any,
 ) -> float:
-    """verl's reward function: the grade alone."""
-    return grade(solution_str, ground_truth, partial=partial)
+    """verl's reward function: the grade alone. `extra_info["entry_point"]` is the function that
+    HumanEval's own `test` text is about."""
+    return grade(solution_str, true_answer("code", ground_truth, extra_info), partial=partial)

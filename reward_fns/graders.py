@@ -1,13 +1,16 @@
-"""Which graders are there? Each is a file with `grade(text, answer) -> float` in [0, 1].
+"""Which graders are there, and which one judges a prompt?
 
-A grader is imported when it is first asked for, so that the ones with a requirement of their own
-(`math` needs math-verify) cost nothing to those who do not use them.
+Each is a file with `grade(text, answer) -> float` in [0, 1]. A grader is imported when it is first
+asked for, so that the ones with a requirement of their own (`math` needs math-verify) cost nothing
+to those who do not use them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 GRADERS = {
@@ -17,6 +20,17 @@ GRADERS = {
     "multiple_choice": "reward_fns.multiple_choice",
     "mathvista": "reward_fns.mathvista",
     "code": "reward_fns.code_tests",
+}
+# parts of data sources of verl's examples and of other files, letters and digits alone -> grader
+_BY_NAME = {
+    "gsm8k": "gsm8k",
+    "math500": "math",
+    "mathlighteval": "math",
+    "lightevalmath": "math",
+    "aime": "math",
+    "amc23": "math",
+    "humaneval": "code",
+    "mbpp": "code",
 }
 
 
@@ -30,3 +44,43 @@ def get_grader(name: str) -> Callable[[Any, Any], float]:
     if name not in GRADERS:
         raise ValueError(f"there is no grader {name!r}: choose one of {', '.join(GRADERS)}")
     return importlib.import_module(GRADERS[name]).grade
+
+
+def grader_of(data_source: str) -> str | None:
+    """The grader that a data source tells: prompt sets begin with its name; None if none does."""
+    if "mathvista" in data_source.lower():
+        return "mathvista"
+    first = data_source.partition("/")[0]
+    if first in GRADERS:
+        return first
+    plain = "".join(c for c in data_source.lower() if c.isalnum())
+    return next((grader for part, grader in _BY_NAME.items() if part in plain), None)
+
+
+def true_answer(name: str, ground_truth: Any, extra_info: Mapping[str, Any] | None) -> Any:
+    """What a grader is given as the answer: the ground truth, with what stands beside it.
+
+    MathVista's fields are beside it (its ground truth is a letter or a number), and so is the entry
+    point of HumanEval's own `test` text.
+
+    Args:
+        name: of the grader.
+        ground_truth: as the data has it.
+        extra_info: verl's column or `Prompt.extra`; an object in `extra` (or its JSON) counts too.
+    """
+    if name not in ("mathvista", "code"):
+        return ground_truth
+    beside = dict(extra_info or {})
+    own = beside.get("extra")
+    if isinstance(own, str):
+        with contextlib.suppress(ValueError):
+            own = json.loads(own)
+    beside.update(own if isinstance(own, Mapping) else {})
+    if name == "mathvista" and beside.get("question_type") is not None:
+        return beside
+    if name == "code" and beside.get("entry_point") and isinstance(ground_truth, str):
+        from reward_fns.code_truth import parsed_truth
+
+        if isinstance(parsed_truth(ground_truth), str):  # no JSON: a text of tests
+            return {"test": ground_truth, "entry_point": beside["entry_point"]}
+    return ground_truth

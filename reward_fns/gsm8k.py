@@ -2,56 +2,79 @@ r"""Grader of GSM8K and other word problems with a number as answer.
 
     gsm8k: 1 if the response's number equals the true one, else 0
 
-The response's number is the first one after its last `####`; without `####` the one inside its
-last `\boxed{}`; otherwise there is none. Of several answers the last counts. Numbers are compared
-as numbers: `1,000`, `$1000` and `1000.0` are the same. The true answer may be the number alone or
+The response's number stands after a `####` or inside a `\boxed{}`; of several answers the last
+counts. A heading with words (`#### Step 2: the total`) is no answer, and an answer that is not one
+number (a list, a range, a formula) is wrong. Numbers are compared as numbers: `1,000`, `$1000`,
+`1{,}000` and `1000.0` are the same (`one_number.py`). The true answer may be the number alone or
 the whole solution that GSM8K comes with (`... #### 72`).
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
-from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
-from reward_fns.boxed import last_boxed
+from reward_fns.boxed import last_box
+from reward_fns.one_number import one_number
 
-MARK = "####"
-# At most 40 digits: a longer run is garbage.
-_NUMBER = re.compile(r"(-?)\s?\$?\s?(\d[\d,]{0,40}(?:\.\d{1,20})?|\.\d{1,20})(?!\d)")
+_MARKED = re.compile(r"#{4,}(?:[ \t]*\n)?[ \t]*([^\n]{0,200})")
+_ANNOUNCED = re.compile(
+    r"[\s*_:=]*(?:(?:the\s+)?(?:final\s+|correct\s+)?answer\b[\s*_]*(?:is\b)?[\s*_:=]*)?"
+    r"(?:[a-z]\s*=)?\s*",
+    re.IGNORECASE,
+)
+# a word, or a number that counts the steps: "2. Cost of the shirts", "3) Total"
+_HEADING = re.compile(r"(?!(?:US|USD|EUR|Rs)\b)[^\W\d]|\d{1,2}[.):]\s+[^\W\d]|$")
 
 
 def grade(text: str, answer: str | int | float) -> float:
     """1.0 if the last stated number is `answer`, else 0.0; no text raises.
 
     Raises:
-        ValueError: `answer`, the ground truth, holds no number.
+        ValueError: `answer`, the ground truth, is not one number.
     """
-    expected = stated_number(str(answer), anywhere=True)
-    if expected is None:
-        raise ValueError(f"the ground truth {answer!r} has no number: gsm8k grades numbers only")
+    expected = _true_number(answer)
     return float(isinstance(text, str) and stated_number(text) == expected)
 
 
-def stated_number(text: str, *, anywhere: bool = False) -> Decimal | None:
-    """The number that a text states as its answer, or None; `anywhere`: unmarked ones too."""
-    marked = text.rfind(MARK)
-    if marked >= 0:
-        # an answer follows its mark closely: do not search a megabyte
-        return _first_number(text[marked + len(MARK) :][:200])
-    boxed = last_boxed(text)
-    if boxed is not None:
-        return _first_number(boxed[:200])
-    return _first_number(text[:200]) if anywhere else None
+def stated_number(text: str) -> Fraction | None:
+    """The number that a text states as its answer, or None where it states none, or not one."""
+    position, boxed = last_box(text)
+    for marked in reversed(list(_MARKED.finditer(text))):
+        if marked.start() < position:
+            break
+        stated = marked[1][_ANNOUNCED.match(marked[1]).end() :]
+        if not _HEADING.match(stated):
+            return one_number(stated)
+    return None if boxed is None else one_number(boxed)
 
 
-def _first_number(text: str) -> Decimal | None:
-    found = _NUMBER.search(text)
-    if found is None:
-        return None
-    sign, digits = found.groups()
-    return Decimal(sign + digits.replace(",", ""))
+def _true_number(answer: Any) -> Fraction:
+    """The number of a ground truth; a JSON list of one number, however often, is that number."""
+    listed = answer
+    if isinstance(answer, str) and answer.lstrip().startswith("["):
+        try:
+            listed = json.loads(answer)
+        except ValueError:
+            listed = answer
+    readings = {_number(one) for one in (listed if isinstance(listed, list) else [listed])}
+    number = readings.pop() if len(readings) == 1 else None
+    if number is None:
+        raise ValueError(
+            f"the ground truth {str(answer)[:80]!r} has no number, or not one: gsm8k grades "
+            "answers that are one number"
+        )
+    return number
+
+
+def _number(truth: Any) -> Fraction | None:
+    text = str(truth)
+    if "####" in text or "\\boxed" in text:
+        return stated_number(text)
+    return one_number(text.strip())
 
 
 def compute_score(

@@ -6,7 +6,8 @@ The truth is an object (or its JSON) with MathVista's own fields: `answer`, `que
 (multi_choice or free_form), `answer_type` (text, integer, float, list), `choices`, `precision`.
 The answer of a multi_choice question is the *text* of the right option, while policies answer with
 its letter: the letter is looked up in `choices`, and the option's text counts as well. An integer
-is cut to whole, a float rounded to `precision` decimals, lists are compared number by number.
+is cut to whole, a float rounded to `precision` decimals, lists are compared number by number; what
+is not one number where one is asked for (`one_number.py`) is wrong.
 
 The response's answer is its last `\boxed{}`, or else its last `Answer: ...` / `answer is ...`.
 Deviation from the benchmark: it has a language model extract the answer and then takes the option
@@ -20,13 +21,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 from reward_fns.boxed import last_boxed
+from reward_fns.graders import true_answer
 from reward_fns.multiple_choice import chosen_letter
+from reward_fns.one_number import one_number
 
 _STATED = re.compile(r"\banswer\s{0,3}(?:is|[:=])\s{0,3}([^\n]{1,200})", re.IGNORECASE)
-_NUMBER = re.compile(r"-?(?:\d[\d,]{0,40}(?:\.\d{1,20})?|\.\d{1,20})")
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s{0,3}\{([^{}]{0,200})\}")
 _FIELDS = ("answer", "question_type", "answer_type")
 
@@ -39,7 +42,7 @@ def grade(text: str, answer: str | Mapping[str, Any]) -> float:
         answer: MathVista's fields, as an object or its JSON.
 
     Raises:
-        ValueError: a field is missing that the question's kind needs.
+        ValueError: a field is missing that the question's kind needs, or the answer is not of it.
     """
     truth = _truth(answer)
     given = _given(text) if isinstance(text, str) else None
@@ -49,19 +52,34 @@ def grade(text: str, answer: str | Mapping[str, Any]) -> float:
         return float(picked is not None and picked == str(truth["answer"]).strip())
     if given is None:
         return 0.0
-    expected = str(truth["answer"])
-    kind = truth["answer_type"]
-    if kind == "integer":
-        found = _numbers(given)
-        return float(bool(found) and str(int(found[0])) == expected.strip())
-    if kind == "float":
-        found = _numbers(given)
-        places = int(float(truth["precision"]))
-        return float(bool(found) and round(found[0], places) == round(float(expected), places))
-    if kind == "list":
-        items = _numbers(given, listed=True)
-        return float(bool(items) and items == _numbers(expected, listed=True))
-    return float(_plain(given) == _plain(expected))
+    normal = _NORMAL[truth["answer_type"]]
+    value = normal(given, truth)
+    return float(value is not None and value == normal(str(truth["answer"]), truth))
+
+
+def _integer(text: str, truth: Mapping[str, Any]) -> int | None:
+    number = one_number(text)
+    return None if number is None else int(number)
+
+
+def _float(text: str, truth: Mapping[str, Any]) -> float | None:
+    number = one_number(text)
+    return None if number is None else round(float(number), int(float(truth["precision"])))
+
+
+def _list(text: str, truth: Mapping[str, Any]) -> list[Fraction] | None:
+    """The numbers of a list; None where an item is not one number."""
+    items = re.split(r",(?!\\!|\})", re.sub(r"\\[{}]", "", text).strip("[](){}$ "))
+    numbers = [one_number(item) for item in items]
+    return None if None in numbers else numbers
+
+
+def _words(text: str, truth: Mapping[str, Any]) -> str | None:
+    return _plain(text) or None
+
+
+# answer_type -> what the benchmark compares; None for an answer that is not of that type
+_NORMAL = {"integer": _integer, "float": _float, "list": _list, "text": _words}
 
 
 def _truth(answer: str | Mapping[str, Any]) -> Mapping[str, Any]:
@@ -84,6 +102,15 @@ def _truth(answer: str | Mapping[str, Any]) -> Mapping[str, Any]:
         raise ValueError(
             f"the ground truth lacks {', '.join(missing)}: load MathVista with its own fields"
         )
+    kind, right = truth["answer_type"], str(truth["answer"])
+    if truth["question_type"] == "multi_choice":
+        if right.strip() not in [str(choice).strip() for choice in truth["choices"]]:
+            raise ValueError(f"the ground truth's answer {right!r:.80} is none of its choices")
+    elif kind not in _NORMAL or _NORMAL[kind](right, truth) is None:
+        raise ValueError(
+            f"the ground truth's answer {right!r:.80} is no {kind!r}: mathvista grades "
+            f"{', '.join(_NORMAL)}"
+        )
     return truth
 
 
@@ -95,7 +122,7 @@ def _given(text: str) -> str | None:
         if not stated:
             return None
         boxed = stated[-1]
-    return _WRAPPED.sub(r"\1", boxed[:1000]).strip().strip("$ .*")
+    return _WRAPPED.sub(r"\1", boxed[:1000]).strip("$ \n*").rstrip(". ")
 
 
 def _option(text: str, given: str | None, choices: Sequence[str]) -> str | None:
@@ -103,16 +130,9 @@ def _option(text: str, given: str | None, choices: Sequence[str]) -> str | None:
     plain = {_plain(choice): choice for choice in choices}
     if given is not None and _plain(given) in plain:
         return plain[_plain(given)].strip()
-    lettered = re.fullmatch(r"\(?([A-Za-z])[).:]\s*(.*)", given or "", re.DOTALL)
-    letter = lettered.group(1).upper() if lettered else chosen_letter(text)
+    letter = chosen_letter(text)
     place = -1 if letter is None else ord(letter) - ord("A")
     return choices[place].strip() if 0 <= place < len(choices) else None
-
-
-def _numbers(text: str, *, listed: bool = False) -> list[float]:
-    """The numbers in a text; `listed`: a comma ends one, else it may mark thousands."""
-    text = text.replace(",", " ") if listed else text
-    return [float(found.replace(",", "")) for found in _NUMBER.findall(text)]
 
 
 def _plain(text: str) -> str:
@@ -126,6 +146,6 @@ def compute_score(
     extra_info: Mapping[str, Any] | None = None,
     **_: Any,
 ) -> float:
-    """verl's reward function: the grade alone. The fields may be in `extra_info["extra"]` (an
-    object or its JSON), where the prompt set `mathvista` has them."""
-    return grade(solution_str, (extra_info or {}).get("extra") or ground_truth)
+    """verl's reward function: the grade alone. The fields may be in `extra_info`, or in its `extra`
+    (an object or its JSON), where the prompt set `mathvista` has them."""
+    return grade(solution_str, true_answer("mathvista", ground_truth, extra_info))

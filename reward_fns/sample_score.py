@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from reward_fns.graders import get_grader
+from reward_fns.graders import GRADERS, get_grader, grader_of, true_answer
 from reward_fns.inputs import clean_score, response_tokens
 
 
@@ -24,11 +24,11 @@ def verl_reward(
         columns: arguments of `reward` read from `extra_info` where it has them.
 
     Returns:
-        A function with verl's arguments; `grader` (a name in `reward_fns.graders.GRADERS`) and the
-        parameters of `reward` come from `reward.custom_reward_function.reward_kwargs`. It returns
-        `score` (the reward), `acc` (the task score), `length_reward` (their difference) and
-        `response_tokens`; it raises ValueError for a missing token count, an unknown grader and
-        what `reward` refuses.
+        A function with verl's arguments; `grader` (a name in `reward_fns.graders.GRADERS`; else the
+        data source tells) and the parameters of `reward` come from
+        `reward.custom_reward_function.reward_kwargs`. It returns `score` (the reward), `acc` (the
+        task score), `length_reward` (their difference) and `response_tokens`; it raises ValueError
+        for a missing token count, an unknown grader, or none, and what `reward` refuses.
     """
 
     def compute_score(
@@ -37,13 +37,15 @@ def verl_reward(
         ground_truth: Any,
         extra_info: Mapping[str, Any] | None = None,
         *,
-        grader: str = "demo",
+        grader: str = "auto",
         **params: Any,
     ) -> dict[str, float]:
         tokens = response_tokens(extra_info)
         info = extra_info or {}
         given = {name: info[name] for name in columns if info.get(name) is not None}
-        correct = clean_score(get_grader(grader)(solution_str, ground_truth))
+        name = _named(grader, data_source)
+        answer = true_answer(name, ground_truth, extra_info)
+        correct = clean_score(get_grader(name)(solution_str, answer))
         score = reward(correct, tokens, **{**params, **given})
         return {
             "score": score,
@@ -54,3 +56,18 @@ def verl_reward(
 
     compute_score.__doc__ = f"verl's reward function of `{reward.__name__}`: see `verl_reward`."
     return compute_score
+
+
+def _named(grader: str, data_source: str) -> str:
+    """The grader that is named, or that the data source tells.
+
+    Raises:
+        ValueError: neither is.
+    """
+    name = grader_of(str(data_source)) if grader in ("auto", None) else grader
+    if name is None:
+        raise ValueError(
+            f"no grader is named, and data_source {data_source!r} tells none: set "
+            f"reward.custom_reward_function.reward_kwargs.grader to one of {', '.join(GRADERS)}"
+        )
+    return name

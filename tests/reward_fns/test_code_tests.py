@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from reward_fns.code_tests import Limits, compute_score, extract_code, grade
+from reward_fns.code_tests import Limits, compute_score, grade
 
 SHORT = Limits(seconds=1, memory=256 * 1024**2, file_size=1024**2)
 GOOD = "def f(x):\n    return x + 1\n"
@@ -132,25 +132,143 @@ def test_printing_without_end_is_stopped():
     assert grade(flood, {"inputs": [""], "outputs": ["x"]}, limits=SHORT) == 0.0
 
 
-@pytest.mark.parametrize(
-    "tests", ["{}", "[]", {"asserts": []}, {"inputs": ["1"], "outputs": []}, {"inputs": []}]
-)
-def test_a_ground_truth_without_tests_is_refused(tests):
-    with pytest.raises(ValueError, match="no tests"):
-        grade(GOOD, tests)
-
-
-@pytest.mark.parametrize(
-    ("text", "code"),
-    [
-        ("```py\na\n```\n```python\nb\n```", "b\n"),
-        ("```\na\n``` ```python\ncut", "cut"),
-        ("a = 1", "a = 1"),
-    ],
-)
-def test_extract_code(text, code):
-    assert extract_code(text) == code
-
-
 def test_too_much_code_is_wrong():
     assert grade("x = 1\n" * 50_000 + GOOD, ASSERTS) == 0.0
+
+
+@pytest.mark.parametrize(
+    "truth",
+    [
+        "assert True",
+        "# nothing",
+        "f(1)",
+        "x = f(1)",
+        "assert callable(f)",
+        "try:\n    assert f(1) == 2\nexcept Exception:\n    pass",
+        {"asserts": ["import math"]},
+    ],
+)
+def test_a_ground_truth_that_nonsense_passes_is_refused(truth):
+    for text in ("", GOOD):
+        with pytest.raises(ValueError, match="passed by programs that do nothing"):
+            grade(text, truth)
+
+
+CHECK = "def check(candidate):\n    assert candidate(1) == 2\n"
+
+
+def test_humanevals_own_test_is_called_or_refused():
+    with pytest.raises(ValueError, match="defines check but never calls it"):
+        grade(GOOD, CHECK)
+    truth = {"test": CHECK, "entry_point": "f"}
+    assert grade(GOOD, truth, limits=SHORT) == 1.0
+    assert grade("def f(x):\n    return x\n", truth, limits=SHORT) == 0.0
+    for extra in ({"entry_point": "f"}, {"extra": json.dumps({"entry_point": "f"})}):
+        assert compute_score("code", GOOD, CHECK, extra) == 1.0
+        assert compute_score("code", "pass", CHECK, extra) == 0.0
+    called = CHECK + "\ncheck(f)\n"
+    assert grade(GOOD, called, limits=SHORT) == 1.0
+    named_check = {"test": CHECK, "entry_point": "check"}
+    assert grade("def check(x):\n    return x + 1\n", named_check, limits=SHORT) == 1.0
+
+
+def test_statements_that_pass_by_themselves_are_no_share():
+    truth = {"asserts": ["import math", "assert f(1) == 2", "assert f(2) == 3"]}
+    half = "def f(x):\n    return 2\n"
+    scores = [grade(text, truth, partial=True) for text in ("pass", half, GOOD)]
+    assert scores == [0.0, 0.5, 1.0]
+
+
+DOUBLE = {"inputs": ["2\n", "5\n"], "outputs": ["4\n", "10\n"]}
+
+
+@pytest.mark.parametrize(
+    ("program", "score"),
+    [
+        ("a = int(input())\nprint(a * 2)\nexit()\nprint(0)", 1.0),
+        ("print(int(input()) * 2)\nquit()", 1.0),
+        ("print(int(input()) * 2)\nexit(1)", 0.0),
+        ("print(int(open(0).read()) * 2)", 1.0),
+        ("print(int(open('/dev/stdin').readline()) * 2)", 1.0),
+        ("import os\nprint(int(os.read(0, 9)) * 2)", 1.0),
+        ("open('/dev/stdin', 'w').write('9')", 0.0),
+        ("n = deque([int(input())])\nprint(n[0] * 2)", 1.0),  # judges bring deque along
+        ("import sys\nfor line in sys.stdin:\n    print(float(line) * 2)", 1.0),  # 4.0 is 4
+    ],
+)
+def test_programs_as_competitions_run_them(program, score):
+    assert grade(f"```python\n{program}\n```", DOUBLE, limits=SHORT) == score
+
+
+@pytest.mark.parametrize(
+    ("printed", "wanted", "score"),
+    [
+        ("0.3333333333333333", "0.333333333", 1.0),
+        ("2", "2.0", 1.0),
+        ("0.34", "0.333", 0.0),
+        ("1000000.5", "1000000", 0.0),
+        ("1e-20", "1e-19", 0.0),
+        ("1e-17", "0.0", 1.0),
+        ("123456789012345679", "123456789012345678", 0.0),
+        ("07", "7", 0.0),
+        ("1  2 ", "1 2", 1.0),
+        ("1 2", "1\n2", 0.0),
+        ("yes", "YES", 0.0),
+        ("nan", "nan", 1.0),
+        ("1.0e5", "100000", 1.0),
+    ],
+)
+def test_printed_numbers_are_compared_as_numbers(printed, wanted, score):
+    truth = {"inputs": [""], "outputs": [wanted]}
+    assert grade(f"print({printed!r})", truth, limits=SHORT) == score
+
+
+@pytest.mark.parametrize(
+    ("body", "output", "score"),
+    [
+        ("0.1 * 3", 0.3, 1.0),
+        ("2.0", 2, 1.0),
+        ("(1, (2, 3))", [1, [2, 3]], 1.0),
+        ("{1: 2.0000000001}", {"1": 2}, 1.0),
+        ("1000000.5", 1000000, 0.0),
+        ("1e-20", 1e-19, 0.0),
+        ("10**18 + 1", 10**18, 0.0),
+        ("'2'", 2, 0.0),
+        ("4", [4], 1.0),  # APPS wraps values
+        ("[4]", [4], 1.0),
+        ("4", [4, 4], 0.0),
+        ("float('nan')", 1.0, 0.0),
+        ("10**400", 1.0, 0.0),
+    ],
+)
+def test_values_are_compared_as_values(body, output, score):
+    truth = {"fn_name": "f", "inputs": [[1]], "outputs": [output]}
+    assert grade(f"def f(x):\n    return {body}\n", truth, limits=SHORT) == score
+
+
+def test_wrapped_values_are_all_read_alike():
+    truth = {"fn_name": "f", "inputs": [[2], [3]], "outputs": [[4], [5]]}
+    mixed = "def f(x):\n    return x + 2 if x == 2 else [x + 2]\n"
+    assert grade(mixed, truth, limits=SHORT) == 0.0
+
+
+def test_methods_of_a_solution_are_functions():
+    solution = (
+        "class Solution:\n    def __init__(self):\n        self.calls = 0\n"
+        "    def f(self, x: List[int]) -> int:\n        self.calls += 1\n"
+        "        return x[0] + self.calls\n"
+    )
+    calls = {"fn_name": "Solution.f", "inputs": [[[1]], [[2]]], "outputs": [2, 3]}
+    assert grade(solution, calls, limits=SHORT) == 1.0  # every call has an object of its own
+    asserts = {"asserts": ["assert f([1]) == 2", "assert f([2]) == 3"]}
+    assert grade(f"from typing import List\n{solution}", asserts, limits=SHORT) == 1.0
+
+
+def test_livecodebenchs_cases():
+    cases = [{"input": "2\n", "output": "4\n", "testtype": "stdin"}]
+    assert grade("print(int(input()) * 2)", json.dumps(cases), limits=SHORT) == 1.0
+    assert grade("print(0)", cases, limits=SHORT) == 0.0
+    about = {"testtype": "functional", "metadata": json.dumps({"func_name": "add"})}
+    cases = [{"input": '[1, 2]\n"a"', "output": '"a3"', **about}]
+    right = "class Solution:\n    def add(self, xs, name):\n        return name + str(sum(xs))\n"
+    assert grade(right, cases, limits=SHORT) == 1.0

@@ -15,6 +15,7 @@ from reward_fns import (
     multiple_choice,
 )
 from reward_fns.boxed import last_boxed
+from reward_fns.graders import grader_of, true_answer
 
 HUGE = "\\boxed{" * 60_000 + "#### answer is (" * 30_000 + "```python\n" * 10_000 + "9" * 200_000
 VISTA = {
@@ -36,7 +37,7 @@ TRUTH = {
     "math": "1/2",
     "multiple_choice": "B",
     "mathvista": json.dumps(VISTA),
-    "code": "assert f()",
+    "code": "assert f() == 1",
 }
 GARBAGE = [
     "",
@@ -97,6 +98,21 @@ def test_demo(text, score):
         ("it is 72", 0.0),  # no stated answer
         ("#### seventy-two", 0.0),
         ("#### " + "7" * 100, 0.0),
+        ("\\boxed{71}\n#### 72", 1.0),  # the later of box and mark
+        ("#### 71\nno, \\boxed{72}", 1.0),
+        ("#### 72\nno, \\boxed{71}", 0.0),
+        ("\\boxed{72}\n#### Notes\nDone in 3 steps", 1.0),  # a heading is no answer
+        ("#### Step 3: total\n\\boxed{72}", 1.0),
+        ("\\boxed{72}\n#### 2. Check", 1.0),
+        ("##### Step 72", 0.0),
+        ("#### Answer: **72**", 1.0),
+        ("####\n72", 1.0),
+        ("#### x = 72", 1.0),
+        ("#### 72\n#### 72, 73", 0.0),  # an answer, but not one number
+        ("#### 72 or 73", 0.0),
+        ("\\boxed{\\frac{72}{5}}", 0.0),
+        ("\\boxed{72{,}000}", 0.0),
+        ("\\boxed{72}, inside \\boxed as asked", 1.0),
     ],
 )
 def test_gsm8k(text, score):
@@ -108,8 +124,17 @@ def test_gsm8k_compares_numbers():
     assert gsm8k.grade("#### 1,234,567.50", "1234567.5") == 1.0
     assert gsm8k.grade("#### 0.5", ".5") == 1.0
     assert gsm8k.grade("#### -3", -3) == 1.0
-    with pytest.raises(ValueError, match="no number"):
-        gsm8k.grade("#### 3", "three")
+    assert gsm8k.grade("\\boxed{\\frac{1}{2}}", 0.5) == 1.0
+    assert gsm8k.grade("#### 72", '["72", "72.0"]') == 1.0
+
+
+@pytest.mark.parametrize(
+    "truth",
+    ["three", "", None, "20, 30", '["1", "2"]', '{"target": 3}', "9 eggs for $18", float("nan")],
+)
+def test_gsm8k_needs_one_number_as_truth(truth):
+    with pytest.raises(ValueError, match="has no number, or not one"):
+        gsm8k.grade("#### 3", truth)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +151,32 @@ def test_gsm8k_compares_numbers():
         ("The answer is B. No: the answer is A.", 0.0),
         ("\\boxed{A} or \\boxed{B}", 1.0),
         ("\\boxed{AB}", 0.0),
+        ("\\boxed{B. Paris}", 1.0),  # a label with its option's text
+        ("\\boxed{B: A polygenic risk score}", 1.0),
+        ("\\boxed{\\textbf{(B)}\\ 12}", 1.0),
+        ("\\boxed{\\textbf{B}\\ 12}", 1.0),
+        ("\\boxed{\\text{B. 12 m/s}}", 1.0),
+        ("\\boxed{Option B}", 1.0),
+        ("\\boxed{B} as in \\boxed above", 1.0),
+        ("\\boxed{Berlin}", 0.0),
+        ("\\boxed{B and C}", 0.0),  # two options are none
+        ("\\boxed{(B), (C)}", 0.0),
+        ("The answer is B or C", 0.0),
+        ("Answer: B/C", 0.0),
+        ("**Answer**: B", 1.0),
+        ("**Answer:** $B$", 1.0),
+        ("The answer is: B", 1.0),
+        ("Answer: \\text{B}", 1.0),
+        ("## Answer\n\n**B**", 1.0),
+        ('{"answer": "B"}', 1.0),
+        ("<answer>(B) Paris</answer>", 1.0),
+        ("The correct option is B.", 1.0),
+        ("The answer is not (B)", 0.0),
+        ("Answer: B. Answer choice A is a distractor.", 1.0),
+        ("B) Paris", 1.0),
+        ("**B.** Paris", 1.0),
+        ("B) is wrong", 0.0),
+        ("A) 3 B) 4 C) 5", 0.0),  # the options, no choice
         ("the answer is a number", 0.0),
         ("The answer is Bananas", 0.0),
         ("I like B best", 0.0),
@@ -137,8 +188,14 @@ def test_multiple_choice(text, score):
 
 
 def test_multiple_choice_needs_a_letter_as_truth():
-    with pytest.raises(ValueError, match="no option"):
-        multiple_choice.grade("B", "Berlin")
+    for truth in ("Berlin", "", None, '["A", "B"]', 1):
+        with pytest.raises(ValueError, match="no option"):
+            multiple_choice.grade("B", truth)
+
+
+@pytest.mark.parametrize("text", ["The answer is A number", "The answer is A polygenic score"])
+def test_an_article_is_no_option(text):
+    assert multiple_choice.grade(text, "A") == 0.0
 
 
 @pytest.mark.parametrize(
@@ -147,8 +204,19 @@ def test_multiple_choice_needs_a_letter_as_truth():
         ("\\boxed{1} \\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
         ("\\boxed {x}", "x"),
         ("\\boxed{1} \\boxed{2", None),  # the last box was cut
-        ("\\boxed 3", None),
-        ("\\boxed{}", ""),
+        ("$\\boxed 3$", "3"),
+        ("$\\boxed -42.$", "-42"),
+        ("\\(\\boxed x\\)", "x"),
+        ("\\boxed\\frac{1}{2}", "\\frac{1}{2}"),
+        ("\\fbox{3}", "3"),
+        ("\\boxed{\\text{so } \\boxed{4}}", "4"),
+        ("\\boxed{4}, which stands inside \\boxed above", "4"),  # a mention is no box
+        ("\\boxed{4} as asked in \\boxed{}", "4"),
+        ("\\boxed{\\left\\{x\\right.}", "\\left\\{x\\right."),
+        ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
+        ("\\boxed{a \\\\{b}}", "a \\\\{b}"),
+        ("\\boxedwood{3}", None),
+        ("\\boxed{}", None),
         ("none", None),
     ],
 )
@@ -164,17 +232,65 @@ def test_math_needs_no_worker_for_equal_strings():
 
 
 @needs_math_verify
-def test_math_compares_formulas():
-    cases = [
-        ("\\boxed{\\frac{1}{2}}", "0.5", 1.0),
-        ("\\boxed{(x+1)^2}", "x^2+2x+1", 1.0),
-        ("\\boxed{1}, no, \\boxed{2}", "\\frac{4}{2}", 1.0),
-        ("\\boxed{2}", "3", 0.0),
-        ("\\boxed{\\frac{}{}{}", "3", 0.0),
-        ("\\boxed{)(}", "3", 0.0),
-    ]
-    scores = [math_answer.compute_score("math", text, truth) for text, truth, _ in cases]
-    assert scores == [score for _, _, score in cases]
+@pytest.mark.parametrize(
+    ("formula", "truth", "score"),
+    [
+        ("\\frac{1}{2}", "0.5", 1.0),
+        ("(x+1)^2", "x^2+2x+1", 1.0),
+        ("2", "\\frac{4}{2}", 1.0),
+        ("2", "3", 0.0),
+        ("\\frac{}{}{", "3", 0.0),
+        (")(", "3", 0.0),
+        ("50\\%", "50", 1.0),  # a percent sign or a final dot makes no other answer
+        ("50\\%", "0.5", 1.0),
+        ("12.5\\%", "12.5", 1.0),
+        ("0.5\\%", "50\\%", 0.0),
+        ("0.5", "50", 0.0),
+        ("5.", "5", 1.0),
+        ("1 1/2", "\\frac{3}{2}", 1.0),  # a mixed number, neither 11/2 nor 1
+        ("1 1/2", "11/2", 0.0),
+        ("1 1/2", "1", 0.0),
+        ("2\\frac34", "2.75", 1.0),
+        ("2 3", "23", 0.0),  # two numbers, neither 23 nor 5
+        ("2 3", "5", 0.0),
+        ("\\text{2 3}", "23", 0.0),
+        ("2 3", "2 3", 1.0),
+        ("10\\,000", "10000", 1.0),
+        ("10{,}000", "10000", 1.0),
+        ("10\\,000", "10", 0.0),
+        ("10^{-20}", "10^{-19}", 0.0),  # tiny values differ
+        ("10^{-20}", "\\frac{1}{10^{20}}", 1.0),
+        ("1e-20", "10^{-20}", 1.0),
+        ("10^{-500}", "10^{-501}", 0.0),
+        ("\\frac{1}{2^{99}}", "\\frac{1}{2^{98}}", 0.0),
+        ("(10^{-20}, 1)", "(10^{-19}, 1)", 0.0),
+        ("0", "10^{-20}", 0.0),
+        ("0.333333", "\\frac13", 1.0),
+        ("0.\\overline{3}", "\\frac13", 1.0),
+        ("0.1\\overline{6}", "\\frac16", 1.0),
+        ("0.\\overline{3}", "0.3", 0.0),
+        ("\u22125", "-5", 1.0),
+        ("90\u00b0", "90", 1.0),
+        ("\\log_2 8", "3", 1.0),
+        ("(6,5)", "(5,6)", 0.0),
+        ("\\left\\{\\begin{array}{l}x=1\\end{array}\\right.", "\\{\\begin{array}{l}x=2", 0.0),
+    ],
+)
+def test_math_compares_formulas(formula, truth, score):
+    assert math_answer.compute_score("math", f"so $\\boxed{{{formula}}}$", truth) == score
+
+
+@pytest.mark.parametrize(
+    "truth", ["", " ", None, '["1", "2"]', '{"a": 1}', [1, 2], float("nan"), "$$"]
+)
+def test_math_needs_one_formula_as_truth(truth):
+    with pytest.raises(ValueError, match="is no formula"):
+        math_answer.grade("\\boxed{nan}", truth)
+
+
+def test_math_reads_a_list_of_one():
+    assert math_answer.grade("\\boxed{72}", '["72"]') == 1.0
+    assert math_answer.grade("\\boxed 4", "4") == 1.0
 
 
 @needs_math_verify
@@ -200,6 +316,8 @@ def test_math_without_math_verify_says_how_to_get_it(monkeypatch):
         ("\\boxed{(C) 145°}", 1.0),
         ("\\boxed{145°}", 1.0),  # and so does the text itself
         ("Answer: C", 1.0),
+        ("The answer is: (C)", 1.0),
+        ("\\boxed{\\textbf{(C)}\\ 145°}", 1.0),
         ("the answer is 145°.", 1.0),
         ("C", 1.0),
         ("\\boxed{B}", 0.0),
@@ -230,6 +348,13 @@ def test_mathvista_options(text, score):
         ("list", None, "[1, 3]", "\\boxed{[1, 3]}", 1.0),
         ("list", None, "[1, 3]", "\\boxed{1,3}", 1.0),
         ("list", None, "[1, 3]", "\\boxed{[3, 1]}", 0.0),
+        ("list", None, "[1, 3]", "\\boxed{[1, 3 or 4]}", 0.0),
+        ("list", None, "[0.5, 3]", "\\boxed{\\{\\frac{1}{2}, 3\\}}", 1.0),
+        ("float", 2, "0.75", "\\boxed{\\frac{3}{4}}", 1.0),
+        ("integer", None, "-5", "\\boxed{\u22125}", 1.0),
+        ("integer", None, "20", "\\boxed{20, 30}", 0.0),  # not one number
+        ("integer", None, "7", "\\boxed{\\frac{x}{7}}", 0.0),
+        ("integer", None, "1200", "\\boxed{1{,}200}", 1.0),
         ("text", None, "Yes", "\\boxed{yes}", 1.0),
     ],
 )
@@ -246,3 +371,32 @@ def test_mathvista_needs_the_fields_of_its_question():
         mathvista.grade("1", {**VISTA, "precision": None})
     with pytest.raises(ValueError, match="is no object"):
         mathvista.grade("C", "C")
+    with pytest.raises(ValueError, match="none of its choices"):
+        mathvista.grade("C", {**CHOICE, "answer": "C"})
+    with pytest.raises(ValueError, match="is no 'float'"):
+        mathvista.grade("C", {**VISTA, "answer": "much"})
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("openai/gsm8k", "gsm8k"),
+        ("math/deepmath", "math"),
+        ("DigitalLearningGmbH/MATH-lighteval", "math"),
+        ("code/apps", "code"),
+        ("openai/openai_humaneval", "code"),
+        ("multiple_choice/mathvista", "mathvista"),
+        ("demo/02-operands", "demo"),
+        ("wildchat/English", None),
+        ("", None),
+    ],
+)
+def test_a_data_source_tells_its_grader(source, name):
+    assert grader_of(source) == name
+
+
+def test_what_stands_beside_a_ground_truth_reaches_its_grader():
+    assert true_answer("mathvista", "C", CHOICE)["answer"] == "145°"
+    assert true_answer("gsm8k", "72", {"extra": "no JSON"}) == "72"
+    assert true_answer("code", '{"asserts": []}', {"entry_point": "f"}) == '{"asserts": []}'
+    assert true_answer("code", "def check(c): ...", {"entry_point": "f"})["entry_point"] == "f"

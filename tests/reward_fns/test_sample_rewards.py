@@ -135,3 +135,36 @@ def test_unknown_graders_are_named():
         truncation_file.compute_score(
             "demo", RIGHT_TEXT, "8", {"response_tokens": 5}, grader="essay"
         )
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "truth", "acc"),
+    [
+        ("openai/gsm8k", "So 9*2=18.\n#### 18", "18", 1.0),
+        ("openai/gsm8k", "\\boxed{18}", "18", 1.0),
+        ("openai/gsm8k", "#### 17", "18", 0.0),
+        ("math/mine", "\\boxed{x}", "x", 1.0),
+        ("demo/02-operands", RIGHT_TEXT, "8", 1.0),
+    ],
+)
+def test_the_data_source_tells_the_grader(source, text, truth, acc):
+    info = {"response_tokens": 5}
+    assert truncation_file.compute_score(source, text, truth, info)["acc"] == acc
+
+
+def test_without_a_grader_the_known_ones_are_named():
+    with pytest.raises(
+        ValueError, match="'my/data' tells none: set .*grader to one of demo, gsm8k"
+    ):
+        truncation_file.compute_score("my/data", "#### 18", "18", {"response_tokens": 5})
+    named = truncation_file.compute_score(
+        "my/data", "#### 18", "18", {"response_tokens": 5}, grader="gsm8k"
+    )
+    assert named["acc"] == 1.0
+
+
+def test_fields_beside_the_ground_truth_reach_the_grader():
+    vista = {"question_type": "multi_choice", "answer_type": "text", "answer": "red"}
+    info = {"response_tokens": 5, **vista, "choices": ["blue", "red"]}
+    scored = truncation_file.compute_score("multiple_choice/mathvista", "\\boxed{red}", "B", info)
+    assert scored["acc"] == 1.0

@@ -48,7 +48,7 @@ def test_verl_loads_a_file_by_its_path():
 
 @pytest.mark.parametrize("name", sorted(GRADERS))
 def test_verl_loads_every_grader(name):
-    truth = {"gsm8k": "8", "math": "8", "multiple_choice": "B", "code": "assert True"}
+    truth = {"gsm8k": "8", "math": "8", "multiple_choice": "B", "code": "assert f() == 1"}
     truth["mathvista"] = '{"answer": "8", "question_type": "free_form", "answer_type": "integer"}'
     function = load(f"pkg://{GRADERS[name]}")
     score = function(
