@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any
@@ -11,13 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from lenvm_rl.rollouts.prompts import Prompt
+from lenvm_rl.rollouts.truth import truth_text
 
 GraderOption = Annotated[
     str,
     typer.Option(help="auto (by data source), none, a name, or package.module:function."),
 ]
-# data sources of verl's examples and of other files -> grader; prompt sets name theirs before "/"
-_BY_NAME = {"gsm8k": "gsm8k", "math500": "math", "aime": "math", "amc23": "math"}
 
 
 def graded(name: str, prompts: Sequence[Prompt]) -> tuple[list[Prompt], Any]:
@@ -31,7 +29,7 @@ def graded(name: str, prompts: Sequence[Prompt]) -> tuple[list[Prompt], Any]:
         ValueError: an unknown grader, prompts of sets with different graders, or prompts without
             the fields that theirs needs.
     """
-    from reward_fns.graders import GRADERS, get_grader
+    from reward_fns.graders import GRADERS
 
     module, colon, function = name.partition(":")
     if colon:
@@ -49,13 +47,46 @@ def graded(name: str, prompts: Sequence[Prompt]) -> tuple[list[Prompt], Any]:
             "package.module:function, a function of (response text, ground truth) that returns "
             "whether it is right."
         )
-    if name == "mathvista":
-        prompts = [replace(prompt, ground_truth=json.dumps(prompt.extra)) for prompt in prompts]
+    return judged(name, prompts)
+
+
+def judged(name: str, prompts: Sequence[Prompt]) -> tuple[list[Prompt], Any]:
+    """The prompts with the ground truths that a grader of `reward_fns` reads, and the grader.
+
+    Raises:
+        ValueError: a ground truth that it cannot read, or that passes nonsense, by file and row.
+    """
+    from reward_fns.graders import get_grader, true_answer
+
     grade = get_grader(name)
+    ready = []
     for prompt in prompts:
-        if prompt.ground_truth is not None:
-            grade("", prompt.ground_truth)  # a truth that cannot be read is refused before sampling
-    return list(prompts), grade
+        try:
+            answer = true_answer(name, prompt.ground_truth, prompt.extra)
+            if answer is not None:
+                grade("", answer)  # before anything is sampled
+        except ValueError as error:
+            raise ValueError(f"{prompt.where or prompt.prompt_id}: {error}.") from error
+        ready.append(replace(prompt, ground_truth=truth_text(answer)))
+    return ready, grade
+
+
+def check_truths(prompts: Sequence[Prompt]) -> None:
+    """Raise ValueError for ground truths that the data source's grader refuses: how many, and the
+    first by file and row."""
+    refused = []
+    for prompt in prompts:
+        name = _by_source(prompt.data_source)
+        if name != "none" and prompt.ground_truth is not None:
+            try:
+                judged(name, [prompt])
+            except ValueError as error:
+                refused.append(error)
+    if refused:
+        raise ValueError(
+            f"{len(refused)} of {len(prompts)} ground truths cannot be graded; the first: "
+            f"{refused[0]}"
+        ) from refused[0]
 
 
 def _common(prompts: Sequence[Prompt]) -> str:
@@ -70,12 +101,6 @@ def _common(prompts: Sequence[Prompt]) -> str:
 
 def _by_source(source: str) -> str:
     """Grader of a data source; "none" where nothing tells."""
-    from reward_fns.graders import GRADERS
+    from reward_fns.graders import grader_of
 
-    if "mathvista" in source.lower():
-        return "mathvista"
-    first = source.partition("/")[0]
-    if first in GRADERS:
-        return first
-    plain = "".join(c for c in source.lower() if c.isalnum())
-    return next((grader for part, grader in _BY_NAME.items() if part in plain), "none")
+    return grader_of(source) or "none"

@@ -56,6 +56,7 @@ def prompts(
 
     Example: `lenvm prompts gsm8k --split train --heldout 0.05 --out runs/gsm8k.parquet`
     """
+    from lenvm_rl.cli.graders import check_truths
     from lenvm_rl.rollouts.prompt_files import write_prompts
     from lenvm_rl.rollouts.prompt_sets import load_prompt_set
     from lenvm_rl.rollouts.prompts import read_prompts
@@ -78,6 +79,7 @@ def prompts(
         exclude=[prompt for path in exclude or () for prompt in read_prompts(path)],
         keep_duplicates=keep_duplicates,
     )
+    check_truths([*loaded.prompts, *loaded.heldout])
     second = out.with_suffix(f".heldout{out.suffix}")
     if heldout and not (loaded.prompts and loaded.heldout):
         raise ValueError(

@@ -33,6 +33,7 @@ from lenvm_rl.rollouts.convert import (
 )
 from lenvm_rl.rollouts.record import Rollout
 from lenvm_rl.rollouts.text import TextCodec, with_reasoning
+from lenvm_rl.rollouts.truth import truth_text
 
 _ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
 
@@ -93,7 +94,7 @@ def convert_reference(
             finish_reason=reason,
             prompt_messages=messages,
             data_source=source,
-            ground_truth=_text_or_none((row.get("source_fields") or {}).get("final_answer")),
+            ground_truth=truth_text((row.get("source_fields") or {}).get("final_answer")),
             sampling={
                 key: meta.get(key) for key in ("temperature", "top_p", "top_k", "max_tokens")
             },
@@ -142,7 +143,3 @@ def _index(meta: dict[str, Any]) -> Any:
         if meta.get(key) is not None:
             return meta[key]
     raise BadRow("missing_key", "meta_info has no lenvm_idx, so the prompt is not known.")
-
-
-def _text_or_none(value: Any) -> str | None:
-    return None if value is None else str(value)

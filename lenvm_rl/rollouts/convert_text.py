@@ -39,6 +39,7 @@ from lenvm_rl.rollouts.convert import (
 )
 from lenvm_rl.rollouts.record import Rollout
 from lenvm_rl.rollouts.text import TextCodec, with_reasoning
+from lenvm_rl.rollouts.truth import truth_text
 
 
 def convert_text(
@@ -109,7 +110,7 @@ def convert_text(
                 finish_reason=reason,
                 prompt_messages=messages,
                 data_source=str(row.get("data_source") or data_source),
-                ground_truth=None if truth is None else str(truth),
+                ground_truth=truth_text(truth),
                 sampling=dict(sampling or {}),
                 policy=dict(policy or {}),
             )

@@ -18,7 +18,6 @@ hold the ids, and are read with verl itself.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ from lenvm_rl.rollouts.convert import (
 from lenvm_rl.rollouts.convert_text import prompt_name
 from lenvm_rl.rollouts.record import Rollout
 from lenvm_rl.rollouts.text import TextCodec
+from lenvm_rl.rollouts.truth import truth_text
 
 
 def convert_verl(
@@ -85,7 +85,7 @@ def convert_verl(
             response_ids=response_ids,
             finish_reason=reason,
             data_source=data_source,
-            ground_truth=_truth(row.get("gts")),
+            ground_truth=truth_text(row.get("gts")),
             sampling=dict(sampling or {}),
             policy={"name": policy_name, "revision": f"global_step_{step}"},
         )
@@ -100,9 +100,3 @@ def convert_verl(
         max_examples=max_examples,
         progress=progress,
     )
-
-
-def _truth(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False)

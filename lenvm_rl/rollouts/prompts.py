@@ -5,11 +5,14 @@ Accepted columns, one prompt per row:
     prompt        a string (becomes one user message) or a list of {"role", "content"} messages
     prompt_id     optional; the row number otherwise
     data_source   optional; the file's name otherwise
-    ground_truth  optional; `reward_model.ground_truth` (verl) is read too
-    extra         optional; an object, or its JSON: what graders need besides the ground truth.
-                  verl's `extra_info` is read too (its `extra` as JSON, other keys but the index)
-    images        optional; verl's list of {"image": data URI, URL or path} or {"bytes": ...}
+    ground_truth  optional; `reward_model.ground_truth` (verl) is read too. Text, or a value of any
+                  type, which becomes its JSON
+    extra         optional; an object: what graders need besides the ground truth. verl's
+                  `extra_info` is read too (its `extra`, and other keys but the index)
+    images        optional; verl's list of {"image": data URI, URL or path} or {"bytes": ...}; one
+                  text or object is one image
 
+Objects and lists may stand there as their JSON, as tools write them that know no nested columns.
 `write_prompts` (prompt_files.py) writes such files.
 """
 
@@ -17,13 +20,12 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+from lenvm_rl.rollouts.row_files import ENDINGS, ending_of, file_rows
+from lenvm_rl.rollouts.truth import truth_text
 
 Message = dict[str, str]
 
@@ -40,10 +42,12 @@ class Prompt:
     """JSON-able facts of the prompt's data set, what its grader needs among them."""
     images: list[str] = field(default_factory=list)
     """Data URIs, URLs or paths; each stands for one `<image>` in the messages."""
+    where: str = field(default="", compare=False, repr=False)
+    """File (or set) and row that it was read from, for errors."""
 
 
 def read_prompts(path: str | Path, *, limit: int | None = None) -> list[Prompt]:
-    """Prompts of a `.jsonl` or `.parquet` file, in order, with unique ids.
+    """Prompts of a `.jsonl`, `.parquet` or other file of `row_files`, in order, with unique ids.
 
     Args:
         limit: read at most so many.
@@ -53,9 +57,14 @@ def read_prompts(path: str | Path, *, limit: int | None = None) -> list[Prompt]:
             id that occurs twice.
     """
     path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: name a .jsonl or .parquet file of prompts.")
+    if ending_of(path) is None:
+        known = ", ".join(ENDINGS)
+        raise ValueError(f"{path}: prompts are read from {known}, not {path.suffix!r}.")
     prompts: list[Prompt] = []
     seen: set[str] = set()
-    for number, row in enumerate(_rows(path), start=1):
+    for number, (_, row) in enumerate(file_rows(path), start=1):
         if limit is not None and len(prompts) >= limit:
             break
         prompt = _prompt_of(row, number=number, path=path)
@@ -71,77 +80,103 @@ def read_prompts(path: str | Path, *, limit: int | None = None) -> list[Prompt]:
     return prompts
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: name a .jsonl or .parquet file of prompts.")
-    if path.suffix in (".jsonl", ".json"):
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
-                if not isinstance(row, dict):
-                    raise ValueError(f"{path}, line {number}: expected an object, got {row!r}.")
-                yield row
-    elif path.suffix == ".parquet":
-        try:
-            file = pq.ParquetFile(path)
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
-        for batch in file.iter_batches(batch_size=1024):
-            yield from batch.to_pylist()
-    else:
-        raise ValueError(f"{path}: prompts are read from .jsonl or .parquet, not {path.suffix!r}.")
-
-
 def _prompt_of(row: dict[str, Any], *, number: int, path: Path) -> Prompt:
+    where = f"{path}, row {number}"
+    identity = row.get("prompt_id")
+    images = row.get("images")
+    if isinstance(images, str) and images.lstrip().startswith("["):
+        images = _json(images, name="images", where=where)
+    images = [images] if isinstance(images, (str, bytes, dict)) and images else images or []
+    if not isinstance(images, list):
+        raise ValueError(f"{where}: 'images' must be a list of images, got {images!r:.80}.")
+    return Prompt(
+        prompt_id=str(number - 1 if identity is None else identity),
+        messages=_messages_of(row, where=where),
+        data_source=str(row.get("data_source") or path.name.removesuffix(ending_of(path) or "")),
+        ground_truth=_truth_of(row, where=where),
+        extra=_extra_of(row, where=where),
+        images=[_image_of(cell, where=where) for cell in images],
+        where=where,
+    )
+
+
+def _messages_of(row: dict[str, Any], *, where: str) -> list[Message]:
     content = row.get("prompt")
+    if isinstance(content, str) and content.startswith('[{"'):
+        try:  # messages as JSON, unless it is a text that only begins like them
+            listed = json.loads(content)
+        except (ValueError, RecursionError):
+            listed = None
+        content = listed if isinstance(listed, list) and all(map(_is_message, listed)) else content
     if isinstance(content, str) and content.strip():
         messages = [{"role": "user", "content": content}]
     elif isinstance(content, list) and content and all(map(_is_message, content)):
         messages = [{"role": m["role"], "content": m["content"]} for m in content]
     else:
         raise ValueError(
-            f"{path}, row {number}: 'prompt' must be a non-empty string or a list of messages with "
-            f"'role' and 'content', got {str(content)[:80]!r} (columns: {sorted(row)})."
+            f"{where}: 'prompt' must be a non-empty string or a list of messages with 'role' and "
+            f"'content', got {str(content)[:80]!r} (columns: {sorted(row)})."
         )
+    try:
+        "".join(m["content"] for m in messages).encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: the prompt has half a character (a lone surrogate), which no tokenizer "
+            f"reads: {error}."
+        ) from error
+    return messages
+
+
+def _truth_of(row: dict[str, Any], *, where: str) -> str | None:
     truth = row.get("ground_truth")
     if truth is None:
-        truth = (row.get("reward_model") or {}).get("ground_truth")
-    identity = row.get("prompt_id")
-    return Prompt(
-        prompt_id=str(number - 1 if identity is None else identity),
-        messages=messages,
-        data_source=str(row.get("data_source") or path.stem),
-        ground_truth=None if truth is None else str(truth),
-        extra=_extra_of(row, where=f"{path}, row {number}"),
-        images=[_image_of(cell, where=f"{path}, row {number}") for cell in row.get("images") or []],
-    )
+        truth = _object_of(row, "reward_model", where=where).get("ground_truth")
+    try:
+        return truth_text(truth)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}.") from error
 
 
 def _extra_of(row: dict[str, Any], *, where: str) -> dict[str, Any]:
-    info = dict(row.get("extra_info") or {})
-    own = row.get("extra", info.pop("extra", None))
-    if isinstance(own, str):
-        try:
-            own = json.loads(own)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where}: 'extra' is not JSON: {error}") from error
-    if own is not None and not isinstance(own, dict):
-        raise ValueError(f"{where}: 'extra' must be an object or its JSON, got {own!r:.80}.")
+    info = _object_of(row, "extra_info", where=where)
+    inner = info.pop("extra", None)
+    own = _object_of(row if "extra" in row else {"extra": inner}, "extra", where=where)
     # a Parquet struct has every row's keys: None is "not here"
     known = {key: value for key, value in info.items() if key != "index" and value is not None}
-    return {**known, **(own or {})}
+    return {**known, **own}
+
+
+def _object_of(row: dict[str, Any], name: str, *, where: str) -> dict[str, Any]:
+    """A column that holds an object or its JSON; empty where there is none."""
+    value = row.get(name)
+    if isinstance(value, str) and value.strip():
+        value = _json(value, name=name, where=where)
+    if value is None or value == "":
+        return {}
+    if isinstance(value, list) and value and all(isinstance(pair, tuple) for pair in value):
+        value = dict(value)  # a Parquet map
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: {name!r} must be an object or its JSON, got {value!r:.80}.")
+    return dict(value)
+
+
+def _json(text: str, *, name: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: {name!r} is not JSON: {error}") from error
 
 
 def _image_of(cell: Any, *, where: str) -> str:
     """An image as text: what `Prompt.images` holds."""
-    if isinstance(cell, dict):
-        data = cell.get("bytes")
-        cell = image_uri(data) if data else cell.get("image") or cell.get("path")
+    try:
+        if isinstance(cell, dict):
+            data = cell.get("bytes")
+            cell = image_uri(data) if data else cell.get("image") or cell.get("path")
+        if isinstance(cell, bytes):
+            cell = image_uri(cell)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{where}: {error}") from error
     if not isinstance(cell, str) or not cell:
         raise ValueError(
             f"{where}: an image must be a data URI, URL, path, or an object with 'image' or "

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from lenvm_rl import cli
 from lenvm_rl.cli.graders import graded
-from lenvm_rl.rollouts.prompts import Prompt
+from lenvm_rl.rollouts.prompts import Prompt, read_prompts
 
 DEMO = ["--policy", "demo", "--lenvm", "demo", "--prompts", "demo:2"]
 
@@ -116,6 +116,23 @@ def test_mathvista_is_graded_by_its_own_fields():
     assert grade("\\boxed{1.21}", found[1].ground_truth)
     with pytest.raises(ValueError, match="lacks precision"):
         graded("auto", [prompt("math/mathvista", "1.2", **free)])
+
+
+def test_a_truth_that_cannot_be_graded_is_named_before_sampling(tmp_path):
+    rows = [{"prompt": "a", "ground_truth": "4"}, {"prompt": "b", "ground_truth": "four"}]
+    path = tmp_path / "gsm8k.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=r"gsm8k\.jsonl, row 2: .*'four' has no number"):
+        graded("auto", read_prompts(path))
+
+
+def test_humanevals_test_text_is_called_with_its_entry_point():
+    text = "def check(candidate):\n    assert candidate(1) == 2\n"
+    (asked,), grade = graded("auto", [prompt("code/mine", text, entry_point="f")])
+    assert grade("def f(x):\n    return x + 1", asked.ground_truth) == 1.0
+    assert grade("print('nonsense')", asked.ground_truth) == 0.0
+    with pytest.raises(ValueError, match="never calls it"):
+        graded("auto", [prompt("code/mine", text)])
 
 
 def test_one_set_at_a_time():

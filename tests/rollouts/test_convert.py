@@ -589,3 +589,26 @@ def test_verl_garbage(tmp_path, row, kind):
         source, tmp_path / "out", codec=CODEC, assume_finished=True, errors="report"
     )
     assert report.bad == {kind: 1} and report.rows == 1
+
+
+@pytest.mark.parametrize(
+    ("truth", "text"),
+    [({"inputs": ["2"]}, '{"inputs": ["2"]}'), (["a"], '["a"]'), (7, "7"), ("x", "x")],
+)
+def test_ground_truths_become_json_in_every_converter(tmp_path, truth, text):
+    plain = write_lines(
+        tmp_path / "t.jsonl", {"prompt": "q", "completion": "a", "ground_truth": truth}
+    )
+    verl = write_lines(
+        tmp_path / "1.jsonl", {"input": "q", "output": "a", "gts": truth, "score": 1.0, "step": 1}
+    )
+    reference = write_lines(
+        tmp_path / "r.jsonl", reference_row(source_fields={"final_answer": truth})
+    )
+    for convert, source in (
+        (convert_text, plain),
+        (convert_verl, verl),
+        (convert_reference, reference),
+    ):
+        convert(source, tmp_path / convert.__name__, codec=CODEC)
+        assert [row.ground_truth for row in read(tmp_path / convert.__name__)] == [text]

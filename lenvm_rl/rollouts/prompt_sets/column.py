@@ -41,7 +41,7 @@ def column_set(
                 f"{row.where}: column {column!r} must hold text or messages with 'role' and "
                 f"'content', got {value!r:.80}."
             )
-        known = None if truth is None else str(row.need(truth, why="the ground truth"))
+        known = None if truth is None else row.truth(truth)
         return Prompt(
             prompt_id=row.id("row"),
             messages=messages,

@@ -143,7 +143,10 @@ def _built(
     source = local if local is not None and local.exists() else None
     for index, values in enumerate(rows):
         where = f"{called}, row {index + 1}"
-        yield chosen.build(Row(values=values, where=where, index=index, split=split, source=source))
+        built = chosen.build(
+            Row(values=values, where=where, index=index, split=split, source=source)
+        )
+        yield None if built is None else replace(built, where=where)
 
 
 def _distinct(

@@ -19,7 +19,7 @@ def deepmath_prompt(row: Row) -> Prompt:
         prompt_id=row.id("deepmath"),
         messages=ask("math", row.text("question")),
         data_source="math/deepmath",
-        ground_truth=str(row.need("final_answer", why=_GRADED)),
+        ground_truth=row.truth("final_answer", why=_GRADED),
         extra=row.kept("difficulty", "topic"),
     )
 
@@ -44,7 +44,7 @@ def math500_prompt(row: Row) -> Prompt:
         prompt_id=row.id("math500", "unique_id"),
         messages=ask("math", row.text("problem")),
         data_source="math/math500",
-        ground_truth=str(row.need("answer", why=_GRADED)),
+        ground_truth=row.truth("answer", why=_GRADED),
         extra=row.kept("subject", "level"),
     )
 
@@ -55,7 +55,7 @@ def aime_prompt(row: Row) -> Prompt:
         prompt_id=row.id("aime", "ID", "id"),
         messages=ask("math", row.text("Problem", "problem", "question")),
         data_source="math/aime",
-        ground_truth=str(row.need("Answer", "answer", why=_GRADED)),
+        ground_truth=row.truth("Answer", "answer", why=_GRADED),
         extra=row.kept("year", "Year"),
     )
 

@@ -87,12 +87,11 @@ def mathvista_prompt(row: Row) -> Prompt:
         ValueError: no answer (the test split hides them), an answer that is no choice, ...
     """
     why = "which the grader needs"
-    kind, answer = row.need("question_type", why=why), row.need("answer", why=why)
-    row.need("answer_type", why=why)
+    kind, _ = row.need("question_type", why=why), row.need("answer_type", why=why)
     question = row.text("query")
     hint, newline, rest = question.partition("\n")
     question = (rest if newline and hint.startswith("Hint:") else question).strip()
-    truth, source = str(answer), "math/mathvista"
+    truth, source = row.truth("answer", why=why), "math/mathvista"
     if kind == "multi_choice":
         truth, source = _letter(row, truth), "multiple_choice/mathvista"
         before, marked, choices = question.partition(_CHOICES)

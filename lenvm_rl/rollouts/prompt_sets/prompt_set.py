@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lenvm_rl.rollouts.prompts import Prompt
+from lenvm_rl.rollouts.truth import truth_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,17 @@ class Row:
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"{self.where}: {names[0]!r} must be text, got {value!r:.80}.")
         return value
+
+    def truth(self, *names: str, why: str = "the ground truth") -> str:
+        """Like `need`, as the text that graders read (`rollouts.truth`)."""
+        value = self.need(*names, why=why)
+        try:
+            text = truth_text(value)
+        except ValueError as error:
+            raise ValueError(f"{self.where}: {error}") from error
+        if text is None:
+            raise ValueError(f"{self.where}: nothing in column {names[0]!r} ({why}).")
+        return text
 
     def kept(self, *names: str) -> dict[str, Any]:
         """These columns, as far as they hold something."""

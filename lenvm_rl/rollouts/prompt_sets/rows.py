@@ -11,16 +11,14 @@ per column from all rows, and gives IFEval's `kwargs` the keys of all instructio
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet", ".arrow")
+from lenvm_rl.rollouts.row_files import ending_of, file_rows
+
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
 
 Rows = Iterable[Mapping[str, Any]]
@@ -44,7 +42,7 @@ def read_rows(
     if path.is_dir():
         return _without(_folder_rows(path, split), drop)
     if path.is_file():
-        return file_rows(path, drop=drop)
+        return _only_rows(path, drop)
     if path.suffix or source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise ValueError(
             f"{source} does not exist: name a folder or file of the data set, or owner/name on the "
@@ -59,79 +57,21 @@ def _without(rows: Any, drop: Sequence[str]) -> Rows:
     return rows.remove_columns(present) if present else rows
 
 
-def file_rows(path: Path, *, drop: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
-    """Rows of one file, in order.
-
-    Raises:
-        ValueError: another ending, or content that is not what the ending says.
-    """
-    ending = _ending(path)
-    if ending is None:
-        raise ValueError(f"{path}: data sets are read from {', '.join(ENDINGS)} files.")
-    if ending == ".parquet":
-        return _parquet_rows(path, drop)
-    if ending == ".arrow":
-        from datasets import Dataset
-
-        try:
-            return iter(Dataset.from_file(str(path)))  # pyright: ignore[reportReturnType]
-        except (OSError, pa.ArrowInvalid) as error:
-            raise ValueError(f"{path} is not a readable Arrow file: {error}") from error
-    return _json_rows(path)
-
-
-def _ending(path: Path) -> str | None:
-    return next((ending for ending in ENDINGS if path.name.endswith(ending)), None)
-
-
-def _parquet_rows(path: Path, drop: Sequence[str]) -> Iterator[dict[str, Any]]:
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
-    columns = [name for name in file.schema_arrow.names if name not in drop]
-    for batch in file.iter_batches(batch_size=1024, columns=columns):
-        yield from batch.to_pylist()
-
-
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of JSON lines, or of one array of objects (or of texts, as column `text`)."""
-    opened = gzip.open if path.name.endswith(".gz") else open
-    try:
-        with opened(path, "rt", encoding="utf-8") as file:
-            first = next((line for line in file if line.strip()), "")
-            file.seek(0)
-            if first.lstrip().startswith("["):
-                for number, value in enumerate(json.load(file), start=1):
-                    yield _row(value, f"{path}, row {number}")
-                return
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _row(json.loads(line), f"{path}, line {number}")
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON lines or one JSON array: {error}") from error
-    except (gzip.BadGzipFile, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged or no {_ending(path)} file: {error}") from error
-
-
-def _row(value: Any, where: str) -> dict[str, Any]:
-    row = {"text": value} if isinstance(value, str) else value
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: expected an object or a text, got {value!r:.80}.")
-    return row
+def _only_rows(path: Path, drop: Sequence[str] = ()) -> Rows:
+    return (row for _, row in file_rows(path, drop=drop))
 
 
 def _folder_rows(folder: Path, split: str) -> Rows:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _saved_rows(folder, split)
-    files = sorted(file for file in folder.iterdir() if file.is_file() and _ending(file))
+    files = sorted(file for file in folder.iterdir() if file.is_file() and ending_of(file))
     files = [file for file in files if file.name not in _ABOUT]
-    named = [file for file in files if file.name.removesuffix(_ending(file) or "") == split]
+    named = [file for file in files if file.name.removesuffix(ending_of(file) or "") == split]
     if len(named) == 1:
-        return file_rows(named[0])
+        return _only_rows(named[0])
     shards = any(folder.rglob("*-*-of-*"))
     if len(files) == 1 and not shards:
-        return file_rows(files[0])  # one file: the set, whatever it is called
+        return _only_rows(files[0])  # one file: the set, whatever it is called
     if files and not shards:
         raise ValueError(
             f"{folder}: which of its files is {split!r}? There are "

@@ -91,3 +91,41 @@ def test_refusals(gsm8k, tmp_path, monkeypatch, words, sentence):
     assert isinstance(result.exception, ValueError)
     assert sentence in str(result.exception)
     assert not list(tmp_path.glob("x.*"))
+
+
+TRUTHS = [{"inputs": ["2\n"], "outputs": ["4\n"]}, {"inputs": ["3\n"], "outputs": ["6\n"]}]
+
+
+def column(path, truths, source):
+    rows = [{"q": f"double {i}", "tests": truth} for i, truth in enumerate(truths)]
+    words = ("--column", "q", "--truth", "tests", "--data-source", source)
+    return ("column", "--source", lines(path, rows), *words, "--out", path.parent / "p.parquet")
+
+
+def test_objects_as_truths_become_json(tmp_path):
+    figures(*column(tmp_path / "x.jsonl", TRUTHS, "code/mine"))
+    truths = [
+        row["reward_model"]["ground_truth"]
+        for row in pq.read_table(tmp_path / "p.parquet").to_pylist()
+    ]
+    assert [json.loads(truth) for truth in truths] == TRUTHS
+
+
+@pytest.mark.parametrize(
+    ("source", "bad"),
+    [
+        ("code/mine", {"inputs": ["1"], "outputs": [""]}),
+        ("code/mine", "assert True"),
+        ("code/mine", "def check(candidate):\n    assert candidate(1) == 2\n"),
+        ("gsm8k", "two"),
+        ("gsm8k", {"target": 2}),
+        ("math/mine", {"a": 1}),
+        ("multiple_choice/mine", "Paris"),
+    ],
+)
+def test_truths_that_no_grader_reads_are_refused_by_row(tmp_path, source, bad):
+    good = {"code/mine": TRUTHS[0], "gsm8k": "2", "math/mine": "2", "multiple_choice/mine": "B"}
+    result = invoke(*column(tmp_path / "x.jsonl", [good[source], bad], source))
+    told = " ".join(str(result.exception or "").split()) + " ".join(result.output.split())
+    assert result.exit_code and "1 of 2 ground truths cannot be graded" in told and "row 2" in told
+    assert not (tmp_path / "p.parquet").exists()

@@ -83,11 +83,11 @@ def test_large_columns_are_left_unread(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("x.jsonl", b'{"a": 1}\n{"a"', "not JSON lines"),
+        ("x.jsonl", b'{"a": 1}\n{"a"', "line 2 is not JSON"),
         ("x.jsonl", b'{"a": 1}\n7\n', "line 2: expected an object or a text, got 7"),
         ("x.json", b"[1]", "row 1: expected an object"),
         ("x.jsonl.gz", b'{"a": 1}\n', "damaged or no .jsonl.gz file"),
-        ("x.jsonl", b"\xff\xfe\n", "damaged or no .jsonl file"),
+        ("x.jsonl", b"\xff\xfe\n", "line 1 is not UTF-8"),
         ("x.parquet", b"PAR1", "not a readable Parquet"),
         ("x.arrow", b"ARROW1", "not a readable Arrow"),
         ("x.csv", b"a\n1\n", "read from .jsonl, .json, "),
