@@ -605,10 +605,11 @@ def test_ground_truths_become_json_in_every_converter(tmp_path, truth, text):
     reference = write_lines(
         tmp_path / "r.jsonl", reference_row(source_fields={"final_answer": truth})
     )
-    for convert, source in (
-        (convert_text, plain),
-        (convert_verl, verl),
-        (convert_reference, reference),
+    ended = {"assume_finished": True}
+    for convert, source, settings in (
+        (convert_text, plain, ended),
+        (convert_verl, verl, ended),
+        (convert_reference, reference, {}),
     ):
-        convert(source, tmp_path / convert.__name__, codec=CODEC)
+        convert(source, tmp_path / convert.__name__, codec=CODEC, **settings)
         assert [row.ground_truth for row in read(tmp_path / convert.__name__)] == [text]
