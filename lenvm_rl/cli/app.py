@@ -64,33 +64,23 @@ GammaOption = Annotated[
 ]
 
 
-def _resolve_lenvm(path: Path | None) -> Path | None:
-    """`demo` is the value model that ships with the package; anything else must hold one."""
-    from lenvm_rl.demo import lenvm_path
-    from lenvm_rl.model import is_lenvm_checkpoint
+def _resolve_lenvm(name: Path | None) -> Path | None:
+    from lenvm_rl.model import find_lenvm
 
-    if path is None:
-        return None
-    found = lenvm_path() if str(path) == "demo" else path
-    if not is_lenvm_checkpoint(found):
-        raise ValueError(
-            f"--lenvm {path} holds no LenVM (config.json with model_type 'lenvm'): name a "
-            "directory that `lenvm init` or training wrote, or `demo`."
-        )
-    return found
+    return None if name is None else find_lenvm(name, option="--lenvm")
 
 
 LenvmOption = Annotated[
     Path,
     typer.Option(
-        "--lenvm", help="Directory of the value model, or `demo`.", callback=_resolve_lenvm
+        "--lenvm", help="Value model: directory, hub id, or `demo`.", callback=_resolve_lenvm
     ),
 ]
 OptionalLenvmOption = Annotated[
     Path | None,
     typer.Option(
         "--lenvm",
-        help="Directory of the value model, or `demo`; a server has its own.",
+        help="Value model: directory, hub id, or `demo`; a server has its own.",
         callback=_resolve_lenvm,
     ),
 ]

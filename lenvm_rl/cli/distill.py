@@ -12,7 +12,10 @@ from lenvm_rl.cli.app import JsonOption, OutOption, SeedOption, app, console, em
 
 @app.command()
 def distill(
-    lenvm: Annotated[Path, typer.Option(help="Teacher: a LenVM without candidate head.")],
+    lenvm: Annotated[
+        Path,
+        typer.Option(help="Teacher: a LenVM without candidate head (directory, hub id, `demo`)."),
+    ],
     rollouts: Annotated[Path, typer.Option(help="Completions to draw states from.")],
     out: OutOption,
     head: Annotated[
@@ -44,15 +47,14 @@ def distill(
     import torch
 
     from lenvm_rl.demo.prompts import resolve_policy
-    from lenvm_rl.model import is_lenvm_checkpoint, load_tokenizer, save_checkpoint
+    from lenvm_rl.model import find_lenvm, load_tokenizer, save_checkpoint
     from lenvm_rl.rollouts import RolloutStream
     from lenvm_rl.rollouts.progress import progress_bar
     from lenvm_rl.scoring.distill import Distiller
     from lenvm_rl.scoring.distill_states import DistillSettings
 
-    for name, path in (("--lenvm", lenvm), ("--head", head)):
-        if path is not None and not is_lenvm_checkpoint(path):
-            raise ValueError(f"{name} {path} holds no LenVM: name a directory that training saved.")
+    lenvm = find_lenvm(lenvm, option="--lenvm")
+    head = None if head is None else find_lenvm(head, option="--head")
     torch.manual_seed(seed)
     settings = DistillSettings(
         candidates=top_k,

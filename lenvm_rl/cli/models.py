@@ -97,21 +97,39 @@ def init(
 
 @app.command(name="import")
 def import_(
-    checkpoint: Annotated[Path, typer.Argument(help="Trunk plus value_head.safetensors.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="Directory or hub id: a trunk plus value_head.safetensors.")
+    ],
     out: OutOption,
-    gamma: Annotated[float, typer.Option(help="Discount that it was trained with.")],
+    gamma: Annotated[
+        float | None,
+        typer.Option(help="Discount that it was trained with; published names are known."),
+    ] = None,
     target: Annotated[str, typer.Option(help="Target that it was trained with.")] = "return",
-    policy: Annotated[str | None, typer.Option(help="Policy whose lengths it predicts.")] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="Policy whose lengths it predicts; published names are known."),
+    ] = None,
 ) -> None:
     """Convert a published checkpoint of the paper's code; gamma is stored from then on.
 
-    Example: `lenvm import lenvm-1.5b --gamma 0.997 --out lenvm-qwen2.5-7b-from-1.5b`
+    Examples:
+
+    `lenvm import namezz/lvm-a-qwen2.5-7b-instruct-b-qwen2.5-0.5b-instruct --out lenvm-qwen2.5-7b`
+
+    `lenvm import saves/lenvm-1.5b --gamma 0.997 --policy Qwen/Qwen2.5-7B-Instruct --out lenvm-1.5b`
     """
-    from lenvm_rl.model import import_published, load_tokenizer, save_checkpoint
+    from lenvm_rl.model import find_model, import_published, load_tokenizer, save_checkpoint
 
     model = import_published(checkpoint, gamma=gamma, target=target, policy_name=policy)
-    path = save_checkpoint(model, load_tokenizer(checkpoint), out)
-    emit({"lenvm": str(path), "parameters": model.num_parameters(), "gamma": gamma}, None)
+    path = save_checkpoint(model, load_tokenizer(find_model(checkpoint)), out)
+    figures = {
+        "lenvm": str(path),
+        "parameters": model.num_parameters(),
+        "gamma": model.config.gamma,
+        "policy": (model.config.policy or {})["name"],
+    }
+    emit(figures, None)
 
 
 @app.command()

@@ -13,7 +13,8 @@ from lenvm_rl.cli.app import JsonOption, app, console, emit
 @app.command()
 def view(
     lenvm: Annotated[
-        list[Path], typer.Option(help="A value model, or `demo`; several are drawn together.")
+        list[Path],
+        typer.Option(help="Value model: directory, hub id, or `demo`; several are drawn together."),
     ],
     out: Annotated[Path, typer.Option("--out", help="HTML file to write.")],
     rollouts: Annotated[Path | None, typer.Option(help="Rollout file.")] = None,
@@ -42,10 +43,10 @@ def view(
     `lenvm view --lenvm demo --prompt "12 + 7 = ?"
     --response "the answer is 19" --out view.html`
     """
-    from lenvm_rl.demo import lenvm_path
     from lenvm_rl.evals.view import view_rollouts, view_text
+    from lenvm_rl.model import find_lenvm
 
-    lenvm = [lenvm_path() if str(path) == "demo" else path for path in lenvm]
+    lenvm = [find_lenvm(name, option="--lenvm") for name in lenvm]
     if (rollouts is None) == (prompt is None) or (prompt is None) != (response is None):
         raise ValueError("give either --rollouts, or --prompt and --response together.")
     if rollouts is not None:

@@ -12,7 +12,13 @@ from torch import Tensor
 from lenvm_rl.core import predicted_length, value_of_logit
 from lenvm_rl.evals.sampling import prompt_row
 from lenvm_rl.evals.values import config_space, iter_logits
-from lenvm_rl.model import LengthValueConfig, LengthValueModel, check_tokenizer, load_tokenizer
+from lenvm_rl.model import (
+    LengthValueConfig,
+    LengthValueModel,
+    check_tokenizer,
+    find_lenvm,
+    load_tokenizer,
+)
 from lenvm_rl.rollouts import Rollout, RolloutReader
 from lenvm_rl.rollouts.prompts import Prompt
 
@@ -33,7 +39,7 @@ def predict_prompts(
         ValueError: not a LenVM, a LenVM without gamma, a prompt longer than its context.
     """
     config, logits = _source(lenvm, logits)
-    tokenizer = load_tokenizer(lenvm)
+    tokenizer = load_tokenizer(find_lenvm(lenvm))
     check_tokenizer(config, tokenizer)
     # The token that stands for the response is never fed: the state s_0 is what is asked about.
     rows = (prompt_row(tokenizer, prompt) for prompt in prompts)
@@ -77,6 +83,6 @@ def predict_rollouts(
 def _source(lenvm: str | Path, logits: StateLogits | None) -> tuple[LengthValueConfig, StateLogits]:
     """What the checkpoint says about its logits, and where they come from."""
     if logits is not None:
-        return LengthValueConfig.from_pretrained(lenvm), logits
+        return LengthValueConfig.from_pretrained(find_lenvm(lenvm)), logits
     model = LengthValueModel.from_pretrained(lenvm)
     return model.config, partial(iter_logits, model)

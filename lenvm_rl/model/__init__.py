@@ -4,15 +4,15 @@ from lenvm_rl.model.config import LengthValueConfig
 from lenvm_rl.model.create import (
     describe_policy,
     from_scratch,
-    import_published,
     save_checkpoint,
 )
 from lenvm_rl.model.heads import HEADS, CandidateHead, ValueHead
+from lenvm_rl.model.hub import find_lenvm, find_model, is_lenvm_checkpoint
 from lenvm_rl.model.length_value_model import (
     LengthValueModel,
     LengthValueModelForTokenClassification,
-    is_lenvm_checkpoint,
 )
+from lenvm_rl.model.published import import_published
 from lenvm_rl.model.tokens import (
     check_tokenizer,
     check_tokenizer_sha,
@@ -30,6 +30,8 @@ __all__ = [
     "check_tokenizer",
     "check_tokenizer_sha",
     "describe_policy",
+    "find_lenvm",
+    "find_model",
     "from_scratch",
     "import_published",
     "is_lenvm_checkpoint",

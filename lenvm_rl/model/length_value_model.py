@@ -12,7 +12,6 @@ computes and throws away the logits of every token), and gamma, target and polic
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from transformers.utils import is_flash_attn_2_available
 from lenvm_rl.core import predict, predicted_length, value_of_logit
 from lenvm_rl.model.config import LengthValueConfig
 from lenvm_rl.model.heads import ValueHead, make_head
+from lenvm_rl.model.hub import find_lenvm
 from lenvm_rl.model.tokens import check_tokenizer
 
 
@@ -147,11 +147,7 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
         Raises:
             ValueError: for a gamma outside (0, 1), or when `path` is a LenVM already.
         """
-        if is_lenvm_checkpoint(path):
-            raise ValueError(
-                f"{path} is a LenVM already: load it with from_pretrained. from_policy starts a "
-                "new one from a causal language model."
-            )
+        _check_policy(AutoConfig.from_pretrained(path, **_of_hub(kwargs)), path)
         trunk = AutoModel.from_pretrained(path, dtype=dtype, **kwargs)
         config = LengthValueConfig(
             text_config=copy.deepcopy(trunk.config),
@@ -185,7 +181,7 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
         """Load a LenVM checkpoint; refuse what would silently give wrong lengths.
 
         Args:
-            path: a directory or hub name that holds a LenVM.
+            path: a directory, hub id or `demo`, see `hub`.
             gamma: when given, must equal the stored gamma.
             tokenizer: when given, must have the vocabulary that the model was trained on.
             attn_implementation: falls back to "sdpa" when flash attention is asked for but not
@@ -194,7 +190,10 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
         Raises:
             ValueError: not a LenVM, another gamma, another tokenizer, or no head in the weights.
         """
-        config = kwargs.get("config") or cls._read_config(path, **kwargs)
+        hub = _of_hub(kwargs)
+        path = find_lenvm(path, **hub)
+        kwargs = {key: value for key, value in kwargs.items() if key not in hub}
+        config = kwargs.get("config") or AutoConfig.from_pretrained(path)
         _check_gamma_matches(config, gamma, path)
         if tokenizer is not None:
             check_tokenizer(config, tokenizer)
@@ -213,18 +212,6 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
             )
         return (model, info) if output_loading_info else model
 
-    @classmethod
-    def _read_config(cls, path: str | Path, **kwargs: Any) -> LengthValueConfig:
-        hub = {key: kwargs[key] for key in ("revision", "token", "cache_dir") if key in kwargs}
-        config = AutoConfig.from_pretrained(path, **hub)
-        if not isinstance(config, LengthValueConfig):
-            raise ValueError(
-                f"{path} holds a {config.model_type!r} checkpoint ({config.architectures}), not a "
-                "LenVM. Make one from it with `lenvm init --from-policy`, or convert a published "
-                "value model with `lenvm import`."
-            )
-        return config
-
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """As in transformers; `head_output` is written as "value", the convention for readers."""
         asked, self.config.head_output = self.config.head_output, "value"
@@ -234,18 +221,25 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
             self.config.head_output = asked
 
 
+def _of_hub(given: dict[str, Any]) -> dict[str, Any]:
+    """What says which files of the Hub are meant."""
+    return {key: given[key] for key in ("revision", "token", "cache_dir") if key in given}
+
+
+def _check_policy(config: Any, path: Any) -> None:
+    if isinstance(config, LengthValueConfig):
+        raise ValueError(
+            f"{path} is a LenVM already: load it with from_pretrained. from_policy starts a "
+            "new one from a causal language model."
+        )
+
+
 def _check_gamma_matches(config: LengthValueConfig, gamma: float | None, path: Any) -> None:
     if gamma is not None and config.gamma is not None and abs(gamma - config.gamma) > 1e-12:
         raise ValueError(
             f"gamma {gamma} was given, but {path} was trained with gamma {config.gamma}: lengths "
             "read with another gamma are wrong. Leave gamma out; the checkpoint knows it."
         )
-
-
-def is_lenvm_checkpoint(path: str | Path) -> bool:
-    """True when `path` is a directory whose config.json says model_type "lenvm"."""
-    file = Path(path) / "config.json"
-    return file.is_file() and json.loads(file.read_text()).get("model_type") == "lenvm"
 
 
 LengthValueModel = LengthValueModelForTokenClassification

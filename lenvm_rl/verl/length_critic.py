@@ -29,6 +29,7 @@ from verl.workers.config import CriticConfig, HFModelConfig
 from verl.workers.engine_workers import TrainingWorkerConfig
 
 from lenvm_rl.model import LengthValueConfig, check_tokenizer, check_tokenizer_sha, tokenizer_sha
+from lenvm_rl.model.hub import on_every_node
 from lenvm_rl.rollouts import Rollout
 from lenvm_rl.verl.batch import make_batch
 from lenvm_rl.verl.engine import MODEL_TYPE
@@ -211,7 +212,7 @@ def worker_block(config: DictConfig, settings: PolicyLengthSettings) -> DictConf
             f"length_critic.strategy={block.strategy}: a length critic runs on FSDP beside any "
             f"policy, whatever model_engine is. Use one of {', '.join(STRATEGIES)}."
         )
-    block.model.path = settings.checkpoint
+    block.model.path = on_every_node(settings.checkpoint)
     block.model.tokenizer_path = None
     block.fsdp.forward_only = not settings.refresh
     return block

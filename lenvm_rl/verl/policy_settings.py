@@ -37,7 +37,8 @@ class PolicyLengthSettings:
     """The `lenvm:` block of the configuration. Checked on construction."""
 
     checkpoint: str | None = None
-    """Directory of the LenVM, pretrained on the policy. None: no length critic (use=none)."""
+    """The LenVM, pretrained on the policy: directory, hub id, or `demo`. None: no length critic
+    (use=none)."""
     use: str = "objective"
     """objective: A_task + scale * A_len. shaping: a potential in the token rewards. budget:
     A_task + scale * the advantage for meeting the prompt's budget. none: values are only logged."""

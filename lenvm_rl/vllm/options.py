@@ -20,7 +20,7 @@ import torch
 from lenvm_rl.model import (
     LengthValueConfig,
     check_tokenizer,
-    is_lenvm_checkpoint,
+    find_lenvm,
 )
 from lenvm_rl.rollouts.ends import end_token_ids
 from lenvm_rl.scoring import GuidanceSettings
@@ -65,12 +65,12 @@ class GuidanceOptions:
     what vLLM may use of the device (--gpu-memory-utilization), or of a CPU's free memory."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.checkpoint, str) or not is_lenvm_checkpoint(self.checkpoint):
+        if not isinstance(self.checkpoint, str):
             raise ValueError(
-                f"the LenVM checkpoint {str(self.checkpoint)!r} is not a directory with a LenVM in "
-                "it (config.json with model_type 'lenvm'): give the path that `lenvm init` or the "
-                "training wrote."
+                f"lenvm option checkpoint must be a directory, a hub id or `demo`, got "
+                f"{self.checkpoint!r}."
             )
+        find_lenvm(self.checkpoint, option="lenvm option checkpoint")
         for name in ("slots", "max_candidates", "chunk_tokens"):
             number = getattr(self, name)
             whole = isinstance(number, int) and not isinstance(number, bool)
@@ -139,8 +139,8 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def checkpoint_config(checkpoint: str | Path) -> LengthValueConfig:
-    """Configuration of a LenVM directory, without its weights."""
-    return LengthValueConfig.from_pretrained(checkpoint)
+    """Configuration of a LenVM (directory, hub id, `demo`), without its weights."""
+    return LengthValueConfig.from_pretrained(find_lenvm(checkpoint))
 
 
 def check_engine(vllm_config: Any, options: GuidanceOptions) -> None:

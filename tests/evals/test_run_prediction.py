@@ -59,5 +59,5 @@ def test_without_policy_and_training_file_the_rest_is_measured(files, tmp_path):
 
 
 def test_a_plain_language_model_is_refused(files, tiny_policy, tmp_path):
-    with pytest.raises(ValueError, match="not a LenVM"):
+    with pytest.raises(ValueError, match="holds no LenVM"):
         run_prediction(tiny_policy, files / "heldout", tmp_path / "out")

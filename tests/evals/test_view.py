@@ -131,7 +131,7 @@ def test_bad_input_gets_a_sentence(lenvms, rollouts, tiny_policy, tmp_path):
         view_rollouts([], rollouts, out)
     with pytest.raises(ValueError, match="response is empty"):
         view_text(lenvms, "w2", "", out)
-    with pytest.raises(ValueError, match="not a LenVM"):
+    with pytest.raises(ValueError, match="holds no LenVM"):
         view_rollouts([tiny_policy], rollouts, out)
     with pytest.raises(ValueError, match="context of 128"):
         view_text(lenvms, "w2", "w5 " * 200, out)

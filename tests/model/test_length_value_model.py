@@ -176,7 +176,7 @@ def test_a_wrong_gamma_or_tokenizer_is_refused(model, tokenizer, tmp_path):
 
 
 def test_other_checkpoints_are_refused_with_a_remedy(policy_dir, model, tokenizer, tmp_path):
-    with pytest.raises(ValueError, match="not a LenVM.*lenvm init"):
+    with pytest.raises(ValueError, match="holds no LenVM.*lenvm init"):
         LengthValueModel.from_pretrained(policy_dir)
     path = save_checkpoint(model, tokenizer, tmp_path / "lenvm")
     with pytest.raises(ValueError, match="LenVM already"):

@@ -38,7 +38,7 @@ def test_a_path_alone_names_the_checkpoint(lenvm):
     ("given", "environment", "sentence"),
     [
         ({}, {}, "no LenVM: name its directory"),
-        ({"lenvm": {"checkpoint": "/nowhere"}}, {}, "'/nowhere' is not a directory with a LenVM"),
+        ({"lenvm": {"checkpoint": "/nowhere"}}, {}, "checkpoint /nowhere holds no LenVM"),
         ({"lenvm": {"checkpoints": "/x"}}, {}, "expected an object with some of"),
         ({"lenvm": 3}, {}, "expected an object"),
         ({}, {"LENVM_CHECKPOINT": "/x", "LENVM_SLOTS": "many"}, "LENVM_SLOTS must be a whole"),

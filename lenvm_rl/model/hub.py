@@ -1,0 +1,98 @@
+"""Which directory does a model's name stand for? Itself, the shipped LenVM, or one from the Hub.
+
+    runs/demo/checkpoint/lenvm       a directory
+    demo                             the LenVM that ships with the package
+    ORGANISATION/NAME[@REVISION]     the Hugging Face Hub's, in its cache after the first time
+
+Wherever a LenVM is asked for, in a command, a setting of verl or of vLLM, it is looked up here.
+HF_HUB_CACHE, HF_HUB_OFFLINE and HF_TOKEN mean what they always do.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+_SHIPPED = Path(__file__).resolve().parents[1] / "demo" / "lenvm"
+_HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "value_head.bin")
+
+
+def find_lenvm(name: str | Path, *, option: str = "", **hub: Any) -> Path:
+    """Directory of the LenVM that `name` stands for.
+
+    Args:
+        name: a directory, `demo`, or a hub id.
+        option: where the name was given, for messages, e.g. "--lenvm".
+        hub: `revision`, `cache_dir`, `token` of the Hub; a revision in the name goes first.
+    Raises:
+        ValueError: nothing is there, or something else than a LenVM.
+    """
+    said = f"{option} {name}".strip()
+    path = _SHIPPED if str(name) == "demo" else find_model(name, option=option, **hub)
+    kind = model_type(path)
+    if kind == "lenvm":
+        return path
+    if (path / "value_head.safetensors").is_file() or (path / "value_head.bin").is_file():
+        raise ValueError(
+            f"{said} holds no LenVM of this package, but a checkpoint of the paper's code: convert "
+            f"it once, with `lenvm import {name} --out DIR`."
+        )
+    found = "no config.json" if kind is None else f"a {kind!r} model"
+    raise ValueError(
+        f"{said} holds no LenVM (config.json with model_type 'lenvm') but {found}: make one from a "
+        "language model with `lenvm init --from-policy`, or name what training wrote, a hub id, "
+        "or `demo`."
+    )
+
+
+def find_model(name: str | Path, *, option: str = "", **hub: Any) -> Path:
+    """Directory of any model: `name` itself, or its snapshot in the Hub's cache.
+
+    Raises:
+        ValueError: no such directory, and no hub id or none that can be had.
+    """
+    path = Path(name)
+    if path.is_dir():
+        return path
+    said = f"{option} {name}".strip()
+    match = _HUB_ID.fullmatch(str(name))
+    if match is None:
+        raise ValueError(
+            f"{said} holds no LenVM or other model: it is no directory, and no id of the Hugging "
+            "Face Hub (ORGANISATION/NAME, or ORGANISATION/NAME@REVISION)."
+        )
+    from huggingface_hub import constants, snapshot_download
+
+    if match["revision"]:
+        hub["revision"] = match["revision"]
+    try:
+        return Path(snapshot_download(match["id"], allow_patterns=list(_FILES), **hub))
+    except (OSError, ValueError) as error:  # the Hub's errors are OSErrors of many kinds
+        cache = hub.get("cache_dir") or constants.HF_HUB_CACHE
+        offline = " (HF_HUB_OFFLINE is set: only the cache was asked)"
+        raise ValueError(
+            f"{said} is no directory, so it was looked for on the Hugging Face Hub, where it could "
+            f"not be had{offline if constants.HF_HUB_OFFLINE else ''}: {type(error).__name__}: "
+            f"{str(error).splitlines()[0]} Its cache is {cache}: download it there where there is "
+            f"a network (`hf download {match['id']}`), or name a directory."
+        ) from error
+
+
+def on_every_node(name: str) -> str:
+    """`name` as transformers takes it on any machine of a cluster: `demo` is a directory there, a
+    hub id stays one."""
+    return str(_SHIPPED) if name == "demo" else name
+
+
+def is_lenvm_checkpoint(path: str | Path) -> bool:
+    """True when `path` is a directory whose config.json says model_type "lenvm"."""
+    return model_type(path) == "lenvm"
+
+
+def model_type(path: str | Path) -> str | None:
+    """The `model_type` in a directory's config.json; None without one."""
+    file = Path(path) / "config.json"
+    return json.loads(file.read_text()).get("model_type") if file.is_file() else None
