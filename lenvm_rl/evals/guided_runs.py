@@ -14,13 +14,13 @@ from lenvm_rl.evals.control_report import ControlReport
 from lenvm_rl.evals.encoding import encode_prompt
 from lenvm_rl.evals.guided import guided_completions
 from lenvm_rl.evals.outcomes import Grader
-from lenvm_rl.model import LengthValueModel, check_tokenizer, load_tokenizer
+from lenvm_rl.model import check_tokenizer, load_tokenizer
 from lenvm_rl.model.decoder import context_length
 from lenvm_rl.model.generate import Completion, ContinuousSampler, Request
 from lenvm_rl.rollouts.progress import progress_bar
 from lenvm_rl.rollouts.prompts import Prompt
 from lenvm_rl.scoring import GuidanceSettings
-from lenvm_rl.scoring.q_head import make_scorer
+from lenvm_rl.scoring.q_head import load_lenvm, make_scorer
 
 
 class GuidedPolicy:
@@ -49,7 +49,7 @@ class GuidedPolicy:
     ):
         self.tokenizer = load_tokenizer(policy)
         self.model = ContinuousSampler.from_pretrained(str(policy)).model
-        lenvm_model = LengthValueModel.from_pretrained(lenvm).to(self.model.device)
+        lenvm_model = load_lenvm(lenvm, self.model.dtype).to(self.model.device)
         check_tokenizer(lenvm_model.config, self.tokenizer)
         self.scorer = make_scorer(
             lenvm_model,

@@ -1,12 +1,14 @@
 """Do partial softmaxes merge into the whole one, and is a kernel that errs found out?"""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lenvm_rl.scoring import prefix_kernels
 from lenvm_rl.scoring.key_values import KeyValueShape, KeyValueStore
 from lenvm_rl.scoring.prefix_kernels import KERNELS, checked, merge_attention, prefix_kernel
 from tests.scoring.prefix_reference import reference_kernel
@@ -110,6 +112,49 @@ def test_a_kernel_that_errs_is_refused(spoil, message):
 def test_a_cpu_has_no_kernel():
     shape = KeyValueShape(2, 8, 8, torch.float32)
     assert prefix_kernel(KeyValueStore([shape], slots=1, capacity=256, device="cpu")) is None
+
+
+@pytest.fixture
+def cuda_store():
+    """What `prefix_kernel` reads of a store on a GPU."""
+    here = torch.zeros(1, 4, 2, 8)
+    return SimpleNamespace(
+        keys=here, values=here, dtype=torch.bfloat16, device=torch.device("cuda")
+    )
+
+
+@pytest.fixture
+def trusted(monkeypatch):
+    """Every kernel that can be made is right."""
+    monkeypatch.setattr(prefix_kernels, "checked", lambda kernel, **here: kernel)
+
+
+def test_what_an_engine_brings_is_tried_first(cuda_store, trusted, monkeypatch, caplog):
+    monkeypatch.setattr(prefix_kernels, "KERNELS", {"torch": lambda: "torch's"})
+    assert prefix_kernel(cuda_store) == "torch's"
+    assert prefix_kernel(cuda_store, {"engine": lambda: "the engine's"}) == "the engine's"
+
+    def absent():
+        raise ImportError("not in this build")
+
+    assert prefix_kernel(cuda_store, {"engine": absent}) == "torch's"
+    assert not caplog.records, "nothing is slower than it could be"
+
+
+def test_a_gpu_without_any_is_warned_of(cuda_store, monkeypatch, caplog):
+    def absent():
+        raise ImportError("not installed")
+
+    def wrong(kernel, **here):
+        raise ValueError("it is off by 3")
+
+    monkeypatch.setattr(prefix_kernels, "KERNELS", {"one": absent, "other": lambda: None})
+    monkeypatch.setattr(prefix_kernels, "checked", wrong)
+    assert prefix_kernel(cuda_store) is None
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "one: not installed; other: it is off by 3" in record.getMessage()
+    assert "torch.bfloat16" in record.getMessage()
 
 
 @pytest.mark.gpu
