@@ -184,19 +184,74 @@ def advantage_term(
     return right_term(term, mask, weights, how=settings.normalise)
 
 
-def clamped(
+@dataclass(frozen=True)
+class LengthTerm:
+    """The length term of a batch."""
+
+    unit: Tensor
+    """[B, T] A_len in its own unit."""
+    scaled: Tensor
+    """[B, T] what is added to the task advantage: times the scale, within the clamp."""
+    fit: Recalibration | None
+    """What the critic's logits were refitted by, if they were."""
+
+
+def length_term(
     settings: PolicyLengthSettings,
-    scaled: Tensor,
-    task: Tensor,
+    model: LengthValueConfig,
+    logits: Tensor,
+    lengths: Tensor,
     mask: Tensor,
+    finished: Tensor,
+    task: Tensor,
+    *,
+    scale: float,
     correct: Tensor,
     groups: Tensor,
-) -> Tensor:
-    """The scaled length term [B, T] within `clamp` of a right answer's lead over wrong ones."""
-    if settings.applies_to == "all" or settings.clamp is None:
-        return scaled
-    weights = weights_of(settings, correct, mask)
-    return clamp_to_lead(scaled, task, mask, weights, groups, share=float(settings.clamp))
+    budget: Tensor | None = None,
+    trained: Tensor | None = None,
+) -> LengthTerm:
+    """From the critic's output to what is added to the task advantage: refit, term, clamp.
+
+    Args:
+        settings: the `lenvm:` block.
+        model: of the critic: gamma, target, length_scale, answers.
+        logits: [B, T + 1], raw outputs at s_0 .. s_L.
+        lengths: [B], response tokens L.
+        mask: [B, T], tokens of the policy.
+        finished: [B] bool.
+        task: [B, T], the task advantage.
+        scale: of the term.
+        correct: [B] task scores.
+        groups: [B] integers, equal for samples of a prompt.
+        budget: [B] tokens, for use=budget.
+        trained: [B, T], the tokens that are trained on; None: those of `mask`.
+    """
+    fit = None
+    if settings.recalibrates:
+        known = finished & (correct > 0) if model.answers == "right" else finished
+        fitted = (mask != 0) & known[:, None]
+        estimate, fit = LengthValues.refitted(logits, lengths, model, fitted)
+    else:
+        estimate = LengthValues.of_logits(logits, lengths, model)
+    unit = advantage_term(
+        settings,
+        estimate,
+        mask,
+        finished,
+        gamma=model.gamma,
+        budget=budget,
+        correct=correct,
+        groups=groups,
+        baseline=settings.baseline_for(model.answers),
+    )
+    scaled = scale * unit
+    if settings.applies_to == "right" and settings.clamp is not None:
+        weights = weights_of(settings, correct, mask)
+        counted = mask if trained is None else trained
+        share = float(settings.clamp)
+        scaled = clamp_to_lead(scaled, task, counted, weights, groups, share=share)
+    return LengthTerm(unit, scaled, fit)
 
 
 def shaping_term(

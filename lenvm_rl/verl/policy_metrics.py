@@ -69,8 +69,10 @@ def critic_metrics(
     return result
 
 
-def recalibration_metrics(fit: Recalibration) -> dict[str, float]:
-    """How far the critic had to be moved to fit, and what that gained."""
+def recalibration_metrics(fit: Recalibration | None) -> dict[str, float]:
+    """How far the critic had to be moved to fit, and what that gained; empty where it was not."""
+    if fit is None:
+        return {}
     return {
         "lenvm/recalibration_a": fit.a,
         "lenvm/recalibration_b": fit.b,

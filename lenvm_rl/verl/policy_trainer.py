@@ -31,13 +31,7 @@ from lenvm_rl.verl.gdpo import check_gdpo, gdpo_fields
 from lenvm_rl.verl.group_reward import GroupReward
 from lenvm_rl.verl.length_critic import LengthCritic
 from lenvm_rl.verl.length_state import LengthState
-from lenvm_rl.verl.length_terms import (
-    LengthValues,
-    advantage_term,
-    budgets_of,
-    clamped,
-    shaping_term,
-)
+from lenvm_rl.verl.length_terms import LengthValues, budgets_of, length_term, shaping_term
 from lenvm_rl.verl.plugin import POLICY_TRAINER_MODE, check_registered
 from lenvm_rl.verl.policy_metrics import (
     LengthAlarm,
@@ -154,9 +148,7 @@ class LengthAwareTrainer(PPOTrainerSync):
             batch, terms = self._with_shaping(batch, metrics, rollouts, estimate, rewards, scale)
         else:
             batch = self._verls_advantage(batch, metrics, rollouts)
-            if self.settings.recalibrates:
-                estimate = self._refitted(metrics, rollouts, logits)
-            terms = self._add_length_advantage(metrics, rollouts, estimate, scale)
+            terms = self._add_length_advantage(metrics, rollouts, logits, scale)
         if self.settings.dump_dir is not None:
             path = Path(self.settings.dump_dir).absolute() / f"step_{self.global_steps}.pt"
             dump_step(path, rollouts, rewards=rewards, logits=logits, scale=scale, **terms)
@@ -213,47 +205,33 @@ class LengthAwareTrainer(PPOTrainerSync):
         metrics["lenvm/shaping_sum"] = term.sum(1).mean().item()
         return batch, {"shaping": term, "total": rollouts.get("advantages")}
 
-    def _refitted(self, metrics: dict, rollouts: RolloutBatch, logits: Tensor) -> LengthValues:
-        """What the critic says once it fits the completions that it is meant to know."""
-        model = self.length_critic.model
-        known = rollouts.finished
-        if model.answers == "right":
-            known = known & (rollouts.correct > 0)
-        lengths = torch.tensor([row.length for row in rollouts.rows])
-        fitted = (rollouts.mask != 0) & known[:, None]
-        estimate, fit = LengthValues.refitted(logits, lengths, model, fitted)
-        metrics.update(recalibration_metrics(fit))
-        return estimate
-
     def _add_length_advantage(
-        self,
-        metrics: dict,
-        rollouts: RolloutBatch,
-        estimate: LengthValues | None,
-        scale: float,
+        self, metrics: dict, rollouts: RolloutBatch, logits: Tensor | None, scale: float
     ) -> dict[str, Tensor]:
         task = rollouts.get("advantages")
-        if self.settings.use == "none" or estimate is None:
+        if self.settings.use == "none" or logits is None:
             return {"task": task, "total": task}
         column = self.settings.budget_column
-        correct, groups = rollouts.correct, rollouts.groups
-        term = advantage_term(
+        trained = rollouts.get("response_mask")  # verl's rejection sampling may have masked rows
+        term = length_term(
             self.settings,
-            estimate,
+            self.length_critic.model,
+            logits,
+            torch.tensor([row.length for row in rollouts.rows]),
             rollouts.mask,
             rollouts.finished,
-            gamma=self.length_critic.gamma,
+            task,
+            scale=scale,
+            correct=rollouts.correct,
+            groups=rollouts.groups,
             budget=None if column is None else budgets_of(rollouts.columns[column], column),
-            correct=correct,
-            groups=groups,
-            baseline=self.settings.baseline_for(self.length_critic.model.answers),
+            trained=trained,
         )
-        trained = rollouts.get("response_mask")  # verl's rejection sampling may have masked rows
-        scaled = clamped(self.settings, scale * term, task, trained, correct, groups)
-        total = combine(task, scaled, trained, scale=1.0).to(task.dtype)
+        total = combine(task, term.scaled, trained, scale=1.0).to(task.dtype)
         rollouts.put(advantages=total)
-        metrics.update(advantage_metrics(task, scaled, trained))
-        return {"task": task, "length": term, "total": total}
+        metrics.update(advantage_metrics(task, term.scaled, trained))
+        metrics.update(recalibration_metrics(term.fit))
+        return {"task": task, "length": term.unit, "total": total}
 
     def _refresh(self, rollouts: RolloutBatch, metrics: dict) -> None:
         rollouts.check_own_words("lenvm.refresh=true")
