@@ -84,6 +84,7 @@ from lenvm_rl.core.returns import (
 )
 from lenvm_rl.core.right_answers import (
     BASELINES,
+    CLAMP,
     centre_right,
     clamp_to_lead,
     lead_over_wrong,
@@ -109,6 +110,7 @@ from lenvm_rl.core.tilt import tilt, tilt_to_mean
 __all__ = [
     "BASELINES",
     "BUDGETS",
+    "CLAMP",
     "CONTROLLERS",
     "CONTROLS",
     "CUTS",

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from lenvm_rl.core import (
     BASELINES,
     BUDGETS,
+    CLAMP,
     CUTS,
     NORMALISATIONS,
     Controller,
@@ -65,7 +66,7 @@ class PolicyLengthSettings:
     group: the right answers of its prompt, without the LenVM; lam has no effect. auto: `right`
     where the LenVM is one of right answers, else `group`. all: a LenVM of all answers, an
     ablation: where right answers are the long ones it teaches to be wrong."""
-    clamp: float | None = 0.5
+    clamp: float | None = CLAMP
     """With applies_to=right: the largest share, in [0, 1], that the length term of a token may take
     of its answer's lead over the wrong answers of the prompt. null: no bound (an ablation)."""
     recalibrate: bool | str = AUTO

@@ -7,7 +7,8 @@ how), drawn once per problem. Methods differ in the advantage alone:
     lenvm        A + s A_n, GRPO on the answer plus GAE towards -|L - n*| / n* with the LenVM's
                  expected length as baseline, in units of its own spread; the LenVM learns on from
                  every batch, so that it comes to read the budget too
-    lenvm_right  the same with the dense term in right answers alone
+    lenvm_right  the same with the dense term in right answers alone; against values of all
+                 answers (an ablation, see lenvm_rl.core.right_answers)
     lenvm_frozen `lenvm` with the LenVM that the start has
 
 All start from one pair of policy and LenVM that has seen budgets (`warm_up`). Evaluated beside

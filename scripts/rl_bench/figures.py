@@ -15,6 +15,7 @@ from lenvm_rl.rollouts.atomic import replacing  # noqa: E402
 
 _LENVM = {
     "objective": "#1b6ca8",
+    "right": "#c0392b",
     "objective_right": "#e0a100",
     "objective_refresh": "#16a085",
     "right_lam0": "#7a5c00",

@@ -1,4 +1,4 @@
-"""What is compared: no length term, published length rewards, and LenVM in three forms.
+"""What is compared: no length term, published length rewards, and LenVM in several forms.
 
 Everything else of a run (data, optimiser, batch, updates, seeds) is the same. A method turns one
 batch of graded completions into advantages per token. Published rewards go through GRPO:
@@ -7,9 +7,14 @@ batch of graded completions into advantages per token. Published rewards go thro
 
 and so does the bare answer, which all LenVM forms start from:
 
-    objective   A + s A_len          A_len: GAE over -(1 - gamma), LenVM as baseline; `_right` in
-                                     right answers alone, `_refresh` with a LenVM that learns on;
-                                     `right_lam0` and `right_lam1`: `_right` at lambda 0 and 1
+    objective   A + s A_len          A_len: GAE over -(1 - gamma), LenVM as baseline; `_refresh`
+                                     with a LenVM that learns on
+    right       A + s c A_len        in right answers alone, as the recipes do it: against a LenVM
+                                     of right answers where --lenvm is one, else against the right
+                                     answers of the prompt; bounded by the lead over wrong ones
+    objective_right, right_lam0, right_lam1
+                A + s c A_len        the same against values of all answers, unbounded, at the run's
+                                     lambda, 0 and 1: harmless only where right answers are short
     shaping     r + sum_t F_t        F_t = s (Phi_{t+1} - Phi_t), Phi = V: GRPO sums token rewards,
                                      and at gamma_shape 1 the sum is the same for all samples of a
                                      prompt (but cut ones), so nothing should change
@@ -26,17 +31,27 @@ import torch
 from torch import Tensor
 
 from lenvm_rl.core import (
+    CLAMP,
     budget_advantage,
+    centre_right,
+    clamp_to_lead,
     combine,
+    discounted_returns,
+    lam_for_length,
     length_advantage,
+    logit_to_value,
     normalise_advantage,
+    recalibrate,
+    right_term,
     shaping_rewards,
+    value_to_logit,
 )
 from reward_fns import LENGTH_REWARDS, BoundReward
 
 NONE = "none"
 LENVM = {
     "objective": ("scale", (0.1, 0.3, 1.0)),
+    "right": ("scale", (0.3, 1.0, 3.0)),
     "objective_right": ("scale", (0.3, 1.0, 3.0)),
     "objective_refresh": ("scale", (0.1, 0.3, 1.0)),
     "right_lam0": ("scale", (0.3, 1.0, 3.0)),
@@ -52,7 +67,7 @@ DEFAULT = (
     NONE,
     *("kimi", "l1_max", "arora_zanette", "dapo_overlong", "truncation", "laser"),
     *("shorter_better", "alp"),
-    *("objective", "objective_right", "objective_refresh", "shaping", "budget"),
+    *("objective", "right", "objective_refresh", "shaping", "budget"),
 )
 """What is compared unless names are given; ALL stands for everything there is."""
 LEVELS = ("0", "1", "2", "3")
@@ -141,6 +156,8 @@ class Graded:
     """[B, T] its remaining lengths in tokens."""
     gamma: float
     """Discount of the values."""
+    answers: str
+    """Whose lengths the values are of: all or right."""
     columns: dict[str, dict[str, Any]]
     """Per prompt: what published rewards ask of the data."""
 
@@ -190,10 +207,39 @@ def advantages(method: Method, batch: Graded, bound: BoundReward | None, *, lam:
             batch.lengths_left, batch.mask, batch.finished, tokens, kind="at_most", lam=lam
         )
         return combine(task, dense, batch.mask, scale=BUDGET_SCALE)
+    if method.name == "right":
+        dense = float(method.strength or 0) * _right_term(batch)
+        right, groups = torch.tensor(batch.correct), _groups(batch)
+        dense = clamp_to_lead(dense, task, batch.mask, right, groups, share=CLAMP)
+        return combine(task, dense, batch.mask, scale=1.0)
     lam = LAMBDAS.get(method.name, lam)
     dense = length_advantage(batch.values, batch.mask, batch.finished, gamma=batch.gamma, lam=lam)
     dense = normalise_advantage(dense, batch.mask, how="batch_std")
     scale = torch.full((len(batch.lengths), 1), float(method.strength or 0))
-    if "right" in method.name:
+    if method.name.endswith("_right") or method.name in LAMBDAS:
         scale = scale * torch.tensor(batch.correct)[:, None]
     return combine(task, dense, batch.mask, scale=scale)
+
+
+def _right_term(batch: Graded) -> Tensor:
+    """A_len of right answers as `lenvm.applies_to=right` makes it, in units of its own spread."""
+    right, mask, done = torch.tensor(batch.correct), batch.mask, batch.finished
+    if batch.answers != "right":
+        returns = length_advantage(
+            torch.zeros_like(batch.values), mask, done, gamma=batch.gamma, lam=1.0
+        )
+        dense = centre_right(returns, mask, right, _groups(batch))
+    else:
+        fitted = mask & (done & (right > 0))[:, None]
+        logits = value_to_logit(batch.values)
+        fit = recalibrate(logits, discounted_returns(fitted, gamma=batch.gamma), fitted)
+        lengths = [n for n, c in zip(batch.lengths, batch.correct, strict=True) if c > 0]
+        lam = lam_for_length(sum(lengths) / len(lengths)) if lengths else 1.0
+        values = logit_to_value(fit(logits))
+        dense = length_advantage(values, mask, done, gamma=batch.gamma, lam=lam)
+    return right_term(dense, mask, right, how="batch_std")
+
+
+def _groups(batch: Graded) -> Tensor:
+    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(batch.prompt_ids))}
+    return torch.tensor([number[prompt] for prompt in batch.prompt_ids])

@@ -184,6 +184,7 @@ class World:
             values=values,
             lengths_left=lengths_left,
             gamma=lenvm.config.require_gamma(),
+            answers=lenvm.config.answers,
             columns={p.prompt_id: self.columns.get(p.prompt_id, {}) for p in prompts},
         )
 

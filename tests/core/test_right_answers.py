@@ -144,12 +144,15 @@ def test_every_right_answer_stays_above_the_wrong_ones_of_its_group(batch, share
     total = combine(task, bounded, mask, scale=1.0)
     lead = lead_over_wrong(task, mask, right, groups)
     length = mask.sum(1)
+    leads = lead[(right > 0) & lead.isfinite()]
     for i in range(len(mask)):
         wrong = (groups == groups[i]) & (right == 0)
         if right[i] == 0:
             assert torch.equal(total[i], task[i])
+        elif not len(leads):
+            assert torch.equal(bounded[i], term[i]), "nothing says what being right is worth"
         elif not wrong.any():
-            assert torch.equal(bounded[i], term[i])
+            assert bounded[i].abs().max() <= share * leads.mean() + 1e-9
         elif lead[i] > 0:
             sums, means = task[wrong].sum(1), task[wrong].sum(1) / length[wrong]
             margin = (1.0 - share) * lead[i] - 1e-9

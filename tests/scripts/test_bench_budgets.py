@@ -63,6 +63,7 @@ def graded(lengths, correct, budgets):
         values=-0.5 * mask,
         lengths_left=left.clamp(min=0).float(),
         gamma=0.98,
+        answers="all",
         columns={n: {"target": b} for n, b in zip(dict.fromkeys(names), budgets, strict=True)},
     )
 

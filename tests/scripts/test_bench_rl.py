@@ -7,6 +7,7 @@ import sys
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -36,6 +37,8 @@ from lenvm_rl.model import (  # noqa: E402
     save_checkpoint,  # noqa: E402
 )
 from lenvm_rl.model.generate import Completion, ContinuousSampler  # noqa: E402
+from lenvm_rl.verl.length_terms import length_term  # noqa: E402
+from lenvm_rl.verl.policy_settings import PolicyLengthSettings  # noqa: E402
 from reward_fns import LENGTH_REWARDS  # noqa: E402
 from tests.tiny import FORWARD  # noqa: E402
 
@@ -77,6 +80,7 @@ def graded(**changed) -> Graded:
         "values": -0.1 * mask,
         "lengths_left": 5.0 * mask,
         "gamma": GAMMA,
+        "answers": "all",
         "columns": {"a": {}, "b": {}},
     }
     return Graded(**{**fields, **changed})
@@ -169,6 +173,33 @@ def test_length_pressure_on_right_answers_alone():
     rows = torch.tensor(batch.correct) == 1  # both strengths are .3
     torch.testing.assert_close(right[rows], everywhere[rows], atol=1e-6, rtol=0)
     assert (right[~rows] == 0).all() and (everywhere[~rows][batch.mask[~rows]] != 0).all()
+
+
+@pytest.mark.parametrize("answers", ["all", "right"])
+def test_right_answers_get_the_trainers_own_term(answers):
+    """`right` is what lenvm.applies_to=right makes of the same values, in group or against V_c."""
+    values = -torch.rand(4, 4, generator=torch.Generator().manual_seed(1)) * graded().mask
+    batch = graded(correct=[1.0, 1.0, 1.0, 0.0], values=values, answers=answers)
+    settings = PolicyLengthSettings(
+        checkpoint="x", scale=1.0, applies_to="right", normalise="batch_std"
+    )
+    plain = advantages(Method("none"), batch, None, lam=0.95)
+    term = length_term(
+        settings,
+        SimpleNamespace(gamma=GAMMA, target="return", length_scale=None, answers=answers),
+        torch.logit(-torch.nn.functional.pad(values, (0, 1))),
+        torch.tensor(batch.lengths),
+        batch.mask,
+        batch.finished,
+        plain,
+        scale=1.0,
+        correct=torch.tensor(batch.correct),
+        groups=torch.tensor([0, 0, 1, 1]),
+    )
+    got = advantages(Method("right", 1), batch, None, lam=0.5)
+    assert Method("right", 1).strength == 1.0
+    torch.testing.assert_close(got, plain + term.scaled, atol=1e-6, rtol=0)
+    assert not torch.equal(got, plain)
 
 
 def test_shaping_changes_nothing_under_grpo():

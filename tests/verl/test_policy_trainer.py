@@ -195,7 +195,7 @@ def test_values_of_right_answers_alone_are_no_baseline_of_all(step):
         step({"adv_estimator": "grpo"}, answers="right")
 
 
-def test_the_length_term_leaves_a_right_answer_half_of_its_lead(step):
+def test_the_length_term_leaves_a_right_answer_its_lead(step):
     task = verls(step, adv_estimator="grpo")
     given = {"applies_to": "right", "scale": 1e3, "answers": "right"}
     queue, *_ = step({"adv_estimator": "grpo"}, **given)
@@ -204,7 +204,8 @@ def test_the_length_term_leaves_a_right_answer_half_of_its_lead(step):
         n, m = LENGTHS[right], LENGTHS[wrong]
         assert total[right, :n].min() > task[wrong, 0] and task[right, 0] > task[wrong, 0]
         assert total[right].sum() > task[wrong].sum()
-        assert (total[right, :n] - task[right, :n]).abs().max() <= task[right, 0] - task[wrong, 0]
+        bound = 0.25 * (task[right, 0] - task[wrong, 0]) + 1e-6
+        assert (total[right, :n] - task[right, :n]).abs().max() <= bound
         assert_close(total[wrong, :m], task[wrong, :m])
     free, *_ = step({"adv_estimator": "grpo"}, **given, clamp=None)
     assert free.padded("advantages").abs().max() > 50
