@@ -10,9 +10,9 @@ the candidates the one is taken that
     is whole: uses no name that it does not define, and does something,
     comes last
 
-and what competition judges import for their solutions (`List`, `deque`, `sqrt`, ...) is imported
-where it is used and not defined. Standard library alone: it also runs inside the sandbox, because
-parsing what a policy wrote is not for the trainer's process.
+It is given the earlier parts that define names which it lacks, and what competition judges import
+for their solutions (`List`, `deque`, `sqrt`, ...). Standard library alone: it also runs inside the
+sandbox, because parsing what a policy wrote is not for the trainer's process.
 """
 
 from __future__ import annotations
@@ -70,19 +70,24 @@ def find_program(
         reads: whether the program is tested by what it reads and prints.
         judged: bring along what competition judges import.
     """
-    best: tuple[tuple[int, ...], _Part] | None = None
-    for place, part in enumerate(_parts(text)):
-        whole = part.acts and not part.free - (_IMPORTS.keys() if judged else set())
-        rank = (len(part.defined & set(wanted)), reads and part.reads, whole, place)
-        if best is None or rank > best[0]:
-            best = (rank, part)
-    if best is None:
+    brought = _IMPORTS if judged else {}
+    parts = list(_parts(text))
+    if not parts:
         return None
-    code, missing = best[1].code, [name for name in _IMPORTS if name in best[1].free]
-    if not judged or not missing:
-        return code
-    future = re.match(r"(?:from __future__ import [^\n]*\n)*", code)[0]
-    return future + "\n".join([*(_IMPORTS[name] for name in missing), code[len(future) :]])
+
+    def rank(place: int) -> tuple[int, ...]:
+        part = parts[place]
+        whole = part.acts and not part.free - brought.keys()
+        return len(part.defined & set(wanted)), reads and part.reads, whole, place
+
+    best = max(range(len(parts)), key=rank)
+    code, lacking = parts[best].code, parts[best].free
+    for part in reversed(parts[:best]):
+        if part.defined & lacking:
+            code, lacking = f"{part.code}\n\n{code}", lacking - part.defined | part.free
+    imports = [line for name, line in brought.items() if name in lacking]
+    future = re.match(r"(?:from __future__ import [^\n]*\n)*", code)[0] if imports else ""
+    return future + "\n".join([*imports, code[len(future) :]])
 
 
 def _parts(text: str) -> Iterator[_Part]:

@@ -7,6 +7,7 @@ The rule itself is the task's own, `lenvm_rl.demo.task.grade`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,15 @@ from lenvm_rl.demo import task
 
 
 def grade(text: str, answer: int | str) -> float:
-    """1.0 where `task.grade` accepts the response, else 0.0; never raises for any text."""
+    """1.0 where `task.grade` accepts the response, else 0.0; no text raises.
+
+    Raises:
+        ValueError: `answer`, the ground truth, is no whole number.
+    """
+    if not re.fullmatch(r"-?\d{1,40}", str(answer).strip()):
+        raise ValueError(
+            f"the ground truth {str(answer)[:80]!r} is no whole number: the demo's task is sums"
+        )
     return float(task.grade(text, answer))
 
 

@@ -145,8 +145,10 @@ def _true_formula(answer: Any) -> str:
 
 
 def _plain(formula: str) -> str:
-    """A formula without the dollar signs around it, and without blanks that separate nothing."""
-    return re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", " ".join(formula.split()).strip("$ "))
+    """A formula without the dollar signs around it, a dot at its end, and blanks that separate
+    nothing."""
+    bare = re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", " ".join(formula.split()).strip("$ "))
+    return bare.rstrip(".")
 
 
 def compute_score(

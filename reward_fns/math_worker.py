@@ -25,7 +25,8 @@ PARSE_SECONDS = COMPARE_SECONDS = 4
 ROUNDED, EXACT = 1e-4, 1e-12  # relative distance of equal values, with decimals and without
 
 _MINUS = str.maketrans(dict.fromkeys("\u2012\u2212\ufe63\uff0d", "-"))
-_GAP = r"(?:\{,\}|,\\!|\\,|\\ |\\!|~|[\u00a0\u2009\u202f])"
+_TAIL = re.compile(r"(?:\s|\.|(?<!\\)\\[,;:! ])+$")
+_GAP = r"(?:\{,\}|,\\!\s*|\\,|\\ |\\!|~|[\u00a0\u2009\u202f])"
 _GROUPED = re.compile(rf"(?<![\d.])([1-9]\d{{0,2}})((?:{_GAP}\d{{3}})+)(?!\d|{_GAP}\d)")
 _MIXED = re.compile(r"(?<![\d.,/^_])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d./^])")
 _SCIENTIFIC = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([+-]?\d+)(?![\w.])")
@@ -41,7 +42,8 @@ _TWO_NUMBERS = re.compile(r"(?<![\d^_.])[\d.]*\d(?:\s|~|\\[ ,;:!]|\\q?quad)+\.?\
 def written(formula: str) -> str:
     """A formula in signs that math-verify reads as what they mean; its value stays the same."""
     formula = formula.strip().translate(_MINUS)
-    formula = re.sub(r"^\$+(.*?)(?<!\\)\$+$", r"\1", formula, flags=re.DOTALL).strip()
+    formula = re.sub(r"^\$+(.*?)(?<!\\)\$+$", r"\1", formula, flags=re.DOTALL)
+    formula = _TAIL.sub("", formula.strip())
     formula = _BRACELESS.sub(r"\\\1frac{\2}{\3}", formula)
     formula = _GROUPED.sub(lambda found: found[1] + re.sub(r"\D", "", found[2]), formula)
     formula = _MIXED.sub(r"\1\\frac{\2}{\3}", formula)

@@ -19,7 +19,7 @@ _GAPS = str.maketrans(dict.fromkeys("\u00a0\u2006\u2007\u2009\u200a\u202f", "~")
 _FRAME = re.compile(
     r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|boldsymbol|emph)\s*\{([^{}]*)\}"
 )
-_GAP = r"(?:\{,\}|,\\!|,|\\,|\\ |~)"
+_GAP = r"(?:\{,\}|,\\!\s*|,|\\,|\\ |~)"
 _GROUPED = re.compile(rf"(?<![\d.,])([1-9]\d{{0,2}})((?:{_GAP}\d{{3}})+)(?!\d|{_GAP}\d)")
 # words before a number, none of which changes it: `Total: 5`, `The friends found 30 eggs`
 _INTRODUCED = re.compile(

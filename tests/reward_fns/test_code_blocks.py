@@ -75,6 +75,14 @@ def test_a_method_of_solution_counts():
     assert find_program(block(solution) + block("print(1)"), wanted=["f"]) == solution
 
 
+def test_what_a_part_lacks_is_taken_from_earlier_ones():
+    parts = ["import math", "def half(x):\n    return math.floor(x / 2)", "print(half(3))"]
+    text = "".join(map(block, [*parts, "def f(x):\n    return half(x)", "print(f(4))"]))
+    scope = {}
+    exec(compile(find_program(text, wanted=["f"]), "program", "exec"), scope)
+    assert scope["f"](5) == 2 and "print" not in find_program(text, wanted=["f"])
+
+
 def test_what_judges_bring_along_is_imported_where_it_is_missing():
     code = "from __future__ import annotations\ndef f(x: List[int]):\n    return deque(x)"
     program = find_program(code, wanted=["f"], judged=True)

@@ -83,6 +83,12 @@ def test_demo(text, score):
     assert demo.compute_score("demo", text, "8", {"response_tokens": 3}) == score
 
 
+@pytest.mark.parametrize("truth", ["", None, "eight", "[8]"])
+def test_demo_needs_a_whole_number_as_truth(truth):
+    with pytest.raises(ValueError, match="no whole number"):
+        demo.grade("the answer is 8", truth)
+
+
 @pytest.mark.parametrize(
     ("text", "score"),
     [
@@ -247,6 +253,9 @@ def test_math_needs_no_worker_for_equal_strings():
         ("0.5\\%", "50\\%", 0.0),
         ("0.5", "50", 0.0),
         ("5.", "5", 1.0),
+        ("\\frac{\\pi}{2}.", "\\frac{\\pi}{2}", 1.0),
+        ("6 - 5i\\,.", "6-5i", 1.0),
+        ("11,\\! 111", "11111", 1.0),
         ("1 1/2", "\\frac{3}{2}", 1.0),  # a mixed number, neither 11/2 nor 1
         ("1 1/2", "11/2", 0.0),
         ("1 1/2", "1", 0.0),
