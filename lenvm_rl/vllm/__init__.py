@@ -21,9 +21,8 @@ async scheduling, and refuses to start its newer runner beside one.
 
 | vLLM          | V1 runner         | V2 runner                                                |
 |---------------|-------------------|----------------------------------------------------------|
-| 0.27 .. 0.30  | yes               | vLLM itself falls back to V1 when a processor is named   |
-| 0.28.0 (CPU)  | tested, real runs | not available on a CPU                                   |
-| 0.31 and newer| yes               | yes (tested against mocked runner state)                 |
+| 0.28 .. 0.30  | yes               | vLLM itself falls back to V1 when a processor is named   |
+| 0.31 .. 0.32  | tested, real runs | tested on a CPU, through Triton's interpreter            |
 
 Importing this package imports nothing; its modules need the extra `vllm`.
 """

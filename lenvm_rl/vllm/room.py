@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig
 
 from lenvm_rl.rollouts.sampling_run import SamplingRun
-from lenvm_rl.scoring.memory import available_memory
+from lenvm_rl.scoring.memory import available_memory, in_units
 from lenvm_rl.scoring.q_head import scorer_memory
 from lenvm_rl.vllm.options import GuidanceOptions, checkpoint_config
 
@@ -58,7 +59,8 @@ def beside_lenvm(
         room: what suits the run, see `room_of`.
         total: completions of the run.
     Raises:
-        ValueError: not a single request fits, or fewer than the caller wants at once.
+        ValueError: not a single request fits, or fewer than the caller wants at once; on a CPU,
+            policy and LenVM together take more than is free.
     """
     settings = {**room, **given}
     config = policy_config(policy)
@@ -79,15 +81,23 @@ def beside_lenvm(
     taken = memory.cache(options.slots or rows, length)
     if options.memory is None and taken:
         options = replace(options, memory=f"{taken}B")  # free memory may be less by then
-    return options, {**settings, "max_num_seqs": rows}
+    settings["max_num_seqs"] = rows
+    cpu_defaults(policy, settings, beside=memory.weights + taken)
+    return options, settings
 
 
-def cpu_defaults(model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def cpu_defaults(model: str, settings: Mapping[str, Any], *, beside: int = 0) -> dict[str, Any]:
     """Arguments of `LLM` that suit a CPU better than vLLM's own; nothing on other devices.
 
     vLLM takes all but 8 % of a CPU's memory for keys and values, does not start where other
     processes hold some of it, and fills what it has taken one block after the other. Here they
     get what the requests that run at once can use, and no more than a quarter of what is free.
+
+    Args:
+        beside: bytes that something else will take, the LenVM.
+    Raises:
+        ValueError: the model's weights and its keys and values take more than is free. (Of a hub
+            name the weights are not known.)
     """
     from vllm.platforms import current_platform
 
@@ -97,7 +107,26 @@ def cpu_defaults(model: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     if "gpu_memory_utilization" not in settings and "kv_cache_memory_bytes" not in settings:
         room = cpu_cache_bytes()
         chosen["kv_cache_memory_bytes"] = min(_useful_bytes(model, settings) or room, room)
+    cache = settings.get("kv_cache_memory_bytes") or chosen.get("kv_cache_memory_bytes") or 0
+    weights, free = _weight_bytes(model, settings), available_memory(torch.device("cpu"))
+    if free is not None and weights + cache + beside > free:
+        lenvm = f" and the LenVM {in_units(beside)}" if beside else ""
+        raise ValueError(
+            f"the weights of {model} take {in_units(weights)}, its keys and values "
+            f"{in_units(cache)}{lenvm}, but {in_units(free, up=False)} of memory are free: use a "
+            "smaller model, free memory, or run fewer and shorter requests at once "
+            "(--max-num-seqs, --max-model-len)."
+        )
     return chosen
+
+
+def _weight_bytes(model: str, settings: Mapping[str, Any]) -> int:
+    """Weights of a model directory in the dtype that it is served in; 0: unknown."""
+    config = policy_config(model)
+    stored = getattr(config and config.get_text_config(), "dtype", None)
+    size = stored.itemsize if isinstance(stored, torch.dtype) else 2
+    files = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
+    return files * dtype_of(config, settings).itemsize // size
 
 
 def cpu_cache_bytes() -> int:
@@ -125,7 +154,7 @@ def _useful_bytes(model: str, settings: Mapping[str, Any]) -> int | None:
 def policy_config(policy: str) -> Any:
     """A policy's configuration; None where transformers alone cannot read it."""
     try:
-        return AutoConfig.from_pretrained(policy)
+        return AutoConfig.from_pretrained(policy, trust_remote_code=False)
     except (OSError, ValueError):
         return None
 

@@ -1,5 +1,7 @@
 """What does an engine start with where nothing was said?"""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -17,11 +19,11 @@ from lenvm_rl.vllm.offline import start_llm
 from lenvm_rl.vllm.room import cpu_defaults, room_of
 
 
-def started(monkeypatch, cpu, **settings):
+def started(monkeypatch, cpu, policy="policy", **settings):
     """Arguments that `LLM` gets."""
     monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: cpu)
     monkeypatch.setattr(vllm, "LLM", lambda *args, **given: given)
-    return start_llm("policy", seed=3, **settings)
+    return start_llm(policy, seed=3, **settings)
 
 
 GIB = 2**30
@@ -91,3 +93,21 @@ def test_an_engine_is_as_long_as_its_runs_longest_row(prompt, max_tokens, n, giv
 def test_the_dtype_is_known_before_vllm_starts(stored, asked, found):
     config = None if stored is None else AutoConfig.for_model("qwen2", dtype=stored)
     assert room_module.dtype_of(config, {"dtype": asked}) == found
+
+
+def test_a_model_that_does_not_fit_in_memory_is_refused(monkeypatch, tmp_path):
+    policy = str(policy_path())
+    sizes = {"max_num_seqs": 7, "max_model_len": 200, "dtype": "float32"}
+    cache = cpu_defaults(policy, sizes)["kv_cache_memory_bytes"]
+    weights = sum(file.stat().st_size for file in Path(policy).glob("*.safetensors"))
+    assert room_module._weight_bytes(policy, sizes) == weights
+    assert room_module._weight_bytes(policy, {"dtype": "bfloat16"}) == weights // 2
+    monkeypatch.setattr(room_module, "cpu_cache_bytes", lambda: cache)
+    monkeypatch.setattr(room_module, "available_memory", lambda device: weights + cache + 5)
+    cpu_defaults(policy, sizes, beside=5)
+    with pytest.raises(ValueError, match=r"and the LenVM .* of memory are free: use a smaller"):
+        cpu_defaults(policy, sizes, beside=6)
+    monkeypatch.setattr(room_module, "available_memory", lambda device: weights + cache - 1)
+    with pytest.raises(ValueError, match=f"the weights of {policy} take"):
+        started(monkeypatch, cpu=True, **sizes, policy=policy)
+    assert room_module._weight_bytes("no/such-model", {}) == 0
