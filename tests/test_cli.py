@@ -18,6 +18,7 @@ COMMANDS = [
     ["sample"],
     ["report"],
     ["split"],
+    ["grade"],
     ["convert"],
     ["init"],
     ["import"],

@@ -9,7 +9,7 @@ status 2.
     demo        the main job in one command
     sampling    sample
     prompt_sets prompts
-    rollouts    report, split, convert
+    rollouts    report, split, grade, convert
     models      init, import, predict
     distill     distill
     guidance    generate, serve

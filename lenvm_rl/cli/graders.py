@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Annotated, Any
 
 import typer
@@ -69,6 +70,36 @@ def judged(name: str, prompts: Sequence[Prompt]) -> tuple[list[Prompt], Any]:
             raise ValueError(f"{prompt.where or prompt.prompt_id}: {error}.") from error
         ready.append(replace(prompt, ground_truth=truth_text(answer)))
     return ready, grade
+
+
+def row_judge(name: str) -> Callable[[str, str, str], bool]:
+    """Whether a completion of a rollout file is right, of (data source, text, ground truth).
+
+    `auto` asks the grader that each row's data source tells. Raises as `graded`, row by row, and
+    ValueError for a data source that tells none.
+    """
+
+    @lru_cache(maxsize=4096)  # the samples of a prompt lie near each other
+    def prepared(source: str, truth: str) -> tuple[str | None, Any]:
+        asked = Prompt(
+            prompt_id=f"a completion of {source!r}",
+            messages=[],
+            data_source=source,
+            ground_truth=truth,
+        )
+        prompts, grade = graded(name, [asked])
+        if grade is None:
+            raise ValueError(
+                f"--grader {name} grades nothing here (data source {source!r}): name a grader, or "
+                "a function as package.module:function."
+            )
+        return prompts[0].ground_truth, grade
+
+    def judge(source: str, text: str, truth: str) -> bool:
+        answer, grade = prepared(source, truth)
+        return answer is not None and grade(text, answer) > 0.5
+
+    return judge
 
 
 def check_truths(prompts: Sequence[Prompt]) -> None:

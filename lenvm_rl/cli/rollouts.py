@@ -1,4 +1,4 @@
-"""`lenvm report | split | convert`: the lengths of rollout files, and files made from others."""
+"""`lenvm report | split | grade | convert`: lengths of rollout files, files made from others."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lenvm_rl.cli.app import JsonOption, OutOption, SeedOption, app, console, emit
+from lenvm_rl.cli.graders import GraderOption, row_judge
 from lenvm_rl.cli.rendering import (
     ChatTemplateArgs,
     EndTokens,
@@ -56,6 +57,41 @@ def split(
 
     counts = split_by_prompt(rollouts, train, heldout, heldout_fraction=fraction, seed=seed)
     emit(counts.to_dict(), json_file)
+
+
+@app.command()
+def grade(
+    rollouts: Annotated[Path, typer.Argument(help="Rollout file: .parquet or directory.")],
+    out: OutOption,
+    tokenizer: Annotated[str, typer.Option(help="Tokenizer of the policy that wrote them.")],
+    grader: GraderOption = "auto",
+    json_file: JsonOption = None,
+) -> None:
+    """Keep the completions that a grader calls right, for a LenVM of right answers.
+
+    What it is for: `lenvm.applies_to=right` in training, see recipes/grpo_length.
+
+    Example: `lenvm grade runs/train --tokenizer Qwen/Qwen2.5-7B --out runs/train-right`
+    """
+    from lenvm_rl.demo.prompts import resolve_policy
+    from lenvm_rl.model import check_tokenizer_sha, load_tokenizer, tokenizer_sha
+    from lenvm_rl.rollouts import RolloutReader, keep_right
+
+    tokens = load_tokenizer(resolve_policy(tokenizer))
+    check_tokenizer_sha(
+        RolloutReader(rollouts).metadata["tokenizer_sha"],
+        tokenizer_sha(tokens),
+        expected_of=str(rollouts),
+        got_of=f"--tokenizer {tokenizer}",
+    )
+    kept = keep_right(
+        rollouts,
+        out,
+        decode=lambda ids: tokens.decode(ids, skip_special_tokens=True),
+        judge=row_judge(grader),
+        progress=True,
+    )
+    emit(kept.to_dict(), json_file)
 
 
 @app.command()

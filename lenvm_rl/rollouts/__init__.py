@@ -5,6 +5,7 @@ writer, reader       Parquet shards
 sampling_run, fill   what a sampling run makes, and how its missing rows get into the file
 stream               shuffled epochs for training, exact resume
 split, duplicates    by prompt content
+right_rows           the right answers alone
 report, histogram    lengths, share cut, suggested gamma
 convert_*            from the reference's JSONL, plain text JSONL and verl's dumps
 """
@@ -18,6 +19,7 @@ from lenvm_rl.rollouts.reader import RolloutReader
 from lenvm_rl.rollouts.record import FINISH_REASONS, SCHEMA, Rollout
 from lenvm_rl.rollouts.report import LengthReport, Lengths, length_report
 from lenvm_rl.rollouts.report_view import plot_lengths, report_table
+from lenvm_rl.rollouts.right_rows import RightReport, keep_right
 from lenvm_rl.rollouts.split import SplitReport, shared_prompts, split_by_prompt
 from lenvm_rl.rollouts.stream import RolloutStream
 from lenvm_rl.rollouts.text import TextCodec
@@ -31,6 +33,7 @@ __all__ = [
     "DuplicateReport",
     "LengthReport",
     "Lengths",
+    "RightReport",
     "Rollout",
     "RolloutReader",
     "RolloutStream",
@@ -41,6 +44,7 @@ __all__ = [
     "convert_text",
     "convert_verl",
     "find_duplicates",
+    "keep_right",
     "length_report",
     "plot_lengths",
     "report_table",

@@ -5,8 +5,9 @@ and so on. A shard gets its name only when it is complete (written as `*.tmp`, s
 a name that matches is a whole shard and `*.tmp` is what a killed writer left: ignored, reported.
 Every shard carries, under the metadata key `lenvm`, a JSON object with `version`, `tokenizer_sha`,
 `vocab_size` and `eos_ids`; `guidance` where the rows were sampled under length guidance, which is
-to say not by the policy alone; `retokenized` where the source gave text and no token ids; and
-`chat_template_args` where the chat template got some.
+to say not by the policy alone; `retokenized` where the source gave text and no token ids;
+`chat_template_args` where the chat template got some; and `answers` ("right") where only those
+were kept that a grader called right.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ DERIVED_METADATA = (
     "guidance",
     "retokenized",
     "chat_template_args",
+    "answers",
 )
 """What all shards of a file agree on, and a file made from its rows takes over."""
 FORMAT_VERSION = 1
@@ -118,7 +120,7 @@ def check_schema(schema: pa.Schema, path: Path) -> None:
 
 def read_metadata(schema: pa.Schema, path: Path) -> dict[str, Any]:
     """The `lenvm` entry of a shard's metadata: version, tokenizer_sha, vocab_size, eos_ids, and
-    guidance, retokenized and chat_template_args where there was some."""
+    guidance, retokenized, chat_template_args and answers where there was some."""
     raw = (schema.metadata or {}).get(METADATA_KEY)
     if raw is None:
         raise ValueError(
@@ -149,6 +151,7 @@ def encode_metadata(
     guidance: dict[str, Any] | None = None,
     retokenized: bool = False,
     chat_template_args: dict[str, Any] | None = None,
+    answers: str | None = None,
 ) -> dict[bytes, bytes]:
     """Schema metadata of a shard."""
     entry: dict[str, Any] = {
@@ -163,6 +166,8 @@ def encode_metadata(
         entry["retokenized"] = True
     if chat_template_args:
         entry["chat_template_args"] = chat_template_args
+    if answers is not None:
+        entry["answers"] = answers
     return {METADATA_KEY: json.dumps(entry).encode()}
 
 

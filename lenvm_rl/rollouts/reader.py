@@ -62,8 +62,8 @@ class RolloutReader:
     Attributes:
         shards: paths of the whole shards.
         leftovers: `*.tmp` files of killed writers: ignored, with a warning.
-        metadata: dict with version, tokenizer_sha, vocab_size, eos_ids, and guidance, retokenized
-            and chat_template_args if any.
+        metadata: dict with version, tokenizer_sha, vocab_size, eos_ids, and guidance, retokenized,
+            chat_template_args and answers if any.
         row_groups: sizes of all row groups.
     Raises:
         FileNotFoundError: nothing at `path`.

@@ -54,6 +54,7 @@ class RolloutWriter:
         retokenized: the response ids were made from text, so they need not be the tokens that the
             policy emitted.
         chat_template_args: what the chat template got besides the messages.
+        answers: "right" where the rows are the right ones of more; None: all of them.
     Raises:
         ValueError: the path already has rows and `append` is False; another tokenizer, vocabulary,
             EOS, guidance or source of the ids; another writer is at work in the directory; a
@@ -72,6 +73,7 @@ class RolloutWriter:
         guidance: dict[str, Any] | None = None,
         retokenized: bool = False,
         chat_template_args: dict[str, Any] | None = None,
+        answers: str | None = None,
     ) -> None:
         if not tokenizer_sha or not isinstance(tokenizer_sha, str):
             raise ValueError(
@@ -87,6 +89,7 @@ class RolloutWriter:
         self.guidance = guidance
         self.retokenized = retokenized
         self.chat_template_args = chat_template_args or {}
+        self.answers = answers
         self.rows_per_shard = rows_per_shard
         self.rows_written = 0
         """Rows in completed shards of this writer."""
@@ -107,6 +110,7 @@ class RolloutWriter:
             guidance=guidance,
             retokenized=retokenized,
             chat_template_args=self.chat_template_args,
+            answers=answers,
         )
         self._schema = SCHEMA.with_metadata(metadata)
 
@@ -242,6 +246,11 @@ class RolloutWriter:
                 f"{path} was rendered with chat template arguments "
                 f"{metadata.get('chat_template_args') or {}}, these rows with "
                 f"{self.chat_template_args}. Write to another directory."
+            )
+        if metadata.get("answers") != self.answers:
+            raise ValueError(
+                f"{path} holds {metadata.get('answers') or 'all'} answers, these rows are "
+                f"{self.answers or 'all'}. Write to another directory."
             )
         for name in ("vocab_size", "eos_ids"):
             old, new = metadata.get(name), getattr(self, name)

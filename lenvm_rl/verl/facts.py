@@ -43,6 +43,8 @@ class RolloutFacts:
     """name, revision (where known), tokenizer_sha: what a LenVM's configuration stores."""
     sampling: dict[str, Any]
     """Settings of the first row, without its seed."""
+    answers: str = "all"
+    """all, or right: the completions that a grader called right (`lenvm grade`)."""
 
     @property
     def share_cut(self) -> float:
@@ -97,6 +99,7 @@ def read_facts(
         tokenizer_sha=sha,
         policy={**_known(first.policy), "tokenizer_sha": sha},
         sampling={key: value for key, value in _known(first.sampling).items() if key != "seed"},
+        answers=reader.metadata.get("answers", "all"),
     )
 
 

@@ -59,7 +59,11 @@ def make_loss(
 
 
 def describe(
-    loss: LengthValueLoss, *, policy: dict[str, Any], sampling: dict[str, Any]
+    loss: LengthValueLoss,
+    *,
+    policy: dict[str, Any],
+    sampling: dict[str, Any],
+    answers: str = "all",
 ) -> dict[str, Any]:
     """What a saved model says about itself, as `LengthValueWorker.describe` takes it."""
     return {
@@ -68,6 +72,7 @@ def describe(
         "length_scale": loss.length_scale,
         "policy": policy,
         "sampling": sampling,
+        "answers": answers,
     }
 
 

@@ -107,10 +107,15 @@ class LengthValuePretrainer(PPOTrainer):
         )
         settings, data, trainer = self.settings, self.config.data, self.config.trainer
         self._val_rollouts = settings.val_rollouts
-        if self._val_rollouts:
-            self._held_out_facts(sha)
+        held_out = self._held_out_facts(sha) if self._val_rollouts else None
         if settings.mode == "offline":
             facts = self._facts(settings.train_rollouts, sha)
+            if held_out is not None and held_out.answers != facts.answers:
+                raise ValueError(
+                    f"lenvm.train_rollouts={facts.path} holds {facts.answers} answers, "
+                    f"lenvm.val_rollouts={held_out.path} {held_out.answers}: the error would be "
+                    "that of other lengths. Make both with `lenvm grade`, or neither."
+                )
             source = OfflineSource(
                 facts, settings, batch_size=data.train_batch_size, epochs=trainer.total_epochs
             )
@@ -145,13 +150,14 @@ class LengthValuePretrainer(PPOTrainer):
         self._limits.check(facts.longest_row, f"a completion in {path}")
         return facts
 
-    def _held_out_facts(self, sha: str) -> None:
+    def _held_out_facts(self, sha: str) -> RolloutFacts:
         facts = self._facts(self._val_rollouts, sha)
         if not facts.finished_rows:
             raise ValueError(
                 f"lenvm.val_rollouts={facts.path}: all {facts.rows} completions were cut by the "
                 "token limit, so no length is known to compare with. Sample with more tokens."
             )
+        return facts
 
     def _without_validation(self) -> None:
         with open_dict(self.config):
@@ -163,7 +169,9 @@ class LengthValuePretrainer(PPOTrainer):
         """What the saved model says about itself."""
         if facts is not None:
             policy = {**(self.model_config.policy or {}), **facts.policy}
-            return describe(self.loss, policy=policy, sampling=facts.sampling)
+            return describe(
+                self.loss, policy=policy, sampling=facts.sampling, answers=facts.answers
+            )
         rollout = self.config.actor_rollout_ref.rollout
         return describe(
             self.loss,

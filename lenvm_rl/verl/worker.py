@@ -12,7 +12,7 @@ from verl.workers.engine_workers import TrainingWorker
 from lenvm_rl.model import LengthValueConfig, LengthValueModel, save_checkpoint
 from lenvm_rl.verl.engine import LengthValueEngine
 
-_DESCRIPTION = ("gamma", "target", "length_scale", "policy", "sampling")
+_DESCRIPTION = ("gamma", "target", "length_scale", "policy", "sampling", "answers")
 
 
 class LengthValueWorker(TrainingWorker):
@@ -22,7 +22,7 @@ class LengthValueWorker(TrainingWorker):
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def describe(self, **fields: Any) -> None:
-        """Store gamma, target, length_scale, policy and sampling in the model's configuration.
+        """Store fields of `_DESCRIPTION` in the model's configuration.
 
         Raises:
             ValueError: another field.

@@ -1,0 +1,88 @@
+"""The right answers of a rollout file, as a rollout file: what a LenVM of right answers learns.
+
+Their file says so (metadata key `answers`), and the LenVM that is trained on it too: its values are
+E[G | s, right], and lenvm.baseline=right asks for them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from lenvm_rl.rollouts.atomic import whole_rollout_file
+from lenvm_rl.rollouts.layout import DERIVED_METADATA
+from lenvm_rl.rollouts.progress import progress_bar
+from lenvm_rl.rollouts.reader import RolloutReader
+
+Judge = Callable[[str, str, str], bool]
+"""Of (data source, response text, ground truth): is it right?"""
+
+
+@dataclass(frozen=True)
+class RightReport:
+    """What was judged, and what was kept."""
+
+    rows: int
+    right: int
+    without_truth: int
+    """Rows without a ground truth, which nothing can judge; they are left out."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able figures."""
+        return {**asdict(self), "share_right": self.right / self.rows}
+
+
+def keep_right(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    decode: Callable[[Sequence[int]], str],
+    judge: Judge,
+    progress: bool = False,
+) -> RightReport:
+    """Write the rows of a rollout file whose response is right, in one pass.
+
+    A response is judged as it stands, whether or not the token limit cut it, as a reward function
+    does in training.
+
+    Args:
+        path: rollout file or directory.
+        out: where they go; must not exist. It appears when whole.
+        decode: response token ids to text.
+        judge: whether a text is right.
+        progress: show a bar.
+    Raises:
+        ValueError: no row has a ground truth, or none is right; and what the judge raises.
+    """
+    reader = RolloutReader(path)
+    settings = {key: reader.metadata[key] for key in DERIVED_METADATA if key in reader.metadata}
+    right = without = 0
+    with (
+        whole_rollout_file(out, **{**settings, "answers": "right"}) as writer,
+        progress_bar("grading", len(reader), shown=progress) as advance,
+    ):
+        for batch in reader.iter_batches():
+            cells = (
+                batch.column(name).to_pylist()
+                for name in ("data_source", "response_ids", "ground_truth")
+            )
+            kept = [
+                truth is not None and bool(judge(source, decode(ids), truth))
+                for source, ids, truth in zip(*cells, strict=True)
+            ]
+            without += batch.column("ground_truth").null_count
+            right += sum(kept)
+            if any(kept):
+                writer.append_batch(batch.filter(pa.array(kept)))
+            advance(batch.num_rows)
+        if not right:
+            raise ValueError(
+                f"{path}: none of {len(reader)} completions is right, {without} of them have no "
+                "ground truth. Sample prompts with a ground_truth, and look whether the grader is "
+                "theirs."
+            )
+    return RightReport(rows=len(reader), right=right, without_truth=without)
