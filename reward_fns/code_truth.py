@@ -59,7 +59,8 @@ def read_tests(answer: Any) -> Tests:
     truth = {key: value for key, value in truth.items() if value not in (None, [], {}, "")}
     if "asserts" in truth or "test" in truth:
         return _statements(truth.get("asserts", truth.get("test")), truth.get("entry_point"))
-    inputs, outputs = truth.get("inputs"), truth.get("outputs")
+    inputs = truth.get("inputs", truth.get("input"))  # APPS; code_contests
+    outputs = truth.get("outputs", truth.get("output"))
     if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs):
         raise ValueError(
             f"the ground truth {_short(answer)} has no tests: give 'asserts', or as many 'inputs' "

@@ -78,9 +78,11 @@ def true_answer(name: str, ground_truth: Any, extra_info: Mapping[str, Any] | No
     beside.update(own if isinstance(own, Mapping) else {})
     if name == "mathvista" and beside.get("question_type") is not None:
         return beside
-    if name == "code" and beside.get("entry_point") and isinstance(ground_truth, str):
+    if name == "code" and beside.get("entry_point") and ground_truth is not None:
         from reward_fns.code_truth import parsed_truth
 
-        if isinstance(parsed_truth(ground_truth), str):  # no JSON: a text of tests
-            return {"test": ground_truth, "entry_point": beside["entry_point"]}
+        tests = parsed_truth(ground_truth)
+        tests = {"test": tests} if isinstance(tests, str) else tests  # no JSON: a text of tests
+        if isinstance(tests, Mapping) and "test" in tests:
+            return {"entry_point": beside["entry_point"], **tests}
     return ground_truth

@@ -43,9 +43,10 @@ _ALONE = re.compile(rf"{_OPTION}([A-Ja-j])[)}}\].,:\"'\s]{{0,9}}")
 _LABEL = re.compile(
     rf"{_OPTION}(?:(?<=[(\[])\s?([A-Ja-j])\s?[)\]]|([A-J])\s?(?:[.):](?!\d)|\s?[-\u2013\u2014]\s))\s*"
 )
-_SECOND = re.compile(  # another option beside the first: `or C`, `/C`, `, C`
-    r"[)\].]{0,2}\s{0,3}(?:(?:/|&|\+|-|\band\b|\bor\b)\s{0,3}[(\[]?[A-J](?![A-Za-z0-9'’])"
-    r"|,\s{0,3}[(\[]?[A-J][)\]]?(?=\s*(?:$|[,.\n]|and\b|or\b)))"
+_SECOND = re.compile(  # another option beside the first: `or C`, `/C`, `, C`; not `and C is wrong`
+    r"[)\].]{0,2}(?:-|\s{0,3}(?:/|&|\+|\band\b|\bor\b)\s{0,3})[(\[]?[A-J][)\]]?(?![A-Za-z0-9'’])"
+    r"(?!\s(?:is|are|was|would|does|has|can|being)\b)"
+    r"|[)\].]{0,2}\s{0,3},\s{0,3}[(\[]?[A-J][)\]]?(?=\s*(?:$|[,.\n]|and\b|or\b))"
 )
 _OTHER_LABEL = re.compile(r"(?<![A-Za-z0-9])(?:\([A-J]\)|[A-J][.):](?=\s))")
 _PROSE = re.compile(r"(?:is|are|was|were|can|could|would|will|has|have|says)\b")

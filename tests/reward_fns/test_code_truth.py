@@ -23,6 +23,7 @@ PROGRAM = {"inputs": ["2\n"], "outputs": ["4\n"]}
         {"fn_name": "", "test": None, **PROGRAM},
         {"inputs": np.array(["2\n"], dtype=object), "outputs": np.array(["4\n"], dtype=object)},
         [{"input": "2\n", "output": "4\n"}],
+        {"input": ["2\n"], "output": ["4\n"]},
         {"inputs": [["2", ""]], "outputs": [["4", ""]]},  # APPS: lists of lines
     ],
 )

@@ -169,6 +169,9 @@ def test_gsm8k_needs_one_number_as_truth(truth):
         ("\\boxed{(B), (C)}", 0.0),
         ("The answer is B or C", 0.0),
         ("Answer: B/C", 0.0),
+        ("Answer: (B)-(C)", 0.0),
+        ("The answer is (B) - A is a distractor", 1.0),
+        ("The answer is B and A is wrong", 1.0),
         ("**Answer**: B", 1.0),
         ("**Answer:** $B$", 1.0),
         ("The answer is: B", 1.0),
@@ -408,4 +411,10 @@ def test_what_stands_beside_a_ground_truth_reaches_its_grader():
     assert true_answer("mathvista", "C", CHOICE)["answer"] == "145°"
     assert true_answer("gsm8k", "72", {"extra": "no JSON"}) == "72"
     assert true_answer("code", '{"asserts": []}', {"entry_point": "f"}) == '{"asserts": []}'
-    assert true_answer("code", "def check(c): ...", {"entry_point": "f"})["entry_point"] == "f"
+    for truth in (
+        "def check(c): ...",
+        '{"test": "def check(c): ..."}',
+        {"test": "def check(c): ..."},
+    ):
+        called = {"test": "def check(c): ...", "entry_point": "f"}
+        assert true_answer("code", truth, {"entry_point": "f"}) == called
