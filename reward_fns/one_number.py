@@ -23,8 +23,9 @@ _GAP = r"(?:\{,\}|,\\!\s*|,|\\,|\\ |~)"
 _GROUPED = re.compile(rf"(?<![\d.,])([1-9]\d{{0,2}})((?:{_GAP}\d{{3}})+)(?!\d|{_GAP}\d)")
 # words before a number, none of which changes it: `Total: 5`, `The friends found 30 eggs`
 _INTRODUCED = re.compile(
-    r"(?!.*\b(?:not?|never|without|minus|negative|plus|half|third|quarter|twice|double|triple|than|"
-    r"over|under|above|below|least|most|between|sqrt|root|log|ln|lg|sin|cos|tan|exp|mod)\b)"
+    r"(?!\D*\b(?:not?|never|without|minus|negative|plus|(?:half|third|quarter)\s+of|twice|double|"
+    r"triple|than|over|under|above|below|least|most|between|sqrt|root|log|ln|lg|sin|cos|tan|exp|mod)"
+    r"\b)"
     r"[A-Za-z](?:[A-Za-z ,;:.'’]|-(?=[A-Za-z]))*[ :](?=[-$€£¥₹.\d\\])",
     re.IGNORECASE,
 )

@@ -20,6 +20,7 @@ from reward_fns.one_number import one_number
         *[("50\\%", "50"), ("72 dollars", "72"), ("72\\text{ cm}^2", "72"), ("90^\\circ", "90")],
         *[("72 m^{3}", "72"), ("60 miles/hour", "60"), ("1/2 cup", "1/2"), ("2:00 pm", "2")],
         *[("x = 18", "18"), ("3*5 = 15", "15"), ("\\text{Total: }\\$18", "18")],
+        *[("The third jar contains 30 more beans than the second", "30"), ("pre-tax: 5", "5")],
         *[("The friends found 30 eggs.", "30"), ("\\textbf{18}", "18")],
     ],
 )
@@ -49,6 +50,8 @@ def test_numbers(text, number):
             "minus 5",
             "not 5",
             "over 18 hours",
+            "half of 8",
+            "more than 5",
             "log 2",
             "B12",
             "x \\neq 5",
