@@ -8,7 +8,8 @@ a run that is resumed goes on as if it had not stopped.
     linear     start -> end over `steps` updates, then end
     cosine     the same along half a cosine
     dual       scale += step_size * (mean length / target - 1), within [low, high]:
-               the multiplier of "minimise task loss such that the mean length is the target"
+               the multiplier of "minimise task loss such that the mean length is the target";
+               step_size = (high - low) / steps, if the ramp is given in updates instead
 
 `dual` with an accuracy floor releases the pressure (scale *= 1 - release) after every update whose
 accuracy is below the floor, whatever the length.
@@ -53,11 +54,9 @@ class Schedule:
     def __init__(self, start: float, end: float, steps: int, *, shape: str = "linear"):
         self.start = check_scale(start, name="start")
         self.end = check_scale(end, name="end")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"steps must be a whole number of updates, at least 1; got {steps!r}")
         if shape not in ("linear", "cosine"):
             raise ValueError(f"unknown shape {shape!r}: use linear or cosine")
-        self.steps, self.shape, self.done = steps, shape, 0
+        self.steps, self.shape, self.done = _updates(steps), shape, 0
 
     @property
     def scale(self) -> float:
@@ -89,6 +88,8 @@ class DualAscent:
     Args:
         target: mean length to reach, response tokens (EOS included), > 0.
         step_size: change of the scale when the mean length is twice the target, > 0.
+        steps: instead of it: updates from `low` to `high` at a mean length of twice the target, at
+            least 1; 1 / (mean_length / target - 1) times as many at another one.
         initial: first scale, within [low, high].
         low: lower bound; 0 (default) never pays for length. high: upper bound.
         accuracy_floor: release the pressure while the accuracy is below it; None: never.
@@ -100,19 +101,27 @@ class DualAscent:
     def __init__(
         self,
         target: float,
-        step_size: float,
+        step_size: float | None = None,
         *,
+        steps: int | None = None,
         initial: float = 0.0,
         low: float = 0.0,
         high: float = 1.0,
         accuracy_floor: float | None = None,
         release: float = 0.1,
     ):
+        check_scale(low, name="low")
+        check_scale(high, name="high")
+        if (step_size is None) == (steps is None):
+            raise ValueError(
+                f"step_size={step_size}, steps={steps}: give one of them, the change of the scale "
+                "in an update or the updates of the whole ramp, both at twice the target"
+            )
+        if steps is not None:
+            step_size = (high - low) / _updates(steps)
         for name, value in (("target", target), ("step_size", step_size)):
             if not check_scale(value, name=name) > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
-        check_scale(low, name="low")
-        check_scale(high, name="high")
         if not low <= check_scale(initial, name="initial") <= high:
             raise ValueError(
                 f"initial must lie in [low, high] = [{low}, {high}], got {initial}: start within "
@@ -161,7 +170,8 @@ def make_controller(kind: str, **settings: Any) -> Controller:
 
     Args:
         kind: one of `CONTROLLERS`.
-        settings: constant: value. linear, cosine: start, end, steps. dual: see `DualAscent`.
+        settings: constant: value. linear, cosine: start, end, steps. dual: target, step_size or
+            steps, and more, see `DualAscent`.
     Raises:
         ValueError: unknown kind; a setting that is missing, unknown or out of range.
     """
@@ -173,9 +183,11 @@ def make_controller(kind: str, **settings: Any) -> Controller:
     }
     if kind not in makers:
         raise ValueError(f"unknown controller {kind!r}: use one of {', '.join(CONTROLLERS)}")
-    needed = {"constant": {"value"}, "dual": {"target", "step_size"}}
+    needed = {"constant": {"value"}, "dual": {"target"}}
     required = needed.get(kind, {"start", "end", "steps"})
-    optional = {"initial", "low", "high", "accuracy_floor", "release"} if kind == "dual" else set()
+    optional = set()
+    if kind == "dual":
+        optional = {"step_size", "steps", "initial", "low", "high", "accuracy_floor", "release"}
     missing, unknown = required - set(settings), set(settings) - required - optional
     if missing or unknown:
         raise ValueError(
@@ -191,3 +203,9 @@ def _measured(measured: Mapping[str, float], name: str) -> float:
     if value is None or not math.isfinite(value):
         raise ValueError(f"the controller needs a finite {name}, got {value}")
     return float(value)
+
+
+def _updates(steps: int) -> int:
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a whole number of updates, at least 1; got {steps!r}")
+    return steps

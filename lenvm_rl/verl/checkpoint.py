@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +108,30 @@ def complete(checkpoint: Path, state: dict[str, Any], *, keep: int | None) -> No
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(Path(checkpoint.name) / MODEL, target_is_directory=True)
     os.replace(temporary, link)
-    if keep is not None and keep > 0:
-        steps = sorted((path for path in root.iterdir() if _STEP.fullmatch(path.name)), key=step_of)
-        older = [path for path in steps if step_of(path) < step_of(checkpoint)]
-        for path in older[: max(0, len(older) - keep + 1)]:
-            shutil.rmtree(path)
+    for step in _outdated(checkpoint, keep):
+        shutil.rmtree(step)
+
+
+def retire(checkpoint: Path, parts: Sequence[str], *, keep: int | None) -> None:
+    """Remove `parts` of the steps before a complete checkpoint, but for the newest.
+
+    Args:
+        checkpoint: directory of the newest step.
+        parts: names inside a step's directory.
+        keep: number of steps that keep them, the newest among them; None keeps all.
+    """
+    for step in _outdated(checkpoint, keep):
+        for part in parts:
+            shutil.rmtree(step / part, ignore_errors=True)
+
+
+def _outdated(checkpoint: Path, keep: int | None) -> list[Path]:
+    """The steps before `checkpoint` that are not among the newest `keep`."""
+    if keep is None or keep <= 0:
+        return []
+    steps = [path for path in checkpoint.parent.iterdir() if _STEP.fullmatch(path.name)]
+    older = sorted((s for s in steps if step_of(s) < step_of(checkpoint)), key=step_of)
+    return older[: max(0, len(older) - keep + 1)]
 
 
 def _write(path: Path, text: str) -> None:

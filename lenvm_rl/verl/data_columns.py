@@ -1,11 +1,14 @@
-"""Has every prompt of the data the number that a setting reads? Asked before a run starts."""
+"""Is the data what settings take it for? Numbers, tools, pictures; asked before a run starts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
+from omegaconf import DictConfig
+
 from lenvm_rl.verl.length_terms import positive_numbers
+from lenvm_rl.verl.policy_settings import TOOL_AGENT
 
 
 def check_column(
@@ -31,6 +34,50 @@ def check_column(
                 f"{setting}={column}: a prompt asks for {largest} tokens, more than the {highest} "
                 "of data.max_response_length. Raise that, or lower the numbers."
             )
+
+
+def check_own_words(datasets: Iterable[Any], setting: str) -> None:
+    """Refuse prompts that ask for verl's agent loop with tools.
+
+    Raises:
+        ValueError: how many do; `setting` is what takes the policy's own words alone.
+    """
+    for dataset in datasets:
+        names = _column(dataset.dataframe, "agent_name")
+        if asked := names.count(TOOL_AGENT):
+            raise ValueError(
+                f"{setting} takes responses that are the policy's own words, but {asked} of "
+                f"{len(names)} prompts have agent_name={TOOL_AGENT}, which puts a tool's answers "
+                f"among them. Set {setting.split('=')[0]}=false, or drop that column."
+            )
+
+
+def check_text_only(datasets: Iterable[Any], data: DictConfig) -> None:
+    """Refuse prompts with pictures, video or sound: a LenVM reads tokens alone.
+
+    Args:
+        datasets: verl's data sets.
+        data: verl's data settings, which name the columns.
+    Raises:
+        ValueError: a column that is not empty.
+    """
+    for dataset in datasets:
+        frame = dataset.dataframe
+        for kind in ("image", "video", "audio"):
+            column = data.get(f"{kind}_key", f"{kind}s")
+            cells = frame[column] if column in frame.column_names else []
+            first = next((row for row, cell in enumerate(cells) if not _empty(cell)), None)
+            if first is not None:
+                raise ValueError(
+                    f"data.{kind}_key={column}: prompts have {kind}s (the first in row {first} of "
+                    f"{len(frame)}), which a LenVM would read as placeholder tokens without a "
+                    "content. Train on text, or without a length critic (lenvm.checkpoint=null "
+                    "lenvm.use=none)."
+                )
+
+
+def _empty(cell: Any) -> bool:
+    return cell is None or (hasattr(cell, "__len__") and len(cell) == 0)
 
 
 def _column(dataframe: Any, column: str) -> list[Any]:

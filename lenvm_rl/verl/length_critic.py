@@ -31,6 +31,7 @@ from verl.workers.engine_workers import TrainingWorkerConfig
 from lenvm_rl.model import LengthValueConfig, check_tokenizer, check_tokenizer_sha, tokenizer_sha
 from lenvm_rl.model.hub import on_every_node
 from lenvm_rl.rollouts import Rollout
+from lenvm_rl.verl import checkpoint as checkpoints
 from lenvm_rl.verl.batch import make_batch
 from lenvm_rl.verl.engine import MODEL_TYPE
 from lenvm_rl.verl.loss import LengthValueLoss, states_of_responses
@@ -119,6 +120,7 @@ class LengthCritic:
         batch = self._batch(rows)
         tu.assign_non_tensor(batch, global_token_num=None, compute_loss=False)
         values = self.workers.infer_batch(batch).get()["values"]
+        self.workers.empty_cache()
         states, _ = states_of_responses(values, batch["prompt_length"], batch["response_length"])
         index = batch["row_index"]
         out = torch.empty(len(rows), states.shape[1], dtype=torch.float32)
@@ -136,17 +138,40 @@ class LengthCritic:
             return {}
         tu.assign_non_tensor(batch, global_token_num=None, update_lr_scheduler=True)
         output = tu.get(self.workers.train_batch(batch).get(), "metrics")
+        self.workers.empty_cache()
         return worker_metrics(output, prefix="lenvm/refresh")
+
+    def retire(self, directory: Path) -> None:
+        """After step `directory` is complete: remove what earlier steps hold of the critic.
+
+        As many steps keep it as verl keeps of the policy and of a task critic, whichever is
+        fewer: without those a step cannot be resumed.
+        """
+        trainer = self._config.trainer
+        limits = [trainer.get(f"max_{role}_ckpt_to_keep") for role in ("actor", "critic")]
+        keep = min((limit for limit in limits if limit), default=None)
+        if self.settings.refresh:
+            checkpoints.retire(directory, (ROLE, checkpoints.MODEL), keep=keep)
 
     def save(self, directory: Path, step: int) -> None:
         """Write a refreshed critic: verl's shards and a model directory `lenvm`."""
         if self.settings.refresh:
             self.workers.save_checkpoint(str(directory / ROLE), None, step)
-            self.workers.save_length_value_model(str(directory / "lenvm"))
+            self.workers.save_length_value_model(str(directory / checkpoints.MODEL))
 
     def load(self, directory: Path) -> None:
-        """Continue with a refreshed critic of `save`; a frozen one is what it was."""
+        """Continue with a refreshed critic of `save`; a frozen one is what it was.
+
+        Raises:
+            ValueError: the step has none.
+        """
         if self.settings.refresh:
+            if not (directory / ROLE).is_dir():
+                raise ValueError(
+                    f"{directory} holds no refreshed length critic: the run was frozen then, or "
+                    "trainer.max_actor_ckpt_to_keep or max_critic_ckpt_to_keep has retired it. "
+                    "Resume from a later step, or set lenvm.refresh=false."
+                )
             self.workers.load_checkpoint(str(directory / ROLE))
 
     def _batch(self, rows: Sequence[Rollout]) -> TensorDict:

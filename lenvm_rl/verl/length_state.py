@@ -45,7 +45,8 @@ class LengthState:
         """Continue with the state of a step.
 
         Raises:
-            ValueError: the step was not written by this trainer mode, or with another `use`.
+            ValueError: the step was not written by this trainer mode, or with another `use` or
+                another kind of controller.
         """
         if not (directory / STATE).is_file():
             raise ValueError(
@@ -58,7 +59,15 @@ class LengthState:
                 f"{directory} was trained with lenvm.use={state['use']}, this run has {self.use}. "
                 f"Use the same, or {_REMEDY}"
             )
-        self.controller.load_state_dict(state["controller"])
+        kept, ours = state["controller"], self.controller.state_dict()
+        if set(kept) != set(ours):
+            raise ValueError(
+                f"{directory} was trained with another kind of lenvm.controller: it kept "
+                f"{sorted(kept) or 'nothing'}, this run's keeps {sorted(ours) or 'nothing'} (dual: "
+                "scale; linear, cosine: done; constant or lenvm.scale: nothing). Use the same "
+                f"kind, or {_REMEDY}"
+            )
+        self.controller.load_state_dict(kept)
         self.alarm.reference = state["first_mean_length"]
         if self.reward is not None and state["length_reward"] is not None:
             self.reward.load_state_dict(state["length_reward"])

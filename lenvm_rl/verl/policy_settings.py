@@ -7,10 +7,12 @@ what verl's own keys make of it. The workers of the length critic have a block o
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig
+from verl.trainer.ppo.utils import need_critic
 
 from lenvm_rl.core import (
     BASELINES,
@@ -23,11 +25,16 @@ from lenvm_rl.core import (
     check_scale,
     make_controller,
 )
+from lenvm_rl.model import is_lenvm_checkpoint
 from lenvm_rl.verl.rollout_guidance import RolloutGuidance
 from lenvm_rl.verl.settings import AUTO, check_choice, number, read_block
 
+logger = logging.getLogger(__name__)
+
 USES = ("none", "objective", "shaping", "budget")
 APPLIES_TO = ("all", "right")
+TOOL_AGENT = "tool_agent"
+"""verl's agent loop whose responses hold a tool's answers."""
 
 DISCOUNTING = ("gae", "reinforce_plus_plus")
 """verl's estimators that discount token rewards by algorithm.gamma; all others sum them."""
@@ -91,6 +98,9 @@ class PolicyLengthSettings:
     """Alarm when the mean length falls below this share of its first value."""
     alarm_high: float = 3.0
     """Alarm when it rises above this multiple."""
+    validate_staleness: bool = True
+    """Run the length critic in validations too, for val-lenvm/*: there it needs its memory beside
+    the awake rollout engine's. Its errors on training rollouts are logged either way."""
     dump_dir: str | None = None
     """Directory that every step's tokens, values and advantages are written to (step_N.pt)."""
 
@@ -296,8 +306,54 @@ def check_against_verl(config: DictConfig, settings: PolicyLengthSettings) -> No
     guidance = settings.guidance()
     if guidance is not None:
         guidance.check(config)
-    if config.actor_rollout_ref.actor.checkpoint.get("async_save", False):
-        raise ValueError(
-            "actor_rollout_ref.actor.checkpoint.async_save=true: the length critic's state would "
-            "not belong to the weights beside it. Set it to false."
+    for holds, sentence in _refusals(config, settings):
+        if not holds:
+            raise ValueError(sentence)
+    aggregation = config.actor_rollout_ref.actor.loss_agg_mode
+    if settings.use in ("objective", "budget") and aggregation == "seq-mean-token-mean":
+        logger.warning(
+            "actor_rollout_ref.actor.loss_agg_mode=%s divides every token's length advantage by "
+            "the length of its own response: tokens of long responses count less, which weakens "
+            "the pressure exactly where it is wanted. token-mean weighs all tokens alike.",
+            aggregation,
         )
+
+
+def _refusals(config: DictConfig, settings: PolicyLengthSettings) -> list[tuple[bool, str]]:
+    """(what must hold, the sentence otherwise)."""
+    rollout, algorithm = config.actor_rollout_ref.rollout, config.algorithm
+    floor = (settings.controller or {}).get("accuracy_floor")
+    filtered = algorithm.get("filter_groups") or {}
+    return [
+        (
+            not config.actor_rollout_ref.actor.checkpoint.get("async_save", False),
+            "actor_rollout_ref.actor.checkpoint.async_save=true: the length critic's state would "
+            "not belong to the weights beside it. Set it to false.",
+        ),
+        (
+            not (settings.refresh and uses_tools(rollout)),
+            "lenvm.refresh=true trains the LenVM on responses that are the policy's own words, but "
+            f"rollout.multi_turn.enable={rollout.multi_turn.enable}, rollout.agent."
+            f"default_agent_loop={rollout.agent.default_agent_loop} put a tool's answers among "
+            "them. Set lenvm.refresh=false.",
+        ),
+        (
+            floor is None or not filtered.get("enable", False),
+            f"lenvm.controller has accuracy_floor={floor} with algorithm.filter_groups.enable="
+            "true: groups that are all right or all wrong are filtered out, so the accuracy of "
+            "the rest is near one half whatever the policy can do, and the floor would release "
+            "the pressure for ever. Drop the floor, or the filter.",
+        ),
+        (
+            not (need_critic(config) and is_lenvm_checkpoint(str(config.critic.model.path))),
+            f"critic.model.path={config.critic.model.path} is a LenVM, whose values lie in "
+            "(-1, 0): as verl's task critic it could not learn a reward's. Give the task critic "
+            "the policy's own trunk (critic.model.path=${actor_rollout_ref.model.path}); the "
+            "LenVM is lenvm.checkpoint.",
+        ),
+    ]
+
+
+def uses_tools(rollout: DictConfig) -> bool:
+    """Whether verl's rollout settings ask for conversations with tools."""
+    return bool(rollout.multi_turn.enable) or rollout.agent.default_agent_loop == TOOL_AGENT

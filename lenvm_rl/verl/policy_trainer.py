@@ -26,7 +26,7 @@ from verl.workers.config import HFModelConfig
 
 from lenvm_rl.core import combine
 from lenvm_rl.verl import checkpoint as checkpoints
-from lenvm_rl.verl.data_columns import check_column
+from lenvm_rl.verl.data_columns import check_column, check_own_words, check_text_only
 from lenvm_rl.verl.gdpo import check_gdpo, gdpo_fields
 from lenvm_rl.verl.group_reward import GroupReward
 from lenvm_rl.verl.length_critic import LengthCritic
@@ -98,6 +98,10 @@ class LengthAwareTrainer(PPOTrainerSync):
         super()._init_dataloader()
         train, val = self.train_dataset, self.val_dataset
         check_column((train, val), "lenvm.budget_column", self.settings.budget_column)
+        if self.settings.refresh:
+            check_own_words((train,), "lenvm.refresh=true")
+        if self.length_critic is not None:
+            check_text_only((train, val), self.config.data)
         if self.guidance is not None:
             setting, highest = "lenvm.rollout_guidance.column", self.guidance.highest(self.config)
             check_column((train,), setting, self.guidance.column, highest=highest)
@@ -112,7 +116,7 @@ class LengthAwareTrainer(PPOTrainerSync):
 
     def _validate(self) -> dict[str, float]:
         """verl's metrics, and how stale the length critic is on these completions."""
-        if self.length_critic is None:
+        if self.length_critic is None or not self.settings.validate_staleness:
             return super()._validate()
         seen = ValidationStaleness(gamma=self.length_critic.gamma)
 
@@ -247,7 +251,10 @@ class LengthAwareTrainer(PPOTrainerSync):
     # --- checkpoints -----------------------------------------------------------------------
 
     def _save_checkpoint(self) -> None:
-        """The length critic and its state first: verl's own part ends by naming the step."""
+        """The length critic and its state first: verl's own part ends by naming the step.
+
+        Older ones of the critic go after that, never before.
+        """
         root = Path(self.config.trainer.default_local_dir).absolute()
         directory = checkpoints.step_directory(root, self.global_steps)
         directory.mkdir(parents=True, exist_ok=True)
@@ -255,6 +262,8 @@ class LengthAwareTrainer(PPOTrainerSync):
             self.length_critic.save(directory, self.global_steps)
         self.state.save(directory)
         super()._save_checkpoint()
+        if self.length_critic is not None:
+            self.length_critic.retire(directory)
 
     def _load_length_state(self, directory: Path) -> None:
         self.state.load(directory)

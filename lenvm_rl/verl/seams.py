@@ -80,6 +80,7 @@ SEAMS: dict[str, dict[str, str]] = {
         "get_seqlen_balanced_partitions": "seqlen_list k_partitions equal_size",
     },
     "verl.utils.debug": {"marked_timer": "name timing_raw color | domain category"},
+    "verl.utils.memory_utils": {"aggressive_empty_cache": "force_sync | max_retries"},
     "verl.utils.config": {"omega_conf_to_dataclass": "config | dataclass_type"},
     "verl.utils.tensordict_utils": {
         "get_tensordict": "tensor_dict non_tensor_dict",

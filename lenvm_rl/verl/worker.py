@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from verl.single_controller.base.decorator import Dispatch, register
+from verl.utils.memory_utils import aggressive_empty_cache
 from verl.workers.engine_workers import TrainingWorker
 
 from lenvm_rl.model import LengthValueConfig, LengthValueModel, save_checkpoint
@@ -33,6 +34,15 @@ class LengthValueWorker(TrainingWorker):
         config = self.engine.value_config()
         for name, value in fields.items():
             setattr(config, name, value)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def empty_cache(self) -> None:
+        """Give the memory of past activations back to the device, where vLLM wakes up next.
+
+        verl frees the caches of its own workers before it wakes the rollout engine, and does not
+        know of these.
+        """
+        aggressive_empty_cache(force_sync=True)
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_length_value_model(self, path: str) -> None:

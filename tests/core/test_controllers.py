@@ -34,6 +34,14 @@ def test_negative_scales_are_allowed_where_the_bounds_say_so():
     assert dual.update({"mean_length": 50.0}) == -0.5
 
 
+@pytest.mark.parametrize(("length", "updates"), [(200.0, 20), (400.0 / 3, 60), (300.0, 10)])
+def test_a_ramp_in_updates_takes_that_many_at_twice_the_target(length, updates):
+    dual = make_controller("dual", target=100.0, steps=20, low=0.5, high=2.0, initial=0.5)
+    path = [dual.update({"mean_length": length}) for _ in range(updates)]
+    assert path[-1] == pytest.approx(2.0)
+    assert path[updates // 2 - 1] == pytest.approx(1.25)
+
+
 def test_dual_ascent_finds_the_multiplier_of_its_target():
     """A policy whose length is 200 exp(-3 scale) reaches 100 tokens at scale ln(2) / 3."""
     dual = DualAscent(100.0, 0.1, high=5.0)
@@ -79,6 +87,9 @@ def test_a_restored_controller_goes_on_as_if_nothing_had_happened(kind, settings
         ("linear", {"start": 0, "end": float("inf"), "steps": 3}, "end must be a finite number"),
         ("dual", {"target": 0, "step_size": 1}, "target must be above 0, got 0"),
         ("dual", {"target": 9, "step_size": -1}, "step_size must be above 0, got -1"),
+        ("dual", {"target": 9}, "step_size=None, steps=None: give one of them"),
+        ("dual", {"target": 9, "step_size": 1, "steps": 5}, "give one of them"),
+        ("dual", {"target": 9, "steps": 0.5}, "steps must be a whole number"),
         ("dual", {"target": 9, "step_size": 1, "initial": 2}, r"initial must lie in \[low, high\]"),
         ("dual", {"target": 9, "step_size": 1, "accuracy_floor": 80}, r"must be in \(0, 1\]"),
         ("dual", {"target": 9, "step_size": 1, "release": 0}, r"release must be in \(0, 1\]"),

@@ -58,6 +58,14 @@ def test_old_steps_go_after_the_pointer_has_moved(tmp_path):
     assert steps == ["global_step_100", "global_step_15"]
 
 
+@pytest.mark.parametrize(("keep", "kept"), [(2, [15, 100]), (1, [100]), (None, [5, 10, 15, 100])])
+def test_parts_of_old_steps_are_retired_and_the_rest_stays(tmp_path, keep, kept):
+    steps = [write_step(tmp_path, step) for step in (5, 10, 15, 100)]
+    checkpoint.retire(steps[-1], ("lenvm", "length_critic"), keep=keep)
+    assert [checkpoint.step_of(step) for step in steps if (step / "lenvm").exists()] == kept
+    assert all((step / "critic").is_dir() for step in steps)
+
+
 def test_an_incomplete_checkpoint_is_refused_by_name(tmp_path):
     directory = write_step(tmp_path, 20, whole=False)
     with pytest.raises(ValueError, match=r"global_step_20 is not a complete checkpoint"):

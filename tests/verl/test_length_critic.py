@@ -1,6 +1,7 @@
 """Which checkpoints may judge a policy, on what workers, and what is read of its completions?"""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
+from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 
 from lenvm_rl.verl import rollout_batch
+from lenvm_rl.verl.data_columns import check_column, check_own_words, check_text_only
 from lenvm_rl.verl.length_critic import LengthCritic, worker_block
 from lenvm_rl.verl.policy_settings import (
     PolicyLengthSettings,
@@ -21,7 +24,7 @@ from lenvm_rl.verl.policy_settings import (
 from lenvm_rl.verl.queue import finish_reason
 from lenvm_rl.verl.rollout_batch import read_rollouts
 from tests.tiny import make_policy, make_tokenizer
-from tests.verl.engines import make_lenvm
+from tests.verl.engines import make_lenvm, make_rows
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "grpo_length"
 GAMMA = 0.95
@@ -224,17 +227,87 @@ def test_how_a_completion_ended():
 
 
 def test_budgets_that_some_prompts_lack_end_the_run_before_it_starts():
-    datasets = pytest.importorskip("datasets")
-    from types import SimpleNamespace
-
-    from lenvm_rl.verl.data_columns import check_column
-
     def check(rows, column):
-        frame = datasets.Dataset.from_list(rows)
-        check_column([SimpleNamespace(dataframe=frame)], "lenvm.budget_column", column)
+        check_column(data_of(*rows), "lenvm.budget_column", column)
 
     with pytest.raises(ValueError, match=r"1 of 3 prompts have no .*row 1: None"):
         check([{"budget": 8}, {"budget": None}, {"budget": 16}], "budget")
     check([{"extra_info": {"budget": 8}}], "budget")
     with pytest.raises(ValueError, match="1 of 1 prompts"):
         check([{"extra_info": {"budget": 8}}], "budgets")
+
+
+def data_of(*rows):
+    datasets = pytest.importorskip("datasets")
+    return [SimpleNamespace(dataframe=datasets.Dataset.from_list(list(rows)))]
+
+
+def test_prompts_that_ask_for_tools_are_refused_where_own_words_are_needed():
+    check_own_words(data_of({"agent_name": "single_turn_agent"}), "lenvm.refresh=true")
+    check_own_words(data_of({"prompt": "p"}), "lenvm.refresh=true")
+    rows = data_of({"agent_name": "single_turn_agent"}, {"agent_name": "tool_agent"})
+    with pytest.raises(ValueError, match=r"refresh=true.* 1 of 2 prompts .*lenvm.refresh=false"):
+        check_own_words(rows, "lenvm.refresh=true")
+
+
+@pytest.mark.parametrize("kind", ["image", "video", "audio"])
+def test_prompts_with_more_than_text_are_refused(composed, kind):
+    check_text_only(data_of({"prompt": "p"}, {"prompt": "q"}), composed.data)
+    check_text_only(data_of({f"{kind}s": []}, {f"{kind}s": None}), composed.data)
+    rows = data_of({f"{kind}s": []}, {f"{kind}s": ["a.png"]})
+    with pytest.raises(ValueError, match=f"{kind}_key={kind}s.*first in row 1 of 2"):
+        check_text_only(rows, composed.data)
+
+
+# --- what stays behind ------------------------------------------------------------------------
+
+
+class Workers:
+    """Stands for the length critic's workers."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __getattr__(self, name):
+        def call(*args):
+            self.calls.append(name)
+            if name == "infer_batch":
+                tokens = args[0]["input_ids"]
+                zeros = torch.zeros(len(tokens.values()))
+                values = torch.nested.nested_tensor_from_jagged(zeros, tokens.offsets())
+                return SimpleNamespace(get=lambda: {"values": values})
+            if name == "train_batch":
+                return SimpleNamespace(get=lambda: tu.get_tensordict({}, {"metrics": {"lr": 0.1}}))
+
+        return call
+
+
+@pytest.fixture
+def refreshed(composed, policy, tmp_path):
+    config = composed.copy()
+    config.trainer.max_actor_ckpt_to_keep, config.trainer.max_critic_ckpt_to_keep = 3, 2
+    path = make_lenvm(tmp_path / "lenvm", gamma=GAMMA)
+    critic = critic_of(config, policy, path, refresh=True)
+    critic.workers, critic._parts, critic._multiple = Workers(), 1, 1
+    return critic
+
+
+def test_its_activations_are_freed_before_the_rollout_engine_wakes(refreshed):
+    refreshed.logits(make_rows(3))
+    assert refreshed.workers.calls == ["infer_batch", "empty_cache"]
+    refreshed.refresh(make_rows(3))
+    assert refreshed.workers.calls[2:] == ["train_batch", "empty_cache"]
+
+
+def test_old_checkpoints_of_a_refreshed_critic_are_retired(refreshed, tmp_path):
+    for step in (10, 20, 30, 40):
+        for part in ("actor", "length_critic", "lenvm"):
+            (tmp_path / f"global_step_{step}" / part).mkdir(parents=True)
+    refreshed.retire(tmp_path / "global_step_40")
+    left = sorted(f"{p.parent.name[12:]}/{p.name}" for p in tmp_path.glob("global_step_*/*"))
+    assert [name for name in left if "actor" not in name] == [
+        *("30/length_critic", "30/lenvm", "40/length_critic", "40/lenvm")
+    ]
+    assert sum("actor" in name for name in left) == 4, "verl's own"
+    with pytest.raises(ValueError, match="global_step_10 holds no refreshed length critic"):
+        refreshed.load(tmp_path / "global_step_10")

@@ -1,5 +1,7 @@
 """Does the state of the length term survive a restart, and is a foreign one refused?"""
 
+import dataclasses
+
 import pytest
 
 from lenvm_rl.core import make_controller
@@ -38,3 +40,26 @@ def test_another_use_is_refused(tmp_path):
     fresh().save(tmp_path)
     with pytest.raises(ValueError, match="lenvm.use=objective, this run has shaping"):
         fresh(use="shaping").load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [("linear", {"start": 0.0, "end": 1.0, "steps": 5}), ("constant", {"value": 0.3})],
+)
+def test_another_kind_of_controller_is_refused_both_ways(tmp_path, kind, settings):
+    dual, other = fresh(), fresh()
+    other = dataclasses.replace(other, controller=make_controller(kind, **settings))
+    for before, after in ((dual, other), (other, dual)):
+        before.save(tmp_path)
+        with pytest.raises(ValueError, match=r"another kind of lenvm.controller.*\['scale'\]"):
+            after.load(tmp_path)
+
+
+def test_another_constant_goes_on(tmp_path):
+    states = [
+        dataclasses.replace(fresh(), controller=make_controller("constant", value=value))
+        for value in (0.3, 0.6)
+    ]
+    states[0].save(tmp_path)
+    states[1].load(tmp_path)
+    assert states[1].controller.scale == 0.6

@@ -180,3 +180,53 @@ def test_checkpoints_in_the_background_are_refused(config):
     set_keys(config, {"actor_rollout_ref.actor.checkpoint.async_save": True})
     with pytest.raises(ValueError, match="async_save=true.*Set it to false"):
         check_against_verl(config, read_policy_settings(config))
+
+
+@pytest.mark.parametrize(
+    ("keys", "given", "message"),
+    [
+        (
+            {"actor_rollout_ref.rollout.multi_turn.enable": True},
+            {"refresh": True},
+            "refresh=true.*multi_turn.enable=True.*refresh=false",
+        ),
+        (
+            {"actor_rollout_ref.rollout.agent.default_agent_loop": "tool_agent"},
+            {"refresh": True},
+            "refresh=true.*default_agent_loop=tool_agent",
+        ),
+        (
+            {"algorithm.filter_groups.enable": True},
+            {
+                "scale": None,
+                "controller": {"kind": "dual", "target": 60, "steps": 20, "accuracy_floor": 0.7},
+            },
+            "accuracy_floor=0.7 with algorithm.filter_groups.enable=true: .* Drop",
+        ),
+    ],
+)
+def test_settings_of_verl_that_would_break_the_term_are_refused(config, keys, given, message):
+    check_against_verl(config, PolicyLengthSettings(**{**GIVEN, **given}))
+    set_keys(config, keys)
+    with pytest.raises(ValueError, match=message):
+        check_against_verl(config, PolicyLengthSettings(**{**GIVEN, **given}))
+    check_against_verl(config, PolicyLengthSettings(**GIVEN))
+
+
+def test_a_lenvm_is_no_task_critic(config, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "lenvm"}')
+    set_keys(config, {"critic.model.path": str(tmp_path)})
+    check_against_verl(config, PolicyLengthSettings(**GIVEN))  # GRPO has no task critic
+    set_keys(config, {"algorithm.adv_estimator": "gae"})
+    with pytest.raises(ValueError, match=r"critic.model.path=.* is a LenVM, .*lenvm.checkpoint"):
+        check_against_verl(config, PolicyLengthSettings(**GIVEN))
+
+
+def test_an_aggregation_that_divides_by_the_length_is_warned_of(config, caplog):
+    check_against_verl(config, PolicyLengthSettings(**GIVEN))
+    assert not caplog.records
+    set_keys(config, {"actor_rollout_ref.actor.loss_agg_mode": "seq-mean-token-mean"})
+    check_against_verl(config, PolicyLengthSettings(checkpoint="lenvm", use="none"))
+    assert not caplog.records
+    check_against_verl(config, PolicyLengthSettings(**GIVEN))
+    assert "loss_agg_mode=seq-mean-token-mean divides" in caplog.text

@@ -1,5 +1,6 @@
 """What becomes of verl's advantages? The trainer's step, on verl's own estimators, without Ray."""
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -470,5 +471,8 @@ def test_validation_logs_how_stale_the_critic_is(step, monkeypatch):
     assert set(metrics) == {
         f"val-lenvm/unknown/{name}" for name in ("value_rmse", "value_bias", "mae_tokens")
     }
+    trainer.settings = dataclasses.replace(trainer.settings, validate_staleness=False)
+    assert set(trainer._validate()) == {"val-core/demo/acc/mean@1"}
+    trainer.settings = dataclasses.replace(trainer.settings, validate_staleness=True)
     trainer.length_critic = None
     assert set(trainer._validate()) == {"val-core/demo/acc/mean@1"}
