@@ -125,7 +125,9 @@ def test_its_workers_have_a_block_of_their_own(composed):
 @pytest.mark.parametrize("engine", ["dp", "megatron", "veomni", "torchtitan"])
 def test_a_length_critic_runs_on_fsdp_beside_a_policy_of_any_engine(engine, tmp_path):
     path = make_lenvm(tmp_path / "lenvm", gamma=GAMMA, max_positions=8192)
-    config = composed_for(f"model_engine={engine}", f"lenvm.checkpoint={path}")
+    config = composed_for(
+        *(f"model_engine={engine}", f"lenvm.checkpoint={path}", "lenvm.baseline=group")
+    )
     strategy = {"dp": "fsdp2"}.get(engine, engine)
     assert config.critic.strategy == config.actor_rollout_ref.actor.strategy == strategy
     settings = read_policy_settings(config)
