@@ -89,7 +89,7 @@ class FixedSteps:
         bucket = bucket_of(rows, width, int(places[1].max()), **self._limits)
         step = self._step(bucket)
         step.inputs.load(candidates, self._padded(places, bucket))
-        if self._may_capture and step.graph is None:
+        if step.graph is None and self._may_capture:
             self._capture(step)
         if step.graph is None:
             return self._compute(step.inputs)[:rows, :width]
