@@ -1,0 +1,71 @@
+"""Memory, context and dtype of `lenvm generate | sample | serve`: do they reach vLLM?"""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from lenvm_rl.cli import app
+from lenvm_rl.scoring.memory import parse_bytes
+from lenvm_rl.vllm import generate, sample, serve
+from tests.vllm.fake_engine import FakeLLM
+
+
+@pytest.fixture
+def invoke(vllm, lenvm, monkeypatch, tmp_path):
+    """A command of three demo prompts; returns what its engine was started with."""
+    started = {}
+
+    def engine(*args, **settings):
+        started.update(settings, options=next((x for x in args if hasattr(x, "memory")), None))
+        return FakeLLM(context=640)
+
+    monkeypatch.setattr(generate, "_engine", engine)
+    monkeypatch.setattr(sample, "start_llm", engine)
+
+    def run(command, *words):
+        policy = "--model" if command == "generate" else "--policy"
+        given = [command, policy, "demo", "--prompts", "demo:3", "--out", str(tmp_path / "out")]
+        done = CliRunner().invoke(app, [*given, *words], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.output.strip().splitlines()[-1])["rows"] > 0
+        return started
+
+    return run
+
+
+def test_generate_makes_an_engine_for_its_run(invoke, lenvm):
+    words = ["--lenvm", str(lenvm), "--at-most", "4", "-n", "2", "--max-tokens", "20"]
+    found = invoke("generate", *words)
+    assert found["max_num_seqs"] == 6 and 20 < found["max_model_len"] < 100
+    assert found["options"].dtype == "auto" and parse_bytes(found["options"].memory) > 0
+
+
+def test_generate_takes_what_it_is_told(invoke, lenvm):
+    found = invoke(
+        "generate", "--lenvm", str(lenvm), "--at-most", "4", "--max-tokens", "20",
+        "--max-model-len", "512", "--max-num-seqs", "2", "--lenvm-memory", "64MiB",
+        "--lenvm-dtype", "float32",
+    )  # fmt: skip
+    assert (found["max_model_len"], found["max_num_seqs"]) == (512, 2)
+    assert (found["options"].memory, found["options"].dtype) == ("64MiB", "float32")
+
+
+def test_sample_makes_an_engine_for_its_run_or_takes_what_it_is_told(invoke, tmp_path):
+    words = ["--engine", "vllm", "-n", "2", "--max-tokens", "20"]
+    found = invoke("sample", *words)
+    assert found["max_num_seqs"] == 6 and 20 < found["max_model_len"] < 100
+    words += ["--out", str(tmp_path / "told"), "--max-num-seqs", "3"]
+    words += ["--engine-args", '{"max_model_len": 300}']
+    found = invoke("sample", *words)
+    assert (found["max_num_seqs"], found["max_model_len"]) == (3, 300)
+
+
+def test_serve_hands_its_options_to_the_engine(vllm, lenvm, monkeypatch):
+    started = []
+    monkeypatch.setattr(serve, "serve", lambda command, options: started.append(options))
+    words = ["serve", "--model", "demo", "--lenvm", str(lenvm), "--max-model-len", "128"]
+    words += ["--lenvm-memory", "1GiB", "--lenvm-dtype", "bfloat16"]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert (started[0].memory, started[0].dtype) == ("1GiB", "bfloat16")
