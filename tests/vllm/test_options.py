@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from types import SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -248,3 +249,23 @@ def test_sharded_sampling_takes_states_away(engine_config, lenvm):
     check_policy(engine_config(lenvm), config)
     with pytest.raises(ValueError, match="--enable-batch-sharded-sampling"):
         check_policy(engine_config(lenvm, sharded=True), config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "most", "asked"),
+    [
+        ({"enforce_eager": False}, 40, [20]),
+        ({"enforce_eager": False}, 12, [12]),
+        ({"enforce_eager": True}, 40, []),
+        ({"enforce_eager": False, "enable_sleep_mode": True}, 40, []),
+    ],
+)
+def test_graphs_are_prepared_where_vllm_has_some(engine_config, lenvm, changes, most, asked):
+    config = engine_config(lenvm)
+    vars(config.model_config).update(changes)
+    options = GuidanceOptions(checkpoint=str(lenvm), max_candidates=most)
+    seen = []
+    scorer = SimpleNamespace(prepare=lambda candidates: seen.append(candidates) or 7)
+    assert options_module._prepare(scorer, config, options) == (7 if asked else 0)
+    assert seen == asked
+    assert options_module._prepare(object(), config, options) == 0, "a head alone has no steps"
