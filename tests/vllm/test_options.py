@@ -2,7 +2,6 @@
 
 from contextlib import nullcontext
 from types import SimpleNamespace
-from types import SimpleNamespace
 
 import pytest
 import torch
