@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from lenvm_rl.verl.length_terms import positive_numbers
-from lenvm_rl.verl.policy_settings import TOOL_AGENT
+from lenvm_rl.verl.settings import TOOL_AGENT
 
 
 def check_column(
@@ -48,7 +48,7 @@ def check_own_words(datasets: Iterable[Any], setting: str) -> None:
             raise ValueError(
                 f"{setting} takes responses that are the policy's own words, but {asked} of "
                 f"{len(names)} prompts have agent_name={TOOL_AGENT}, which puts a tool's answers "
-                f"among them. Set {setting.split('=')[0]}=false, or drop that column."
+                "among them. Drop that column, or do without the setting."
             )
 
 

@@ -27,14 +27,12 @@ from lenvm_rl.core import (
 )
 from lenvm_rl.model import is_lenvm_checkpoint
 from lenvm_rl.verl.rollout_guidance import RolloutGuidance
-from lenvm_rl.verl.settings import AUTO, check_choice, number, read_block
+from lenvm_rl.verl.settings import AUTO, check_choice, number, read_block, uses_tools
 
 logger = logging.getLogger(__name__)
 
 USES = ("none", "objective", "shaping", "budget")
 APPLIES_TO = ("all", "right")
-TOOL_AGENT = "tool_agent"
-"""verl's agent loop whose responses hold a tool's answers."""
 
 DISCOUNTING = ("gae", "reinforce_plus_plus")
 """verl's estimators that discount token rewards by algorithm.gamma; all others sum them."""
@@ -352,8 +350,3 @@ def _refusals(config: DictConfig, settings: PolicyLengthSettings) -> list[tuple[
             "LenVM is lenvm.checkpoint.",
         ),
     ]
-
-
-def uses_tools(rollout: DictConfig) -> bool:
-    """Whether verl's rollout settings ask for conversations with tools."""
-    return bool(rollout.multi_turn.enable) or rollout.agent.default_agent_loop == TOOL_AGENT

@@ -18,6 +18,8 @@ from lenvm_rl.verl.cpu import wants_cpu
 
 MODES = ("offline", "on_policy")
 AUTO = "auto"
+TOOL_AGENT = "tool_agent"
+"""verl's agent loop whose responses hold a tool's answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +141,15 @@ def check_verl_settings(config: DictConfig) -> None:
 
 def _refusals(config: DictConfig, critic: DictConfig) -> list[tuple[bool, str]]:
     """(what must hold, the sentence otherwise)."""
-    batch = config.data.train_batch_size
+    batch, rollout = config.data.train_batch_size, config.actor_rollout_ref.rollout
     return [
+        (
+            config.lenvm.mode == "offline" or not uses_tools(rollout),
+            "lenvm.mode=on_policy writes responses that are the policy's own words, but "
+            f"rollout.multi_turn.enable={rollout.multi_turn.enable}, rollout.agent."
+            f"default_agent_loop={rollout.agent.default_agent_loop} put a tool's answers among "
+            "them. Use single_turn_agent, or train offline on the turns.",
+        ),
         (
             critic.strategy == "fsdp2" or (critic.strategy == "fsdp" and not wants_cpu()),
             f"critic.strategy={critic.strategy} is not supported"
@@ -222,6 +231,11 @@ def _refusals(config: DictConfig, critic: DictConfig) -> list[tuple[bool, str]]:
             "those of other prompts. Use error, and raise data.max_prompt_length.",
         ),
     ]
+
+
+def uses_tools(rollout: DictConfig) -> bool:
+    """Whether verl's rollout settings ask for conversations with tools."""
+    return bool(rollout.multi_turn.enable) or rollout.agent.default_agent_loop == TOOL_AGENT
 
 
 def critic_config(config: DictConfig) -> CriticConfig:

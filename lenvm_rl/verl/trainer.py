@@ -39,6 +39,7 @@ from lenvm_rl.model import check_tokenizer_sha, describe_policy, tokenizer_sha
 from lenvm_rl.rollouts import Rollout, RolloutReader
 from lenvm_rl.verl import checkpoint as checkpoints
 from lenvm_rl.verl.batch import make_batch
+from lenvm_rl.verl.data_columns import check_own_words
 from lenvm_rl.verl.engine import MODEL_TYPE
 from lenvm_rl.verl.facts import RolloutFacts, read_facts
 from lenvm_rl.verl.objective import RowLimits, describe, length_value_config, make_loss
@@ -137,6 +138,7 @@ class LengthValuePretrainer(PPOTrainer):
             "a completion of data.max_prompt_length plus data.max_response_length",
         )
         self._init_dataloader()
+        check_own_words((self.train_dataset, self.val_dataset), "lenvm.mode=on_policy")
         output = Path(settings.rollout_output or self.root / "rollouts")
         return OnPolicySource(self, output), None
 

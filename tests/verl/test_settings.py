@@ -86,6 +86,10 @@ def test_the_demo_configuration_passes(config):
     [
         ({"critic.strategy": "megatron"}, "critic.strategy=megatron is not supported on a CPU"),
         ({"critic.strategy": "fsdp"}, "critic.strategy=fsdp is not supported on a CPU"),
+        (
+            {"lenvm.mode": "on_policy", "actor_rollout_ref.rollout.multi_turn.enable": True},
+            "lenvm.mode=on_policy .*multi_turn.enable=True.*Use single_turn_agent",
+        ),
         ({"critic.ppo_mini_batch_size": 8}, "ppo_mini_batch_size=8 differs from"),
         ({"critic.ppo_epochs": 2}, "passes over the file are trainer.total_epochs"),
         ({"critic.ppo_micro_batch_size": 4}, "Set critic.ppo_micro_batch_size_per_gpu"),
