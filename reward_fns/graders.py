@@ -57,6 +57,21 @@ def grader_of(data_source: str) -> str | None:
     return next((grader for part, grader in _BY_NAME.items() if part in plain), None)
 
 
+def named_grader(name: str | None, data_source: str) -> str:
+    """The grader that a setting names, or with `auto` the one that the data source tells.
+
+    Raises:
+        ValueError: neither does.
+    """
+    found = grader_of(data_source) if name in ("auto", None) else name
+    if found is None:
+        raise ValueError(
+            f"no grader is named, and data_source {data_source!r} tells none: set "
+            f"reward.custom_reward_function.reward_kwargs.grader to one of {', '.join(GRADERS)}"
+        )
+    return found
+
+
 def true_answer(name: str, ground_truth: Any, extra_info: Mapping[str, Any] | None) -> Any:
     """What a grader is given as the answer: the ground truth, with what stands beside it.
 
@@ -86,3 +101,24 @@ def true_answer(name: str, ground_truth: Any, extra_info: Mapping[str, Any] | No
         if isinstance(tests, Mapping) and "test" in tests:
             return {"entry_point": beside["entry_point"], **tests}
     return ground_truth
+
+
+def check_truth(
+    name: str, ground_truth: Any, extra_info: Mapping[str, Any] | None, *, run: bool = True
+) -> Any:
+    """`true_answer`, graded once against an empty response; None where there is no ground truth.
+
+    Args:
+        run: also run tests of programs against programs that do nothing.
+
+    Raises:
+        ValueError: the grader cannot read it, or it would accept what does nothing.
+    """
+    answer = true_answer(name, ground_truth, extra_info)
+    if answer is not None and name == "code" and not run:
+        from reward_fns.code_truth import read_tests
+
+        read_tests(answer)
+    elif answer is not None:
+        get_grader(name)("", answer)
+    return answer

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from reward_fns.graders import GRADERS, get_grader, grader_of, true_answer
+from reward_fns.graders import get_grader, named_grader, true_answer
 from reward_fns.inputs import clean_score, response_tokens
 
 
@@ -43,7 +43,7 @@ def verl_reward(
         tokens = response_tokens(extra_info)
         info = extra_info or {}
         given = {name: info[name] for name in columns if info.get(name) is not None}
-        name = _named(grader, data_source)
+        name = named_grader(grader, str(data_source))
         answer = true_answer(name, ground_truth, extra_info)
         correct = clean_score(get_grader(name)(solution_str, answer))
         score = reward(correct, tokens, **{**params, **given})
@@ -56,18 +56,3 @@ def verl_reward(
 
     compute_score.__doc__ = f"verl's reward function of `{reward.__name__}`: see `verl_reward`."
     return compute_score
-
-
-def _named(grader: str, data_source: str) -> str:
-    """The grader that is named, or that the data source tells.
-
-    Raises:
-        ValueError: neither is.
-    """
-    name = grader_of(str(data_source)) if grader in ("auto", None) else grader
-    if name is None:
-        raise ValueError(
-            f"no grader is named, and data_source {data_source!r} tells none: set "
-            f"reward.custom_reward_function.reward_kwargs.grader to one of {', '.join(GRADERS)}"
-        )
-    return name

@@ -57,19 +57,16 @@ def judged(name: str, prompts: Sequence[Prompt]) -> tuple[list[Prompt], Any]:
     Raises:
         ValueError: a ground truth that it cannot read, or that passes nonsense, by file and row.
     """
-    from reward_fns.graders import get_grader, true_answer
+    from reward_fns.graders import check_truth, get_grader
 
-    grade = get_grader(name)
     ready = []
     for prompt in prompts:
         try:
-            answer = true_answer(name, prompt.ground_truth, prompt.extra)
-            if answer is not None:
-                grade("", answer)  # before anything is sampled
+            answer = check_truth(name, prompt.ground_truth, prompt.extra)
         except ValueError as error:
             raise ValueError(f"{prompt.where or prompt.prompt_id}: {error}.") from error
         ready.append(replace(prompt, ground_truth=truth_text(answer)))
-    return ready, grade
+    return ready, get_grader(name)
 
 
 def row_judge(name: str) -> Callable[[str, str, str], bool]:

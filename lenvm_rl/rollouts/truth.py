@@ -18,6 +18,8 @@ def truth_text(value: Any) -> str | None:
     if isinstance(value, float) and math.isnan(value):
         return None  # how data frames say that a cell is empty
     try:
+        if isinstance(value, bytes):
+            return value.decode("utf-8")
         return json.dumps(value, ensure_ascii=False, default=_plain)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(

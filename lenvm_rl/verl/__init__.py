@@ -28,6 +28,7 @@ A policy in training:
     rollout_batch     a step's completions as tensors
     length_state      what a checkpoint keeps of the length term
     data_columns      has every prompt the number that a setting reads
+    data_truths       can the reward function grade every prompt
     length_terms      values -> advantage, potential or budget term of every token
     group_reward      published length rewards over the samples of a prompt
     generated_tokens  tokens that the policy wrote in a session, counted where they are known

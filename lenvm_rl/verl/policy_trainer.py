@@ -27,6 +27,7 @@ from verl.workers.config import HFModelConfig
 from lenvm_rl.core import combine
 from lenvm_rl.verl import checkpoint as checkpoints
 from lenvm_rl.verl.data_columns import check_column, check_own_words, check_text_only
+from lenvm_rl.verl.data_truths import check_truths
 from lenvm_rl.verl.gdpo import check_gdpo, gdpo_fields
 from lenvm_rl.verl.group_reward import GroupReward
 from lenvm_rl.verl.length_critic import LengthCritic
@@ -97,6 +98,7 @@ class LengthAwareTrainer(PPOTrainerSync):
     def _init_dataloader(self) -> None:
         super()._init_dataloader()
         train, val = self.train_dataset, self.val_dataset
+        check_truths((train, val), self.config)
         check_column((train, val), "lenvm.budget_column", self.settings.budget_column)
         if self.settings.refresh:
             check_own_words((train,), "lenvm.refresh=true")
