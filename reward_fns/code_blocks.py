@@ -154,10 +154,12 @@ def free_names(tree: ast.AST) -> set[str]:
 
 def _outer(statements: Iterable[ast.AST]) -> Iterator[ast.AST]:
     """The nodes of statements, without what is inside of functions and classes."""
-    for node in statements:
+    waiting = list(statements)
+    while waiting:
+        node = waiting.pop()
         yield node
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)):
-            yield from _outer(ast.iter_child_nodes(node))
+            waiting += ast.iter_child_nodes(node)
 
 
 def _bound(nodes: Iterable[ast.AST]) -> Iterator[str]:

@@ -75,7 +75,8 @@ def guard(event: str, arguments: tuple) -> None:
         path, _, flags = arguments
         writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         refused = not within(path, (WORK, "/dev/null") if writes else READABLE)
-        refused &= bool(writes) or path not in STDIN  # what it may read as file 0 anyway
+        # what it may read as file 0 anyway; a string of its own kind could claim to equal anything
+        refused &= bool(writes) or type(path) is not str or path not in STDIN
         # an open directory elsewhere would be a way to write there by relative paths
         refused |= not isinstance(path, int) and os.path.isdir(path) and not within(path, (WORK,))
     if refused:

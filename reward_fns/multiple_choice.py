@@ -25,16 +25,17 @@ _FRAME = re.compile(
 _FRAMED_LETTER = re.compile(
     r"(?:\*{1,3}|_{1,3}|[$`]|\\\()\s?([A-J])\s?(?:\*{1,3}|_{1,3}|[$`]|\\\))"
 )
-_MARKUP = re.compile(r"\\[()\[\],;:! ]|[$*`]|(?<![A-Za-z])_|_(?![A-Za-z])")
+_MARKUP = re.compile(r"\\[()\[\],;:! ]|\\(?:bf|rm|it|tt|quad)\b|[$*`]|(?<![A-Za-z])_|_(?![A-Za-z])")
 # what announces an answer, up to the answer
 _ANNOUNCED = re.compile(
     r"(?:\banswer\b|\bcorrect\s(?:option|choice)\b)[\"']?\s{0,3}"
-    r"(?:(?:is|(?:should|would|must)\sbe)\b\s{0,3}:?|[:=])\s{0,9}"
+    r"(?:(?:is|(?:should|would|must)\sbe)\b(?:\s(?:therefore|thus|clearly|indeed))?\s{0,3}:?|[:=])"
+    r"\s{0,9}"
     r"|^[#\s]{0,9}(?:the\s|final\s|correct\s){0,3}answer[ \t]{0,9}\n\s{0,9}",
     re.IGNORECASE | re.MULTILINE,
 )
 _TAG = re.compile(r"<answer>([^<]{0,1000})", re.IGNORECASE)
-_OPTION = r"[({\[\"']{0,9}(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\b\s{0,3}:?\s{0,3})?"
+_OPTION = r"[({\[\"']{0,9}\s{0,3}(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\b\s{0,3}:?\s{0,3})?"
 _STATED = re.compile(rf"{_OPTION}(?:\(?([A-J])(?![A-Za-z0-9'’])|\(([a-j])\))")
 _ARTICLE = re.compile(
     r"[AI]\s(?!(?:and|as|because|but|by|for|from|if|in|or|since|so|where|which|with)\b)[a-z]"

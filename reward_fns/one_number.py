@@ -29,14 +29,15 @@ _INTRODUCED = re.compile(
     r"[A-Za-z](?:[A-Za-z ,;:.'’]|-(?=[A-Za-z]))*[ :](?=[-$€£¥₹.\d\\])",
     re.IGNORECASE,
 )
+_ASSIGNED = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?:_\{?\w+\}?)?\s*=")
 _CURRENCY = r"(?:(?:US|A|C|NZ|HK|S)?\$|[€£¥₹]|Rs\.?|USD|EUR)"
 _DIGITS = r"\d{1,40}(?:\.\d{1,40})?"
 _PLAIN = r"(?:\d{1,40}(?:\.\d{0,40})?|\.\d{1,40})"
 _POWER = r"10\s*\^\s*(?:\{\s*(-?\d{1,4})\s*\}|(-?\d{1,4}))"
 _NUMBER = re.compile(
-    rf"(?P<sign>-?)\s*{_CURRENCY}?\s*(?P<late>-?)\s*(?:"
+    rf"(?P<sign>[-+]?)\s*{_CURRENCY}?\s*(?P<late>-?)\s*(?:"
     rf"(?P<whole>\d{{1,40}})?\s*\\[dt]?frac\s*"
-    rf"(?:\{{\s*(?P<over>{_DIGITS})\s*\}}|(?P<o>\d))\s*(?:\{{\s*(?P<under>{_DIGITS})\s*\}}|(?P<u>\d))"
+    rf"(?:\{{\s*(?P<over>-?{_DIGITS})\s*\}}|(?P<o>\d))\s*(?:\{{\s*(?P<under>-?{_DIGITS})\s*\}}|(?P<u>\d))"
     rf"|(?:(?P<before>\d{{1,40}})\s+)?(?P<above>{_DIGITS})\s*/\s*(?P<below>{_DIGITS})"
     rf"|(?P<bare>{_POWER})"
     rf"|(?P<plain>{_PLAIN})(?:[eE](?P<e>[+-]?\d{{1,4}})|\s*(?:\\times|\\cdot|[*x×·])\s*(?:{_POWER}))?)"
@@ -59,6 +60,8 @@ def one_number(text: str) -> Fraction | None:
         text = unframed
     text = _GROUPED.sub(lambda found: found[1] + re.sub(r"\D", "", found[2]), text)
     text = re.sub(r"\\[,;:! ]|~", " ", re.sub(r"\\([%$])", r"\1", text))
+    if len(_ASSIGNED.findall(text)) > 1:  # x = 1, y = 2
+        return None
     text = re.split(r"(?<![<>!\\])=", re.sub(r"\\[()\[\]]", "", text))[-1]
     text = text.lstrip(" \t\n$*_([:\"'`")
     introduced = _INTRODUCED.match(text)
@@ -84,4 +87,4 @@ def _value(found: re.Match[str]) -> Fraction | None:
             return None
         plain = found["plain"]
         value = Fraction(plain.rstrip(".") if plain else 1) * Fraction(10) ** power
-    return -value if bool(found["sign"]) != bool(found["late"]) else value
+    return -value if (found["sign"] == "-") != bool(found["late"]) else value

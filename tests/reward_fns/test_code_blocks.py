@@ -90,6 +90,11 @@ def test_what_judges_bring_along_is_imported_where_it_is_missing():
     exec(compile(program, "program", "exec"), {})
 
 
+def test_deep_expressions_are_read():
+    code = "total = " + " + ".join(["1"] * 500) + "\n" + F
+    assert find_program(code, wanted=["f"]) == code
+
+
 def test_much_of_anything_ends_soon():
     for text in ("```python\n" * 50_000, "`" * 100_000, "```\n(x\n" * 20_000, "(" * 90_000):
         assert find_program(text, wanted=["f"]) is None

@@ -163,6 +163,11 @@ def test_gsm8k_needs_one_number_as_truth(truth):
         ("\\boxed{\\textbf{B}\\ 12}", 1.0),
         ("\\boxed{\\text{B. 12 m/s}}", 1.0),
         ("\\boxed{Option B}", 1.0),
+        ("\\boxed{{\\bf B}}", 1.0),
+        ("\\boxed{\\textbf{(B)} \\quad 12}", 1.0),
+        ("The answer is therefore (B).", 1.0),
+        ("The answer is (B), since C is not", 1.0),
+        ("The answer is (B), (C)", 0.0),
         ("\\boxed{B} as in \\boxed above", 1.0),
         ("\\boxed{Berlin}", 0.0),
         ("\\boxed{B and C}", 0.0),  # two options are none
