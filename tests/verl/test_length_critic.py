@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 from verl.utils import tensordict_utils as tu
-from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.config import omega_conf_to_dataclass, validate_config
 
 from lenvm_rl.verl import rollout_batch
 from lenvm_rl.verl.data_columns import check_column, check_own_words, check_text_only
@@ -107,7 +107,7 @@ def test_responses_beyond_the_context_are_refused(composed, policy, tmp_path):
 
 def composed_for(*overrides):
     with initialize_config_dir(config_dir=str(FOLDER), version_base=None):
-        return compose(config_name="qwen2.5-7b-math", overrides=list(overrides))
+        return compose(config_name="qwen2.5-1.5b-gsm8k", overrides=list(overrides))
 
 
 def test_its_workers_have_a_block_of_their_own(composed):
@@ -130,6 +130,7 @@ def test_a_length_critic_runs_on_fsdp_beside_a_policy_of_any_engine(engine, tmp_
     )
     strategy = {"dp": "fsdp2"}.get(engine, engine)
     assert config.critic.strategy == config.actor_rollout_ref.actor.strategy == strategy
+    validate_config(config, use_reference_policy=True, use_critic=False)  # verl's own
     settings = read_policy_settings(config)
     check_against_verl(config, settings)
     critic = LengthCritic(config, settings, saved_policy(tmp_path, config, make_tokenizer()))
