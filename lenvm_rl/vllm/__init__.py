@@ -14,6 +14,8 @@
     offline       an engine in this process that is kept full
     ray_engine    engines on many nodes, through Ray Data
     serve         the command line of a guided server
+    middleware    HTTP requests that ask for guidance in the wrong place
+    validation    requests that are refused before they are scheduled
 
 The processor is named by its class path, `--logits-processors lenvm_rl.vllm:LengthGuidance`. It is
 not an entry point on purpose: vLLM gives a processor loaded by entry point no output tokens under

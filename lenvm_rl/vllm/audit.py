@@ -136,7 +136,7 @@ class AuditedGuidance(LengthGuidance):
         """As `LengthGuidance.apply`."""
         logits = super().apply(logits, context)
         self._figures.steps += 1
-        if self._figures.steps % _EVERY == 1:
+        if self._figures.steps % _EVERY == 1 or self._figures.guided_requests != self.guided:
             self._write()
         return logits
 
@@ -147,7 +147,7 @@ class AuditedGuidance(LengthGuidance):
             self._write()
 
     def _write(self) -> None:
-        self._figures.guided_requests = len(self._requests)
+        self._figures.guided_requests = self.guided
         self._figures.slots_in_use = self._guide.scorer.in_use
         partial = self._file.with_name(self._file.name + ".tmp")
         partial.write_text(json.dumps(asdict(self._figures)))

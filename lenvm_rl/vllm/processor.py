@@ -153,6 +153,11 @@ class LengthGuidance(V1Processor, V2Processor):
         self._keys = itertools.count()
         self._warned = False
 
+    @property
+    def guided(self) -> int:
+        """Guided requests in the batch now."""
+        return sum(request.history is not None for request in self._requests.values())
+
     def is_argmax_invariant(self) -> bool:
         """False: guidance acts on greedy requests too."""
         return False

@@ -271,6 +271,37 @@ def test_v2_asks_for_nothing_where_no_guided_request_runs(vllm, make, params):
     assert in_use(processor) == 0
 
 
+class Counted:
+    """Token ids on the device, and how often the host asked for some."""
+
+    def __init__(self, tokens):
+        self.device, self.asked, self._tokens = tokens.device, 0, tokens
+
+    def __getitem__(self, key):
+        self.asked += 1
+        return self._tokens[key]
+
+
+def test_v2_asks_once_a_step_for_the_newest_tokens_of_all_rows(vllm, make, params):
+    states, slots = States(), [6, 2, 4]
+    processor = make(states)
+    for i, slot in enumerate(slots):
+        states.put(slot, PROMPTS[i])
+        processor.add_request(slot, params([TILT, None, EQUAL][i]))
+    lengths = [len(PROMPTS[i]) for i in range(3)]
+    processor.apply(logits_of(3), context(slots, lengths))
+    tokens = states.all_token_ids.gpu
+    states.all_token_ids.gpu = counted = Counted(tokens)
+    for step in range(4):
+        for i, slot in enumerate(slots):
+            tokens[slot, lengths[i]] = 30 + step
+            lengths[i] += 1
+        processor.apply(logits_of(3, seed=step), context(slots, lengths))
+    assert counted.asked == 4
+    histories = [processor._requests[slot].history.tail(0) for slot in (6, 4)]
+    assert histories == [[*PROMPTS[i], 30, 31, 32, 33] for i in (0, 2)]
+
+
 def test_v2_goes_on_with_a_request_that_was_away(vllm, make, params):
     states = States()
     processor = make(states)
