@@ -73,9 +73,9 @@ class Guide:
                 f"{self._known_tokens}: it was trained for another tokenizer. Use a LenVM of this "
                 f"policy"
             )
-        if self.eos_token_ids[-1] >= size:
+        if self.eos_token_ids[0] >= size:  # one of several does not matter: it is never sampled
             raise ValueError(
-                f"EOS token {self.eos_token_ids[-1]} is outside the vocabulary of {size} tokens"
+                f"EOS token {self.eos_token_ids[0]} is outside the vocabulary of {size} tokens"
             )
 
     def close(self, key: Hashable) -> None:

@@ -119,7 +119,7 @@ class WeightWatch:
 
     def _sum(self) -> int:
         """Of all bytes, so that its value depends on no order of addition."""
-        return sum(int(x.view(torch.uint8).long().sum()) for x in self._tensors)
+        return sum(int(x.flatten().view(torch.uint8).sum(dtype=torch.int64)) for x in self._tensors)
 
 
 class LengthGuidance(V1Processor, V2Processor):
