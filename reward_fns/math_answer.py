@@ -136,7 +136,7 @@ def _true_formula(answer: Any) -> str:
         text = str(listed[0]).strip() if isinstance(listed, list) and len(listed) == 1 else ""
     boxed = last_boxed(text)
     formula = text if boxed is None else boxed
-    if not _plain(formula) or formula.lower() in ("nan", "none", "null"):
+    if not _plain(formula) or formula in ("nan", "NaN"):
         raise ValueError(
             f"the ground truth {str(answer)[:80]!r} is no formula: math grades against one answer "
             "in LaTeX, not against nothing, several answers or an object"
