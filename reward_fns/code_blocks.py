@@ -8,6 +8,7 @@ the candidates the one is taken that
     defines most of the names that the tests use (a method of `class Solution` counts),
     reads the input, where programs are tested by input and output,
     is whole: uses no name that it does not define, and does something,
+    defines anything,
     comes last
 
 It is given the earlier parts that define names which it lacks, and what competition judges import
@@ -78,7 +79,13 @@ def find_program(
     def rank(place: int) -> tuple[int, ...]:
         part = parts[place]
         whole = part.acts and not part.free - brought.keys()
-        return len(part.defined & set(wanted)), reads and part.reads, whole, place
+        return (
+            len(part.defined & set(wanted)),
+            reads and part.reads,
+            whole,
+            bool(part.defined),
+            place,
+        )
 
     best = max(range(len(parts)), key=rank)
     code, lacking = parts[best].code, parts[best].free

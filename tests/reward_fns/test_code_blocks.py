@@ -70,6 +70,12 @@ def test_no_program(text):
     assert find_program(text, wanted=["f"]) is None
 
 
+def test_a_program_that_defines_something_goes_before_one_line():
+    program = "def main():\n    print(3)\nmain()"
+    text = block(program) + "For instance:\n" + block("print(4)")
+    assert find_program(text, reads=True) == program
+
+
 def test_a_method_of_solution_counts():
     solution = "class Solution:\n    def f(self, x):\n        return x"
     assert find_program(block(solution) + block("print(1)"), wanted=["f"]) == solution
