@@ -8,6 +8,8 @@ split, duplicates    by prompt content
 right_rows           the right answers alone
 report, histogram    lengths, share cut, suggested gamma
 convert_*            from the reference's JSONL, plain text JSONL and verl's dumps
+prompts, prompt_files, row_files, truth
+                     what is sampled: read from any file, written for verl, truths as JSON
 """
 
 from lenvm_rl.rollouts.convert import BadRow, ConversionReport
