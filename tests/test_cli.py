@@ -115,6 +115,45 @@ def test_fresh_trunk(policy, tmp_path):
     assert LengthValueModel.from_pretrained(made["lenvm"]).config.vocab_size == 48
 
 
+def test_init_says_what_will_not_work_and_refuses_what_is_no_decoder(tmp_path):
+    from tests.scoring.trunks import make_trunk
+
+    for name in ("qwen3_next", "bert"):
+        make_trunk(name).save_pretrained(tmp_path / name)
+        make_tokenizer().save_pretrained(tmp_path / name)
+    words = ["init", "--from-policy", str(tmp_path / "qwen3_next"), "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(cli.app, words, catch_exceptions=False)
+    works = json.loads(result.stdout.splitlines()[-1])["works"]
+    assert works == {"packed": False, "scoring": False, "sampling": False}
+    assert "packed will not work" in result.stderr and "use_remove_padding=false" in result.stderr
+    with pytest.raises(ValueError, match="is no decoder"):
+        run("init", "--from-policy", tmp_path / "bert", "--out", tmp_path / "bert-out")
+    assert not (tmp_path / "bert-out").exists()
+
+
+def test_init_takes_the_trunk_of_one_model_and_the_tokenizer_of_its_kin(policy, tmp_path):
+    kin = make_tokenizer(words=47)
+    kin.add_special_tokens({"additional_special_tokens": ["<think>"]})
+    kin.save_pretrained(tmp_path / "kin")
+    words = ["init", "--from-policy", policy, "--tokenizer", tmp_path / "kin"]
+    figures = run(*words, "--out", tmp_path / "lenvm")
+    assert figures["tokens_learnt_anew"] == 1
+    config = LengthValueModel.from_pretrained(tmp_path / "lenvm").config
+    assert config.policy == {
+        "name": str(tmp_path / "kin"),
+        "revision": None,
+        "tokenizer_sha": tokenizer_sha(kin),
+    }
+    with pytest.raises(ValueError, match="must be learnt"):
+        run(*words, "--freeze-trunk", "--out", tmp_path / "frozen")
+
+
+def test_a_directory_of_something_else_is_not_replaced(policy):
+    with pytest.raises(ValueError, match="holds something else than a LenVM"):
+        run("init", "--from-policy", "demo", "--out", policy)
+    assert (policy / "model.safetensors").is_file()
+
+
 def test_report_and_split(rollouts, tmp_path):
     figures = run("report", rollouts, "--out", tmp_path / "report")
     assert figures["rows"] == 40 and figures["share_cut"] == 0
@@ -143,7 +182,7 @@ def test_sample_and_convert(policy, tmp_path):
         (["report", "nowhere"], "nowhere"),
         (["sample", "--policy", "demo", "--prompts", "demo:0", "--out", "x"], "positive number"),
         (["sample", "--policy", "demo", "--prompts", "none.jsonl", "--out", "x"], "does not exist"),
-        (["init", "--out", "x"], "either --from-policy"),
+        (["init", "--out", "x"], "give --from-policy"),
         (["init", "--from-policy", "demo", "--gamma", "1", "--out", "x"], r"gamma must be in"),
         (["predict", "--lenvm", "demo"], "exactly one of"),
         (["convert", "csv", "x", "--tokenizer", "demo", "--out", "y"], "text, reference, verl"),

@@ -20,7 +20,8 @@ def init(
         str | None, typer.Option(help="Causal LM whose trunk to start from (or `demo`).")
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="For a fresh trunk: whose vocabulary to use.")
+        str | None,
+        typer.Option(help="Whose vocabulary to use: for a fresh trunk, or for one of its kin."),
     ] = None,
     hidden_size: Annotated[int, typer.Option(help="Fresh trunk: width.", min=8)] = 256,
     layers: Annotated[int, typer.Option(help="Fresh trunk: number of blocks.", min=1)] = 4,
@@ -44,6 +45,9 @@ def init(
 
     `lenvm init --tokenizer Qwen/Qwen2.5-7B --hidden-size 512 --layers 8 --out lenvm-init`
 
+    `lenvm init --from-policy Qwen/Qwen2.5-0.5B
+    --tokenizer deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --out lenvm-init`
+
     `lenvm init --from-policy demo --head candidate --freeze-trunk --out q-head-init`
     """
     import torch
@@ -55,30 +59,35 @@ def init(
         from_scratch,
         load_tokenizer,
         save_checkpoint,
+        tokens_of_another_meaning,
     )
 
-    if (from_policy is None) == (tokenizer is None):
+    if from_policy is None and tokenizer is None:
         raise ValueError(
-            "give either --from-policy (start on its trunk) or --tokenizer (fresh trunk), "
-            f"got {'both' if from_policy else 'neither'}."
+            "give --from-policy (start on its trunk) or --tokenizer (fresh trunk): got neither."
         )
-    if freeze_trunk and from_policy is None:
+    if freeze_trunk and (from_policy is None or tokenizer is not None):
         raise ValueError(
-            "--freeze-trunk with --tokenizer would freeze random weights: it is for the policy's "
-            "own trunk, give --from-policy."
+            "--freeze-trunk is for the policy's own trunk, with its own tokenizer: a fresh trunk, "
+            "or tokens that mean something else to it, must be learnt. Leave out --tokenizer."
         )
     torch.manual_seed(seed)
-    source = resolve_policy(from_policy or tokenizer or "")
-    tokens = load_tokenizer(source)
+    figures: dict[str, Any] = {}
+    tokens = load_tokenizer(resolve_policy(tokenizer or from_policy or ""))
     if from_policy is not None:
+        source = resolve_policy(from_policy)
         model = LengthValueModel.from_policy(
             source,
             gamma=gamma,
             target=target,
             head=head,
             frozen_trunk=freeze_trunk,
-            policy=describe_policy(from_policy, tokens),
+            policy=describe_policy(tokenizer or from_policy, tokens),
         )
+        if tokenizer is not None:
+            figures["tokens_learnt_anew"] = tokens_of_another_meaning(
+                tokens, load_tokenizer(source), model.config.vocab_size
+            )
     else:
         model = from_scratch(
             tokens,
@@ -91,8 +100,23 @@ def init(
             head=head,
             policy_name=tokenizer or "",
         )
+    works = _what_works(model)
     path = save_checkpoint(model, tokens, out)
-    emit({"lenvm": str(path), "parameters": model.num_parameters(), "gamma": gamma}, None)
+    figures |= {"parameters": model.num_parameters(), "gamma": gamma, "works": works}
+    emit({"lenvm": str(path), **figures}, None)
+
+
+def _what_works(model: Any) -> dict[str, bool]:
+    """What was tried on the trunk; what fails is said on the screen as well."""
+    from lenvm_rl.scoring.works import what_works
+
+    found = what_works(model)
+    for what, why in found.items():
+        if why is not None:
+            Console(stderr=True).print(
+                f"{what} will not work: {why}", highlight=False, markup=False
+            )
+    return {what: why is None for what, why in found.items()}
 
 
 @app.command(name="import")
@@ -128,6 +152,7 @@ def import_(
         "parameters": model.num_parameters(),
         "gamma": model.config.gamma,
         "policy": (model.config.policy or {})["name"],
+        "works": _what_works(model),
     }
     emit(figures, None)
 

@@ -18,6 +18,7 @@ from lenvm_rl.model.tokens import (
     check_tokenizer_sha,
     load_tokenizer,
     tokenizer_sha,
+    tokens_of_another_meaning,
 )
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "load_tokenizer",
     "save_checkpoint",
     "tokenizer_sha",
+    "tokens_of_another_meaning",
 ]

@@ -102,6 +102,8 @@ class LengthValueConfig(PretrainedConfig):
             trunk = self.__dict__.get("text_config")
             if isinstance(trunk, PretrainedConfig):
                 text = trunk.get_text_config()
+                if name == "num_key_value_heads" and not hasattr(text, name):
+                    return text.num_attention_heads  # older architectures: one per query head
                 if not hasattr(text, name):
                     raise AttributeError(
                         f"the configuration of this LenVM's {text.model_type} trunk has no {name}, "

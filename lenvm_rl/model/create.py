@@ -10,7 +10,8 @@ from typing import Any
 from transformers import AutoConfig
 
 from lenvm_rl.model.config import LengthValueConfig
-from lenvm_rl.model.length_value_model import LengthValueModel
+from lenvm_rl.model.hub import model_type
+from lenvm_rl.model.length_value_model import LengthValueModel, check_decoder
 from lenvm_rl.model.tokens import tokenizer_sha
 
 
@@ -41,7 +42,7 @@ def from_scratch(
         architecture: any transformers `model_type` of a decoder, e.g. "qwen2", "llama".
 
     Raises:
-        ValueError: for sizes that do not fit together.
+        ValueError: for sizes that do not fit together, or an architecture that is no decoder.
     """
     heads = num_heads or max(1, hidden_size // 64)
     if hidden_size % heads:
@@ -69,7 +70,9 @@ def from_scratch(
         policy=describe_policy(policy_name, tokenizer),
         **config_fields,
     )
-    return LengthValueModel(config)
+    model = LengthValueModel(config)
+    check_decoder(model.model, architecture)
+    return model
 
 
 def save_checkpoint(model: LengthValueModel, tokenizer: Any, path: str | Path) -> Path:
@@ -79,10 +82,10 @@ def save_checkpoint(model: LengthValueModel, tokenizer: Any, path: str | Path) -
         ValueError: if `path` exists and holds something else than a LenVM.
     """
     path = Path(path)
-    if path.exists() and any(path.iterdir()) and not (path / "config.json").is_file():
+    if path.exists() and any(path.iterdir()) and model_type(path) != "lenvm":
         raise ValueError(
-            f"{path} exists and is not a model directory: it would be replaced. Name another "
-            "directory, or remove this one."
+            f"{path} exists and holds something else than a LenVM: it would be replaced. Name "
+            "another directory, or remove this one."
         )
     partial = path.with_name(path.name + ".tmp")
     shutil.rmtree(partial, ignore_errors=True)

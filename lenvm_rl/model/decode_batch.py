@@ -11,7 +11,13 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from lenvm_rl.model.decoder import attending_by, context_length
+from lenvm_rl.model.decoder import (
+    FOREIGN,
+    attending_by,
+    cache_argument,
+    check_attention,
+    context_length,
+)
 from lenvm_rl.model.requests import (
     LENGTH,
     MAX_SEED,
@@ -63,6 +69,38 @@ class _Columns:
             column[: len(order)] = column[taken]
 
 
+@torch.inference_mode()
+def check_batching(model) -> None:
+    """Refuse a model that cannot be batched here, found by running one token through it.
+
+    Args:
+        model: a causal LM, or the trunk of one, on its device.
+    Raises:
+        ValueError: layers without a full key/value cache, or that do not attend by transformers'
+            attention interface.
+    """
+    check_attention(model.config)
+    zero = torch.zeros(1, dtype=torch.long, device=next(model.parameters()).device)
+    plan = decode_plan(zero, model.dtype)
+    cache = SlotCache(1, capacity=8, limit=context_length(model.config))
+    cache.begin_decode(plan)
+    given = {cache_argument(model): cache, "use_cache": True, "slot_plan": plan}
+    reason = "its layers do not use transformers' attention interface"
+    try:
+        with attending_by(model.config, SLOT_ATTENTION):
+            model(input_ids=zero[:, None], position_ids=zero[:, None], **given)
+    except FOREIGN as error:
+        reason, cause = f"{type(error).__name__}: {error}", error
+    else:
+        if plan.served:
+            return
+        cause = None
+    raise ValueError(
+        f"{type(model).__name__} cannot be batched continuously ({reason}): sample from it with "
+        "vLLM."
+    ) from cause
+
+
 class DecodeBatch:
     """The running requests of a sampler.
 
@@ -71,6 +109,8 @@ class DecodeBatch:
         eos_token_ids: tokens that end a completion.
         max_batch: rows that decode together.
         seeds: where requests without a seed get theirs.
+    Raises:
+        ValueError: see `check_batching`.
     """
 
     def __init__(
@@ -81,7 +121,9 @@ class DecodeBatch:
         max_batch: int,
         seeds: torch.Generator,
     ):
+        check_batching(model)
         self.model = model
+        self._cache_argument = cache_argument(model)
         self.device = next(model.parameters()).device
         self.hook: LogitsHook | None = None
         """Changes the logits of every step."""
@@ -136,9 +178,9 @@ class DecodeBatch:
         self._cache.begin_prefill(first_slot, longest)
         self.model(
             input_ids=torch.tensor(padded, device=self.device),
-            past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
+            **{self._cache_argument: self._cache},
         )
 
     def _start(self, request_id: Hashable, request: Request) -> int:
@@ -169,16 +211,11 @@ class DecodeBatch:
             outputs = self.model(
                 input_ids=rows.last[:n, None],
                 position_ids=rows.position[:n, None],
-                past_key_values=self._cache,
                 use_cache=True,
                 logits_to_keep=1,
                 slot_plan=plan,
                 output_hidden_states=self.hook is not None and self.hook.reads_hidden,
-            )
-        if not plan.served:
-            raise ValueError(
-                f"{type(self.model).__name__} does not use transformers' attention interface, so "
-                "its rows cannot be batched continuously: sample from it with vLLM."
+                **{self._cache_argument: self._cache},
             )
         requests = [running.request for running in self.live]
         logprobs = sampling_logprobs(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+FOREIGN = (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError)
+"""What the code of some architecture raises where it is used as it was not meant to be."""
 
 
 def context_length(config) -> int:
@@ -55,3 +59,9 @@ def check_attention(config) -> None:
             f"({', '.join(sorted(kinds))}; sliding_window={window}), which this sampler does not "
             "batch: sample from it with vLLM."
         )
+
+
+def cache_argument(model) -> str:
+    """What the model's forward calls its key/value cache: `cache` from transformers 5.24 on."""
+    known = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in known else "past_key_values"

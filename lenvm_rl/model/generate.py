@@ -99,7 +99,12 @@ class ContinuousSampler:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype == "auto" and torch.device(device).type == "cpu":
             dtype = torch.float32
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, attn_implementation="sdpa"
+            )
+        except ValueError:  # a model without sdpa; whether it can be batched is asked below
+            model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
         return cls(model.to(device), **settings)
 
     # --- all at once -----------------------------------------------------------------------

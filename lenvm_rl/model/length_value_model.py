@@ -23,8 +23,10 @@ from transformers.utils import is_flash_attn_2_available
 
 from lenvm_rl.core import predict, predicted_length, value_of_logit
 from lenvm_rl.model.config import LengthValueConfig
+from lenvm_rl.model.decoder import FOREIGN
 from lenvm_rl.model.heads import ValueHead, make_head
 from lenvm_rl.model.hub import find_lenvm
+from lenvm_rl.model.probes import is_causal
 from lenvm_rl.model.tokens import check_tokenizer
 
 
@@ -96,18 +98,19 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> TokenClassifierOutput:
         """See the class: `.logits` is [B, T, 1] float32, the prediction or the raw logit."""
         kwargs.pop("labels", None)
+        for name in ("past_key_values", "cache"):  # transformers' name of it until 5.23, and since
+            if kwargs.get(name, 0) is None:
+                del kwargs[name]
         logit = self.length_logits(
             input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=bool(use_cache),
             **kwargs,
@@ -145,10 +148,12 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
             dtype: of the parameters; float32 is what an optimiser should update.
 
         Raises:
-            ValueError: for a gamma outside (0, 1), or when `path` is a LenVM already.
+            ValueError: for a gamma outside (0, 1), when `path` is a LenVM already, or no decoder:
+                a state that reads later tokens has counted what it should predict.
         """
         _check_policy(AutoConfig.from_pretrained(path, **_of_hub(kwargs)), path)
         trunk = AutoModel.from_pretrained(path, dtype=dtype, **kwargs)
+        check_decoder(trunk, path)
         config = LengthValueConfig(
             text_config=copy.deepcopy(trunk.config),
             gamma=gamma,
@@ -227,10 +232,38 @@ def _of_hub(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_policy(config: Any, path: Any) -> None:
+    """Refuse, before its weights are read, what is no decoder (ValueError)."""
     if isinstance(config, LengthValueConfig):
         raise ValueError(
             f"{path} is a LenVM already: load it with from_pretrained. from_policy starts a "
             "new one from a causal language model."
+        )
+    if config.is_encoder_decoder:
+        raise ValueError(
+            f"{path} is an encoder-decoder ({config.model_type}): a LenVM reads prompt and "
+            "response as one sequence. Take the trunk of a decoder, e.g. Qwen or Llama."
+        )
+
+
+def check_decoder(trunk: nn.Module, name: Any) -> None:
+    """Refuse a trunk that is no causal decoder, found by trying it on a dozen tokens.
+
+    Raises:
+        ValueError: its states see later tokens, or it does not read a plain row of tokens.
+    """
+    kind = trunk.config.model_type
+    try:
+        causal = is_causal(trunk)
+    except FOREIGN as error:
+        raise ValueError(
+            f"the {kind!r} model {name} does not read a plain row of tokens "
+            f"({type(error).__name__}: {error}): take the trunk of a decoder, e.g. Qwen or Llama."
+        ) from error
+    if not causal:
+        raise ValueError(
+            f"the {kind!r} model {name} is no decoder: its states see later tokens, so a value of "
+            "the remaining length would count what it should predict. Take the trunk of a causal "
+            "language model, e.g. Qwen or Llama."
         )
 
 

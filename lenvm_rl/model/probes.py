@@ -86,6 +86,19 @@ def packs(trunk: nn.Module, attention: str | None = None) -> bool:
     return apart("eager") or (trunk._supports_attention_backend and apart(TO_ITSELF))
 
 
+def is_causal(trunk: nn.Module) -> bool:
+    """Does a state depend on its own token and earlier ones alone?
+
+    What an encoder says of a token has seen the tokens behind it: as a value of the length to come
+    it has counted them. Padding on the right is such tokens too.
+
+    Args:
+        trunk: as in `tokens_read`.
+    """
+    first, _ = _LENGTHS
+    return not bool(tokens_read(trunk, slice(0, first))[first:].any())
+
+
 def _to_itself(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:

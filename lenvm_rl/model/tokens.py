@@ -46,6 +46,39 @@ def check_tokenizer(config: Any, tokenizer: Any) -> None:
     )
 
 
+_KIN = 0.05  # share of ids that may stand for other tokens, such as special ones
+
+
+def tokens_of_another_meaning(wanted: Any, own: Any, vocab_size: int) -> int:
+    """How many ids stand for another token in `wanted` than in a trunk's `own` tokenizer.
+
+    Families share a vocabulary but for special tokens (DeepSeek's distillations of Qwen): a trunk
+    reads them, and learns those few anew.
+
+    Args:
+        wanted: the policy's tokenizer.
+        own: the one that the trunk was trained with.
+        vocab_size: rows of the trunk's embedding.
+    Raises:
+        ValueError: ids that the trunk has no embedding for, or more than 5 % of another meaning.
+    """
+    ids = {index: token for token, index in wanted.get_vocab().items()}
+    if max(ids) >= vocab_size:
+        raise ValueError(
+            f"the tokenizer has the id {max(ids)}, the trunk embeds {vocab_size} tokens: take a "
+            "trunk of the policy's family, or a fresh one (--tokenizer without --from-policy)."
+        )
+    known = {index: token for token, index in own.get_vocab().items()}
+    others = sum(known.get(index) != token for index, token in ids.items())
+    if others > _KIN * len(ids):
+        raise ValueError(
+            f"{others} of {len(ids)} ids of the tokenizer stand for other tokens in the trunk's "
+            "own: it would read nonsense. Take a trunk of the policy's family, or a fresh one "
+            "(--tokenizer without --from-policy)."
+        )
+    return others
+
+
 def load_tokenizer(path: str | Path, *, chat_template_args: dict[str, Any] | None = None) -> Any:
     """The tokenizer of a model directory or hub name, with a sentence where there is none.
 

@@ -242,8 +242,10 @@ def prefix_attention(
     name = type(module).__name__
     if lenvm_pass is None:
         raise ValueError(
-            f"attention {PREFIX_ATTENTION!r} works inside ExactScorer only; {name} was called "
-            "without a pass. Use attn_implementation='sdpa', or another trunk if the scorer called."
+            f"attention {PREFIX_ATTENTION!r} works inside a scorer only, and {name} was called "
+            "without its pass: use attn_implementation='sdpa'. If the scorer called, this trunk "
+            "does not hand arguments on to its attention: put the LenVM on another, e.g. Qwen or "
+            "Llama."
         )
     if softcap is not None or s_aux is not None or not getattr(module, "is_causal", True):
         raise ValueError(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lenvm_rl.model import LengthValueModel
-from lenvm_rl.model.decoder import attending_by
+from lenvm_rl.model.decoder import FOREIGN, attending_by
 from lenvm_rl.scoring.attention import PREFIX_ATTENTION, Attends, Pass, Probe
 from lenvm_rl.scoring.interface import History
 from lenvm_rl.scoring.key_values import ALIGN, KeyValueShape, KeyValueStore
@@ -153,7 +153,16 @@ class CachedTrunk:
         """What each layer keeps of a token, seen in a forward pass over one token."""
         probe = Probe()
         zero = torch.zeros(1, dtype=torch.long, device=self.device)
-        self._run_trunk(zero, zero, probe)
+        try:
+            self._run_trunk(zero, zero, probe)
+        except ValueError:
+            raise
+        except FOREIGN as error:
+            raise ValueError(
+                f"{type(self._trunk).__name__} cannot attend to cached tokens here "
+                f"({type(error).__name__}: {error}): put the LenVM on another trunk, e.g. Qwen or "
+                "Llama."
+            ) from error
         shapes = [shape for _, shape in sorted(probe.shapes.items())]
         layers = self._trunk.config.get_text_config().num_hidden_layers
         if len(shapes) != layers or len(set(shapes)) != 1:

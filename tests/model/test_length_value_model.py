@@ -112,7 +112,7 @@ def test_saving_replaces_a_checkpoint_and_leaves_no_partial_one(model, tokenizer
     assert [p.name for p in tmp_path.iterdir()] == ["lenvm"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("precious")
-    with pytest.raises(ValueError, match="not a model directory"):
+    with pytest.raises(ValueError, match="something else than a LenVM"):
         save_checkpoint(model, tokenizer, tmp_path / "other")
 
 
@@ -213,8 +213,9 @@ def test_tokenizer_fingerprint_is_about_ids_alone(tokenizer):
 
 
 def test_a_trunk_without_a_standard_field_is_named():
-    trunk = AutoConfig.for_model("opt", vocab_size=48, hidden_size=32)
+    trunk = AutoConfig.for_model("opt", vocab_size=48, hidden_size=32, num_attention_heads=4)
     config = LengthValueConfig(text_config=trunk)
-    assert config.hidden_size == 32 and not hasattr(config, "num_key_value_heads")
-    with pytest.raises(AttributeError, match="opt trunk has no num_key_value_heads.*Qwen"):
-        config.num_key_value_heads  # noqa: B018
+    assert config.hidden_size == 32 and config.num_key_value_heads == 4  # one per query head
+    assert not hasattr(config, "intermediate_size")
+    with pytest.raises(AttributeError, match="opt trunk has no intermediate_size.*Qwen"):
+        config.intermediate_size  # noqa: B018
