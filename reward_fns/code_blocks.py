@@ -150,13 +150,13 @@ def _part(code: str) -> _Part | None:
     )
 
 
-def free_names(tree: ast.AST) -> set[str]:
-    """Names that a tree uses and nowhere binds, builtins left out; none with `import *`."""
+def free_names(tree: ast.AST, *, known: Collection[str] = _KNOWN) -> set[str]:
+    """Names that a tree uses and nowhere binds, known ones left out; none with `import *`."""
     nodes = list(ast.walk(tree))
     if any(isinstance(node, ast.alias) and node.name == "*" for node in nodes):
         return set()
     used = {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-    return used - set(_bound(nodes)) - _KNOWN
+    return used - set(_bound(nodes)) - set(known)
 
 
 def _outer(statements: Iterable[ast.AST]) -> Iterator[ast.AST]:

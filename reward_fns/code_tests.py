@@ -20,6 +20,7 @@ shares a process with its tests can find their token. Train an adversary in a co
 
 from __future__ import annotations
 
+import builtins
 import json
 import math
 import os
@@ -124,7 +125,8 @@ def _passed_by_nothing(tests: Tests) -> int:
     """Number of statements that an empty program passes; all of them, where functions with no
     value do."""
     limits = Limits()
-    nonsense = _NONSENSE + "".join(f"{name} = Nonsense\n" for name in tests.wanted)
+    wanted = [name for name in tests.wanted if not hasattr(builtins, name)]
+    nonsense = _NONSENSE + "".join(f"{name} = Nonsense\n" for name in wanted)
     if _run_asserts({"code": nonsense}, tests, limits) == len(tests.asserts):
         return len(tests.asserts)
     return _run_asserts({"code": ""}, tests, limits)

@@ -40,7 +40,7 @@ class Tests:
     outputs: tuple[Any, ...] = ()
     """Values of the calls, or texts that are printed."""
     wanted: tuple[str, ...] = ()
-    """Names that the program must define."""
+    """Names that the tests use: those that the program must define, and builtins, which it may."""
 
 
 def read_tests(answer: Any) -> Tests:
@@ -149,7 +149,7 @@ def _statements(asserts: Any, entry_point: str | None) -> Tests:
             f"the ground truth's tests import {', '.join(foreign)}, but programs are tested with "
             "the standard library alone: rewrite or leave out such rows"
         )
-    return Tests(asserts=tuple(statements), wanted=tuple(sorted(free_names(tree))))
+    return Tests(asserts=tuple(statements), wanted=tuple(sorted(free_names(tree, known=()))))
 
 
 def _imported(tree: ast.AST) -> list[str]:

@@ -254,6 +254,15 @@ def test_wrapped_values_are_all_read_alike():
     assert grade(mixed, truth, limits=SHORT) == 0.0
 
 
+def test_functions_may_have_the_names_of_builtins():
+    truth = "assert sum(2, 3) == [2, 3]"
+    right = "```python\ndef sum(a, b):\n    return [a, b]\n```\n"
+    usage = "```python\ndef show():\n    print(sum([1]))\nshow()\n```"
+    assert grade(right + usage, truth, limits=SHORT) == 1.0
+    assert grade("class Solution:\n    def sum(self, a, b):\n        return [a, b]", truth) == 1.0
+    assert grade(usage, truth, limits=SHORT) == 0.0
+
+
 def test_methods_of_a_solution_are_functions():
     solution = (
         "class Solution:\n    def __init__(self):\n        self.calls = 0\n"

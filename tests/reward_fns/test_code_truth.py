@@ -50,7 +50,7 @@ def test_one_statement_in_many_spellings(truth):
 
 def test_what_the_program_must_define_is_what_the_tests_use_and_do_not_bind():
     statement = "import math\nfor x in range(3):\n    assert f(x) == math.sqrt(g.y)\n"
-    assert read_tests(statement).wanted == ("f", "g")
+    assert read_tests(statement).wanted == ("f", "g", "range")
 
 
 @pytest.mark.parametrize(
