@@ -269,7 +269,7 @@ def training(device: str, quick: bool) -> dict[str, Any]:
     Float32 weights and AdamW, bfloat16 products; full rows, so that nothing is padded.
     """
     shape = SMALL if quick else FLOOR_SHAPES["lenvm"]
-    rows, length, count = (2, 64, 3) if quick else (8, 1024, 8)
+    rows, length, count = (2, 64, 3) if quick else (4, 1024, 8)  # about 50 GiB
     model = make_model(
         shape, device=device, dtype=torch.float32, context=length, is_policy=False
     ).train()
