@@ -5,9 +5,10 @@
     python scripts/bench_rl.py --methods none,kimi,right_lam0:1 --seeds 2
     python scripts/bench_rl.py --methods all
 
-GRPO on the shipped policy, the same data, optimiser, updates, batch and seeds for every method
-(rl_bench/methods.py says what they are); each method at three strengths, three seeds. Each run is
-one process with one thread; a run that is finished is not run again, so a bench that was killed
+GRPO on the shipped policy in a plain loop, not verl's trainer; the same data, optimiser, updates,
+batch and seeds for every method (rl_bench/methods.py says what they are), sampled at temperature 1;
+greedy figures stand beside. Each method at three strengths, three seeds. Each run is one process
+with one thread; a run that is finished is not run again, so a bench that was killed
 goes on, and one with more seeds or methods adds to what is there. Runs go seed by seed: what is
 there when the bench is stopped is a whole table of fewer seeds.
 
@@ -30,7 +31,7 @@ from rl_bench.comparison import SHARES, answer, column, compare
 from rl_bench.figures import plot_curves, plot_pareto, plot_staleness
 from rl_bench.jobs import digest, run_missing
 from rl_bench.methods import Method, all_methods
-from rl_bench.training import Settings, references, run, start_figures
+from rl_bench.training import Settings, by_temperature, references, run, start_figures
 
 from lenvm_rl.demo import lenvm_path
 from lenvm_rl.evals.results import finite, save_results
@@ -60,6 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         "runs": len(runs),
         "run_hours": sum(r["seconds"] for r in runs) / 3600,
         "before": prepared["start"],
+        "before_by_temperature": prepared["by_temperature"],
         "answer": answer(rows),
         "methods": rows,
         "settings": {**asdict(settings), "seeds": args.seeds, "levels": args.levels},
@@ -69,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     plot_pareto(rows, (start["length"], start["accuracy"]), args.out / "pareto.png")
     plot_curves(runs, args.out / "curves.png")
     plot_staleness(runs, args.out / "staleness.png")
-    show(rows, start)
+    show(rows, start, prepared["by_temperature"])
     line = json.dumps(finite(figures), allow_nan=False)
     if args.json:
         with replacing(args.json) as file:
@@ -118,9 +120,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def prepare(path: Path, settings: Settings) -> dict[str, Any]:
     """The policy before training: figures on held-out problems, references of the pool."""
-    if not path.exists():
+    if not path.exists() or "by_temperature" not in json.loads(path.read_text()):
         CONSOLE.print("measuring the policy before training")
-        content = {"start": start_figures(settings), "columns": references(settings)}
+        content = {
+            "start": start_figures(settings),
+            "by_temperature": by_temperature(settings),
+            "columns": references(settings),
+        }
         with replacing(path) as file:
             file.write_text(json.dumps(content) + "\n")
     return json.loads(path.read_text())
@@ -132,10 +138,17 @@ def _path(folder: Path, method: Method, seed: int) -> Path:
     return folder / f"{method.name}{strength}-{seed}.json"
 
 
-def show(rows: list[dict[str, Any]], start: dict[str, float]) -> None:
+def show(
+    rows: list[dict[str, Any]], start: dict[str, float], samplers: list[dict[str, float]]
+) -> None:
     """The table on the screen, the most accurate first."""
+    others = ", ".join(
+        f"T {row['temperature']:g}: {100 * row['accuracy']:.1f} % at {row['length']:.1f}"
+        for row in samplers[1:]
+    )
     view = Table(
-        title=f"before training: {100 * start['accuracy']:.1f} % at {start['length']:.0f} tokens",
+        title=f"before training: {100 * start['accuracy']:.1f} % at {start['length']:.0f} tokens "
+        f"(T=1, as all rows); {others}",
         title_justify="left",
     )
     view.add_column("method")

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 FIGURES = ("accuracy", "length", "tokens_per_correct", "share_cut")
+GREEDY = ("greedy_accuracy", "greedy_length")
 SHARES = tuple(percent / 100 for percent in range(95, 20, -5))
 """Of the untrained policy's length on the same prompts; the first update at each is reported."""
 SMOOTHING = 3  # updates averaged before a length counts as reached
@@ -94,6 +95,9 @@ def _row(group: Sequence[Run]) -> dict[str, Any]:
         values = torch.tensor(known, dtype=torch.float64)
         row[name] = values.mean().item()
         row[f"{name}_std"] = values.std().item() if len(group) > 1 else math.nan
+    for name in GREEDY:
+        if all(name in run for run in group):  # runs of before it was measured have none
+            row[name] = statistics.fmean(run[name] for run in group)
     for share in SHARES:
         reached = [updates_to(run["history"], share) for run in group]
         row[column(share)] = (

@@ -70,6 +70,7 @@ def run(
         policy=ContinuousSampler.from_pretrained(str(policy_path())).model,
         lenvm=LengthValueModel.from_pretrained(settings.lenvm).eval(),
     )
+    greedy = world.evaluate(policy, temperature=0.0)
     return {
         "method": method.name,
         "level": method.level,
@@ -77,6 +78,8 @@ def run(
         "strength": method.strength,
         "seed": seed,
         **world.evaluate(policy),
+        "greedy_accuracy": greedy["accuracy"],
+        "greedy_length": greedy["length"],
         "seconds": round(time.monotonic() - started, 1),
         "history": history,
     }
@@ -157,12 +160,23 @@ class World:
             yield batch
 
     def sample(
-        self, policy: Any, prompts: Sequence[Prompt], samples: int, *, seed: int
+        self,
+        policy: Any,
+        prompts: Sequence[Prompt],
+        samples: int,
+        *,
+        seed: int,
+        temperature: float = 1.0,
     ) -> list[Completion]:
-        """`samples` completions of every prompt at temperature 1, prompt by prompt."""
+        """`samples` completions of every prompt, prompt by prompt; temperature 0 is greedy."""
         sampler = ContinuousSampler(policy, eos_token_ids=[self.tokenizer.eos_token_id])
         requests = [
-            Request(self._ids[p.prompt_id], self.settings.max_tokens, seed=seed + k)
+            Request(
+                self._ids[p.prompt_id],
+                self.settings.max_tokens,
+                temperature=temperature,
+                seed=seed + k,
+            )
             for k, p in enumerate(p for p in prompts for _ in range(samples))
         ]
         return sampler.generate(requests)
@@ -188,10 +202,12 @@ class World:
             columns={p.prompt_id: self.columns.get(p.prompt_id, {}) for p in prompts},
         )
 
-    def evaluate(self, policy: Any) -> dict[str, float]:
+    def evaluate(self, policy: Any, *, temperature: float = 1.0) -> dict[str, float]:
         """Accuracy and length on problems that were not trained on."""
-        samples = self.settings.eval_samples
-        completions = self.sample(policy, self.held, samples, seed=EVAL_SEED)
+        samples = self.settings.eval_samples if temperature else 1
+        completions = self.sample(
+            policy, self.held, samples, seed=EVAL_SEED, temperature=temperature
+        )
         owners = [p for p in self.held for _ in range(samples)]
         right = [self.right(p, c) for p, c in zip(owners, completions, strict=True)]
         tokens = [len(c.token_ids) for c in completions]
@@ -221,6 +237,15 @@ def plain_prompts(settings: Settings) -> tuple[list[Prompt], list[Prompt]]:
 def start_figures(settings: Settings) -> dict[str, float]:
     """What `run` evaluates, of the policy before any training."""
     return World(settings).evaluate(ContinuousSampler.from_pretrained(str(policy_path())).model)
+
+
+def by_temperature(settings: Settings) -> list[dict[str, float]]:
+    """The untrained policy at other temperatures, 0 being greedy: what costs no training at all."""
+    world = World(settings)
+    policy = ContinuousSampler.from_pretrained(str(policy_path())).model
+    return [
+        {"temperature": t, **world.evaluate(policy, temperature=t)} for t in (1.0, 0.7, 0.5, 0.3, 0)
+    ]
 
 
 def references(settings: Settings) -> References:
