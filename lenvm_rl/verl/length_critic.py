@@ -10,6 +10,7 @@ trained on each batch with the pretraining loss (`loss`), after its values have 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +41,8 @@ from lenvm_rl.verl.policy_settings import PolicyLengthSettings
 from lenvm_rl.verl.settings import AUTO, worker_config
 from lenvm_rl.verl.step_metrics import worker_metrics
 from lenvm_rl.verl.worker import LengthValueWorker
+
+logger = logging.getLogger(__name__)
 
 ROLE = "length_critic"
 STRATEGIES = ("fsdp2", "fsdp")
@@ -199,6 +202,13 @@ class LengthCritic:
 
     def _check_baseline(self, config: DictConfig) -> None:
         baseline = self.settings.baseline_for(self.model.answers)
+        if self.settings.applies_to == "right" and baseline == "all":
+            logger.warning(
+                "lenvm.baseline=all with lenvm.applies_to=right is an ablation: where right "
+                "answers are the long ones it teaches to be wrong "
+                "(scripts/bench_right_answers.py). Leave lenvm.baseline=auto to train a policy "
+                "that is to be used."
+            )
         samples = config.actor_rollout_ref.rollout.n
         if baseline == "group" and samples < 2:
             raise ValueError(

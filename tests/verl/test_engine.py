@@ -77,7 +77,7 @@ def test_token_budget_sets_the_number_of_micro_batches(lenvm):
 def test_the_exported_model_predicts_what_the_worker_does(lenvm, tmp_path):
     worker = make_worker(lenvm)
     policy = {"name": "toy", "revision": "1", "tokenizer_sha": tokenizer_sha(make_tokenizer())}
-    worker.describe(gamma=LOSS.gamma, policy=policy, sampling={"temperature": 1.0})
+    worker.describe(gamma=LOSS.gamma, policy=policy, sampling={"temperature": 1.0}, answers="right")
     train(worker, ROWS)
     worker.save_length_value_model(str(tmp_path / "lenvm"))
 
@@ -86,6 +86,7 @@ def test_the_exported_model_predicts_what_the_worker_does(lenvm, tmp_path):
     )
     assert model.config.head_output == "value"
     assert model.config.policy == policy and model.config.sampling == {"temperature": 1.0}
+    assert model.config.answers == "right"
     for row, ours in zip(ROWS, infer(worker, ROWS), strict=True):
         ids = torch.tensor([[*row.prompt_ids, *row.response_ids]])
         theirs = model(ids).logits[0, len(row.prompt_ids) - 1 : -1, 0]

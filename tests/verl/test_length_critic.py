@@ -82,6 +82,14 @@ def test_a_right_answer_needs_others_to_be_judged_among(composed, policy, tmp_pa
     critic_of(alone, policy, path)
 
 
+def test_the_ablation_says_what_it_is(composed, policy, tmp_path, caplog):
+    path = make_lenvm(tmp_path / "lenvm", gamma=GAMMA)
+    critic_of(composed, policy, path, applies_to="right")
+    assert not caplog.records
+    critic_of(composed, policy, path, applies_to="right", baseline="all")
+    assert "is an ablation: where right answers are the long ones" in caplog.text
+
+
 def test_a_lenvm_that_was_never_trained_is_refused(composed, policy, lenvm):
     with pytest.raises(ValueError, match="has no gamma: it was never trained"):
         critic_of(composed, policy, lenvm)
