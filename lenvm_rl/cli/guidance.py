@@ -16,8 +16,9 @@ from lenvm_rl.cli.app import (
     SeedOption,
     app,
     console,
-    emit,
 )
+from lenvm_rl.cli.rendering import ChatTemplateArgs, template_args
+from lenvm_rl.cli.sampling import finish, first_of_each_kind
 
 LenvmMemoryOption = Annotated[
     str | None,
@@ -57,6 +58,7 @@ def generate(
     lenvm_memory: LenvmMemoryOption = None,
     lenvm_dtype: LenvmDtypeOption = "auto",
     seed: SeedOption = 0,
+    chat_template_args: ChatTemplateArgs = None,
     json_file: JsonOption = None,
 ) -> None:
     """Complete prompts at a wanted length with vLLM, into a rollout file; resumes where it was
@@ -69,10 +71,10 @@ def generate(
     --equal 120 --out runs/equal-120`
     """
     from lenvm_rl.demo.prompts import resolve_policy, resolve_prompts
-    from lenvm_rl.evals.sampling import prompt_row
+    from lenvm_rl.evals.encoding import tasks_of_prompts
     from lenvm_rl.model import load_tokenizer
     from lenvm_rl.vllm.generate import generate_to_file
-    from lenvm_rl.vllm.generate_run import guidance_of, prompts_of_rollouts
+    from lenvm_rl.vllm.generate_run import guidance_of, tasks_of_rollouts
     from lenvm_rl.vllm.options import GuidanceOptions
 
     if (prompts is None) == (rollouts is None):
@@ -80,15 +82,17 @@ def generate(
     asked = {"equal": equal, "at_most": at_most, "at_least": at_least, "tilt": beta, "scale": scale}
     guidance = guidance_of(asked, soft=soft, top_k=top_k, top_p=top_p, min_p=min_p)
     policy = resolve_policy(model)
+    rendering = template_args(chat_template_args)
     if rollouts is not None:
-        rows = list(prompts_of_rollouts(rollouts))[:limit]
+        tasks = tasks_of_rollouts(rollouts, n=n, max_tokens=max_tokens, limit=limit)
     else:
-        tokenizer = load_tokenizer(policy)
+        tokenizer = load_tokenizer(policy, chat_template_args=rendering)
         found = resolve_prompts(prompts or "", seed=seed, limit=limit)
-        rows = [prompt_row(tokenizer, prompt) for prompt in found]
+        tasks = tasks_of_prompts(tokenizer, found, n=n, max_tokens=max_tokens)
+    failures: dict[str, str] = {}
     done = generate_to_file(
         policy,
-        rows,
+        tasks,
         out,
         options=GuidanceOptions(
             checkpoint=str(lenvm),
@@ -97,14 +101,14 @@ def generate(
             dtype=lenvm_dtype,
         ),
         guidance=guidance,
-        n=n,
-        max_tokens=max_tokens,
         temperature=temperature,
         seed=seed,
         engine={"max_model_len": max_model_len, "max_num_seqs": max_num_seqs},
+        chat_template_args=rendering,
         progress=True,
+        on_failure=first_of_each_kind(failures),
     )
-    emit(done.to_dict(), json_file)
+    finish(done, failures, json_file)
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

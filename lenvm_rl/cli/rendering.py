@@ -59,21 +59,6 @@ def template_args(given: Sequence[str] | None) -> dict[str, Any]:
     return found
 
 
-def end_ids(tokenizer: Any, given: Sequence[str] | None) -> list[int]:
-    """Ids of tokens that are named by their text or number, in order."""
-    known = tokenizer.get_vocab()
-    ids = []
-    for token in given or ():
-        number = known.get(token, int(token) if token.isdecimal() else None)
-        if number is None or number not in known.values():
-            raise ValueError(
-                f"--end-token {token!r} is no token of this tokenizer: name one, e.g. "
-                f"{getattr(tokenizer, 'eos_token', None) or '<|im_end|>'!r}, or its id."
-            )
-        ids.append(number)
-    return ids
-
-
 def tags(given: str | None) -> str | None:
     """`--think-tags` with its line breaks."""
     return None if given is None else given.replace("\\n", "\n")

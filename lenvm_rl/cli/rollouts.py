@@ -13,7 +13,6 @@ from lenvm_rl.cli.rendering import (
     ChatTemplateArgs,
     EndTokens,
     ThinkTags,
-    end_ids,
     tags,
     template_args,
 )
@@ -131,6 +130,7 @@ def convert(
     from lenvm_rl.demo.prompts import resolve_policy
     from lenvm_rl.model import load_tokenizer, tokenizer_sha
     from lenvm_rl.model.policy_facts import policy_configs
+    from lenvm_rl.model.tokens import token_ids_of
 
     converters = {
         "text": rollouts.convert_text,
@@ -147,7 +147,7 @@ def convert(
     codec = rollouts.TextCodec.from_tokenizer(
         tokens,
         tokenizer_sha=tokenizer_sha(tokens),
-        end_ids=end_ids(tokens, end_token),
+        end_ids=token_ids_of(tokens, end_token or ()),
         generation=facts.generation,
         config=facts.config,
         chat=not raw,

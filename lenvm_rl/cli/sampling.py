@@ -19,6 +19,13 @@ from lenvm_rl.cli.app import (
     app,
     emit,
 )
+from lenvm_rl.cli.rendering import (
+    ChatTemplateArgs,
+    EndTokens,
+    ThinkTags,
+    tags,
+    template_args,
+)
 
 if TYPE_CHECKING:
     from lenvm_rl.rollouts.fill import SamplingReport
@@ -84,6 +91,17 @@ def sample(
     ] = False,
     retries: Annotated[int, typer.Option(help="--server: retries of a request.", min=0)] = 10,
     timeout: Annotated[float, typer.Option(help="--server: seconds for a request.")] = 1800.0,
+    chat_template_args: ChatTemplateArgs = None,
+    end_token: EndTokens = None,
+    think_tags: ThinkTags = None,
+    vocab_size: Annotated[
+        int | None,
+        typer.Option(
+            help="--server: rows of the policy's output layer, if no config.json lies beside its "
+            "tokenizer.",
+            min=1,
+        ),
+    ] = None,
     flush_seconds: Annotated[
         float, typer.Option(help="A kill loses at most so much work.", min=0.0)
     ] = 10.0,
@@ -121,9 +139,16 @@ def sample(
         "top_k": top_k,
         "min_p": min_p,
         "seed": seed,
+        "chat_template_args": template_args(chat_template_args),
         "progress": True,
         "flush_seconds": flush_seconds,
+        "on_failure": first_of_each_kind(failures),
     }
+    if engine != "server" and (end_token or think_tags or vocab_size):
+        raise ValueError(
+            "--end-token, --think-tags and --vocab-size are for --server: the other engines take "
+            "token ids as they are, and the ends from the policy's own files."
+        )
     if engine == "server":
         report = _by_servers(
             {
@@ -139,8 +164,12 @@ def sample(
             resolve_policy(tokenizer) if tokenizer else named,
             found,
             out,
-            failures,
-            common,
+            {
+                **common,
+                "end_tokens": end_token or (),
+                "reasoning": tags(think_tags),
+                "vocab_size": vocab_size,
+            },
         )
     elif engine == "transformers":
         from lenvm_rl.evals.sampling import sample_to_file
@@ -158,13 +187,8 @@ def sample(
             "ray_engines": engines if engine == "ray" else None,
             "ray_address": ray_address,
         }
-        report = _by_vllm(named, found, out, failures, {**common, **chosen})
-    emit(report.to_dict(), json_file)
-    if report.rows_missing:
-        _ERRORS.print(
-            _summary(report.failures, failures, report.rows_missing), highlight=False, markup=False
-        )
-        raise typer.Exit(1)
+        report = _by_vllm(named, found, out, {**common, **chosen})
+    finish(report, failures, json_file)
 
 
 def _by_servers(
@@ -173,7 +197,6 @@ def _by_servers(
     tokenizer: str,
     prompts: list[Any],
     out: Path,
-    failures: dict[str, str],
     common: dict[str, Any],
 ) -> SamplingReport:
     from lenvm_rl.evals.openai_engine import ServerSettings
@@ -185,31 +208,45 @@ def _by_servers(
         tokenizer,
         prompts,
         out,
-        on_failure=_first_of_each_kind(failures),
         **common,
     )
 
 
 def _by_vllm(
-    policy: str, prompts: list[Any], out: Path, failures: dict[str, str], settings: dict[str, Any]
+    policy: str, prompts: list[Any], out: Path, settings: dict[str, Any]
 ) -> SamplingReport:
     from lenvm_rl.evals.encoding import tasks_of_prompts
     from lenvm_rl.model import load_tokenizer
     from lenvm_rl.vllm.sample import sample_with_vllm
 
-    tokenizer = load_tokenizer(policy)
+    tokenizer = load_tokenizer(policy, chat_template_args=settings.pop("chat_template_args"))
     n, max_tokens = settings.pop("n"), settings.pop("max_tokens")
     return sample_with_vllm(
         policy,
         tokenizer,
         tasks_of_prompts(tokenizer, prompts, n=n, max_tokens=max_tokens),
         out,
-        on_failure=_first_of_each_kind(failures),
         **settings,
     )
 
 
-def _first_of_each_kind(failures: dict[str, str]) -> Callable[[Failure], None]:
+def finish(report: SamplingReport, examples: dict[str, str], json_file: Path | None) -> None:
+    """Print the figures, and what is missing by kind with exit status 1."""
+    emit(report.to_dict(), json_file)
+    if report.rows_with_unknown_ids:
+        _ERRORS.print(
+            f"{report.rows_with_unknown_ids} completions hold ids that stand for no token (the "
+            "policy samples from the padding of its vocabulary); they are kept.",
+            highlight=False,
+        )
+    if report.rows_missing:
+        _ERRORS.print(
+            _summary(report.failures, examples, report.rows_missing), highlight=False, markup=False
+        )
+        raise typer.Exit(1)
+
+
+def first_of_each_kind(failures: dict[str, str]) -> Callable[[Failure], None]:
     """Keeps an example of every kind."""
 
     def remember(failure: Failure) -> None:

@@ -8,30 +8,27 @@ from typing import Any
 from lenvm_rl.rollouts import Rollout
 from lenvm_rl.rollouts.prompts import Prompt
 from lenvm_rl.rollouts.sampling_run import Task
+from lenvm_rl.rollouts.text import TextProblem, prompt_ids
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Token ids of a prompt, up to where the response begins.
+    """Token ids of a prompt, up to where the response begins; see `rollouts.text.prompt_ids`.
 
     Raises:
-        ValueError: a conversation for a tokenizer without a chat template, or a prompt with
-            pictures, which would be left out in silence.
+        TextProblem: a prompt that tokenizer or chat template does not take, or one with pictures,
+            which would be left out in silence.
     """
     if prompt.images:
-        raise ValueError(
-            f"prompt {prompt.prompt_id!r} has a picture, and only text is sampled here: write the "
-            "set with `lenvm prompts` and sample it with verl, which reads pictures."
+        raise TextProblem(
+            "prompt with pictures",
+            f"prompt {prompt.prompt_id!r} has {len(prompt.images)} pictures, and only text is "
+            "sampled here: without them the policy would answer another question. Write the set "
+            "with `lenvm prompts` and sample it with verl, which reads pictures.",
         )
-    if getattr(tokenizer, "chat_template", None):
-        return tokenizer.apply_chat_template(
-            prompt.messages, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-    if [message["role"] for message in prompt.messages] != ["user"]:
-        raise ValueError(
-            f"prompt {prompt.prompt_id!r} is a conversation, but the policy's tokenizer has no "
-            "chat template: give it one, or write the prompt as one plain text."
-        )
-    return tokenizer(prompt.messages[0]["content"])["input_ids"]
+    try:
+        return prompt_ids(tokenizer, prompt.messages)
+    except TextProblem as error:
+        raise TextProblem(error.kind, f"prompt {prompt.prompt_id!r}: {error}") from error
 
 
 def prompt_row(tokenizer: Any, prompt: Prompt) -> Rollout:
@@ -51,26 +48,25 @@ def prompt_row(tokenizer: Any, prompt: Prompt) -> Rollout:
 def tasks_of_prompts(
     tokenizer: Any, prompts: Sequence[Prompt], *, n: int, max_tokens: int
 ) -> list[Task]:
-    """`n` completions of every prompt, of at most `max_tokens` tokens each.
-
-    Raises:
-        ValueError: a prompt with images, or what `encode_prompt` refuses.
-    """
+    """`n` completions of every prompt, of at most `max_tokens` tokens each; a prompt that
+    `encode_prompt` does not take is a refused task."""
+    tasks = []
     for prompt in prompts:
-        if prompt.images:
-            raise ValueError(
-                f"prompt {prompt.prompt_id!r} has {len(prompt.images)} images, and prompts are "
-                "sampled as text: without them the policy would answer another question."
+        ids, refused = [], None
+        try:
+            ids = encode_prompt(tokenizer, prompt)
+        except TextProblem as error:
+            refused = error.kind, str(error)
+        tasks.append(
+            Task(
+                prompt_id=prompt.prompt_id,
+                prompt_ids=ids,
+                n=n,
+                max_tokens=max_tokens,
+                messages=prompt.messages,
+                data_source=prompt.data_source,
+                ground_truth=prompt.ground_truth,
+                refused=refused,
             )
-    return [
-        Task(
-            prompt_id=prompt.prompt_id,
-            prompt_ids=encode_prompt(tokenizer, prompt),
-            n=n,
-            max_tokens=max_tokens,
-            messages=prompt.messages,
-            data_source=prompt.data_source,
-            ground_truth=prompt.ground_truth,
         )
-        for prompt in prompts
-    ]
+    return tasks

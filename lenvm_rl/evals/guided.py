@@ -86,7 +86,8 @@ def guided_completions(
         settings: one per request; None is unguided.
         max_candidates: most candidates per step and row; at most what the scorer takes.
         max_batch: requests that decode together; at most the scorer's slots.
-        eos_token_ids: None reads the policy's generation config.
+        eos_token_ids: None reads the policy's generation config, and of a directory the
+            tokenizer's too.
         seed: stream for requests without a seed.
         progress: called as `progress(index, completion)` when a request finishes.
     Raises:

@@ -48,7 +48,8 @@ class GuidedPolicy:
         progress: bool = False,
     ):
         self.tokenizer = load_tokenizer(policy)
-        self.model = ContinuousSampler.from_pretrained(str(policy)).model
+        sampler = ContinuousSampler.from_pretrained(str(policy), tokenizer=self.tokenizer)
+        self.model, self.eos_token_ids = sampler.model, sorted(sampler.eos_token_ids)
         lenvm_model = load_lenvm(lenvm, self.model.dtype).to(self.model.device)
         check_tokenizer(lenvm_model.config, self.tokenizer)
         self.scorer = make_scorer(
@@ -77,6 +78,7 @@ class GuidedPolicy:
                 settings,
                 max_candidates=self.top_k,
                 max_batch=self.max_batch,
+                eos_token_ids=self.eos_token_ids,
                 progress=lambda index, completion: advance(1),
             )
 

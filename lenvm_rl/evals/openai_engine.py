@@ -142,7 +142,7 @@ class ServerEngine:
                 if server is None:
                     raise Problem("no server", f"last: {last}", retry=False)
                 try:
-                    samples = await self._send(pool, server, body, task, sample_ids)
+                    results = await self._send(pool, server, body, task, sample_ids)
                 except Problem as problem:
                     last = str(problem)
                     if problem.kind == UNREACHABLE:
@@ -152,9 +152,9 @@ class ServerEngine:
                         raise
                     await asyncio.sleep(self._settings.retry.delay(attempt))
                     continue
-                for sample in samples:
-                    await self._results.put(sample)
-                sample_ids = sample_ids[len(samples) :]  # fewer than asked: the rest again
+                for result in results:
+                    await self._results.put(result)
+                sample_ids = sample_ids[len(results) :]  # fewer than asked: the rest again
         except Problem as problem:
             await self._results.put(
                 Failure(task=task, sample_ids=sample_ids, kind=problem.kind, detail=problem.detail)
@@ -167,8 +167,8 @@ class ServerEngine:
         body: dict[str, Any],
         task: Task,
         sample_ids: list[int],
-    ) -> list[Sample]:
-        """One request and its completions; at least one, or a Problem."""
+    ) -> list[Sample | Failure]:
+        """One request and what became of its completions; at least of one, or a Problem."""
         limit = self._settings.retry.timeout
         try:
             async with asyncio.timeout(limit):
@@ -186,7 +186,7 @@ class ServerEngine:
             pool.release(server)
         pool.answered(server)
         try:
-            return read_answer(answer, self._dialect, task, sample_ids)
+            return read_answer(answer, self._dialect, task, sample_ids, end_ids=self._run.eos_ids)
         except Problem as problem:
             pool.pause(server, problem.retry_after)
             raise

@@ -3,7 +3,8 @@ again?
 
 Prompts go as token ids to `/v1/completions`, so that no template or BOS comes in between; `chat`
 sends messages to `/v1/chat/completions`. Token ids are the truth of a rollout file, and vLLM gives
-them (`return_token_ids`). Text alone is turned into ids only where the caller asked for that.
+them (`return_token_ids`). Text alone is turned into ids only where the caller asked for that, with
+reasoning that the server keeps beside it put back; the number of ids is compared with `usage`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,20 @@ from typing import Any
 
 import httpx
 
-from lenvm_rl.rollouts.sampling_run import OVER_CONTEXT, Sample, SamplingRun, Task
-from lenvm_rl.rollouts.text import TextCodec
+from lenvm_rl.rollouts.sampling_run import OVER_CONTEXT, Failure, Sample, SamplingRun, Task
+from lenvm_rl.rollouts.text import (
+    REASONING_KEYS,
+    TextCodec,
+    TextProblem,
+    lengths_agree,
+    with_reasoning,
+)
 
 RETRIED_STATUS = (408, 409, 425, 429)
 """Status codes besides 5xx that are worth asking again."""
+RETRIED_ENDS = (None, "abort", "error")
+"""Finish reasons that are no choice of the policy's. Asking again after others (tool calls, a
+content filter) would leave only the completions that are unlike them."""
 FEWER = "fewer completions than asked"
 _SHOWN = 300  # characters of a server's answer that a message quotes
 
@@ -93,6 +103,8 @@ def request_body(
     }
     if dialect.chat:
         body["messages"] = task.messages
+        if run.chat_template_args:
+            body["chat_template_kwargs"] = run.chat_template_args
     else:
         body["prompt"] = list(task.prompt_ids)
     if len(sample_ids) > 1:
@@ -111,27 +123,59 @@ def request_body(
 
 
 def read_answer(
-    answer: httpx.Response, dialect: Dialect, task: Task, sample_ids: Sequence[int]
-) -> list[Sample]:
-    """The completions of an answer, at most one for each of `sample_ids`; there may be fewer.
+    answer: httpx.Response,
+    dialect: Dialect,
+    task: Task,
+    sample_ids: Sequence[int],
+    *,
+    end_ids: Sequence[int] | None = None,
+) -> list[Sample | Failure]:
+    """What became of `sample_ids`, in order: completions, and failures that asking again would not
+    mend. There may be fewer than asked.
 
+    Args:
+        end_ids: tokens that end a response; None: not known.
     Raises:
-        Problem: no completion can be taken from it.
+        Problem: nothing can be taken from it.
     """
     if answer.status_code != 200:
         raise _refusal(answer)
     try:
         body = json.loads(answer.content)
         choices = list(body["choices"])
-        if not choices:
-            raise Problem(FEWER, "no choices", retry=True)
-        return [
-            _sample(body, choice, dialect, task, sample_id)
-            for choice, sample_id in zip(choices, sample_ids, strict=False)
-        ]
-    except (ValueError, TypeError, KeyError, AttributeError, UnicodeDecodeError) as error:
-        detail = f"{type(error).__name__} in {answer.text[:_SHOWN]!r}"
-        raise Problem("garbage answer", detail, retry=True) from error
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _garbage(error, answer) from error
+    done: list[Sample | Failure] = []
+    again = Problem(FEWER, "no choices", retry=True)
+    for choice in choices[: len(sample_ids)]:
+        sample_id = sample_ids[len(done)]
+        try:
+            done.append(_sample(body, choice, dialect, task, sample_id, end_ids))
+        except Problem as problem:
+            if problem.retry:
+                again = problem
+            else:
+                done.append(_failure(task, sample_id, problem))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            again = _garbage(error, answer)
+    if not done:
+        raise again
+    made = [result for result in done if isinstance(result, Sample)]
+    if dialect.codec is not None and len(made) == len(choices):
+        try:
+            _compare_usage(body, made)
+        except Problem as problem:
+            return [_failure(task, sample.sample_id, problem) for sample in made]
+    return done
+
+
+def _garbage(error: Exception, answer: httpx.Response) -> Problem:
+    detail = f"{type(error).__name__} in {answer.text[:_SHOWN]!r}"
+    return Problem("garbage answer", detail, retry=True)
+
+
+def _failure(task: Task, sample_id: int, problem: Problem) -> Failure:
+    return Failure(task=task, sample_ids=[sample_id], kind=problem.kind, detail=problem.detail)
 
 
 def _sample(
@@ -140,10 +184,14 @@ def _sample(
     dialect: Dialect,
     task: Task,
     sample_id: int,
+    end_ids: Sequence[int] | None,
 ) -> Sample:
     reason = choice["finish_reason"]
     if reason not in ("stop", "length"):
-        raise Problem(f"ended by {reason!r}", retry=True)
+        raise Problem(f"ended by {reason!r}", retry=reason in RETRIED_ENDS)
+    if reason == "stop" and isinstance(choice.get("stop_reason"), str):
+        detail = f"{choice['stop_reason']!r}: the server has stop strings of its own"
+        raise Problem("ended by a stop string", detail, retry=False)
     if dialect.codec is None:
         ids = _token_ids(body, choice, task)
         if reason == "length" and dialect.context and len(ids) < max_tokens_of(dialect, task):
@@ -153,12 +201,54 @@ def _sample(
                 "generation config) hides the true lengths"
             )
             raise Problem("cut by the server below max_tokens", detail, retry=False)
+        if reason == "stop" and ids and end_ids is not None and ids[-1] not in end_ids:
+            detail = (
+                f"finish_reason is stop and the last token is {ids[-1]}, none of {list(end_ids)}. "
+                "If the policy ends its responses with it, say so (--end-token); a server that "
+                "leaves the end token out hides one token of every length"
+            )
+            raise Problem("stop without an end token", detail, retry=False)
     else:
-        text = choice["message"]["content"] if dialect.chat else choice["text"]
-        ids = dialect.codec.completion(text, finished=reason == "stop")
+        ids = _ids_of_text(body, choice, dialect.codec, chat=dialect.chat, cut=reason == "length")
     if not ids:
         raise Problem("empty completion", retry=True)
     return Sample(task=task, sample_id=sample_id, token_ids=ids, finish_reason=reason)
+
+
+def _ids_of_text(
+    body: Mapping[str, Any], choice: Mapping[str, Any], codec: TextCodec, *, chat: bool, cut: bool
+) -> list[int]:
+    """Ids of what the policy wrote, reasoning included."""
+    message = choice["message"] if chat else {"content": choice["text"]}
+    if message.get("content") is None and cut and not _has_reasoning(message):
+        raise Problem(
+            "text is missing",
+            "the response was cut, and the server returns nothing of it: its reasoning parser "
+            "keeps reasoning to itself. Start it without, or take its token ids",
+            retry=False,
+        )
+    try:
+        return codec.completion(with_reasoning(codec, message), finished=not cut)
+    except TextProblem as problem:
+        raise Problem(problem.kind, str(problem), retry=False) from problem
+
+
+def _has_reasoning(message: Mapping[str, Any]) -> bool:
+    return any(message.get(key) for key in REASONING_KEYS)
+
+
+def _compare_usage(body: Mapping[str, Any], samples: Sequence[Sample]) -> None:
+    """Problem where re-tokenised text has other lengths than the server counted."""
+    usage = body.get("usage")
+    said = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    made = sum(len(sample.token_ids) for sample in samples)
+    if isinstance(said, int) and said > 0 and not lengths_agree(made, said, len(samples)):
+        raise Problem(
+            "text unlike its token count",
+            f"{len(samples)} completions have {made} tokens, the server counted {said}: part of "
+            "what was generated is not in their text, or --tokenizer is not the policy's",
+            retry=False,
+        )
 
 
 def _token_ids(body: Mapping[str, Any], choice: Mapping[str, Any], task: Task) -> list[int]:

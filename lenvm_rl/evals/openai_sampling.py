@@ -8,11 +8,15 @@ the same numbers again after a restart, so give it another `--seed` then.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lenvm_rl.evals.encoding import tasks_of_prompts
 from lenvm_rl.evals.openai_engine import ServerEngine, ServerSettings
 from lenvm_rl.model import load_tokenizer, tokenizer_sha
+from lenvm_rl.model.policy_facts import policy_configs, policy_facts
+from lenvm_rl.model.tokens import token_ids_of
 from lenvm_rl.rollouts.fill import FLUSH_SECONDS, SamplingReport, fill
 from lenvm_rl.rollouts.prompts import Prompt
 from lenvm_rl.rollouts.sampling_run import Failure, SamplingRun
@@ -32,6 +36,10 @@ def sample_from_servers(
     top_k: int = 0,
     min_p: float = 0.0,
     seed: int = 0,
+    chat_template_args: dict[str, Any] | None = None,
+    end_tokens: Sequence[str] = (),
+    reasoning: str | None = None,
+    vocab_size: int | None = None,
     progress: bool = False,
     flush_seconds: float = FLUSH_SECONDS,
     on_failure: Callable[[Failure], None] | None = None,
@@ -41,13 +49,34 @@ def sample_from_servers(
     Called again with the same arguments, it samples what is missing. The arguments are those of
     `lenvm_rl.evals.sampling.sample_to_file`; `tokenizer` is the policy's directory or hub name.
 
+    Args:
+        end_tokens: tokens that end a response, by text or id, if the tokenizer and the generation
+            configuration beside it do not say it.
+        reasoning: how the policy writes reasoning, see `lenvm_rl.rollouts.text.reasoning_of`.
+        vocab_size: rows of the policy's output layer, where no configuration lies beside its
+            tokenizer.
     Raises:
         ValueError: no server answers, one does not have the model, or `out` holds completions
             of another run.
     """
-    tokens = load_tokenizer(tokenizer)
+    tokens = load_tokenizer(tokenizer, chat_template_args=chat_template_args)
     sha = tokenizer_sha(tokens)
+    named = token_ids_of(tokens, end_tokens)
     from_text = settings.token_ids == "text"
+    codec = None
+    facts = policy_facts(tokenizer, tokens, end_ids=named, vocab_size=vocab_size)
+    if from_text:
+        known = policy_configs(tokenizer)
+        codec = TextCodec.from_tokenizer(
+            tokens,
+            tokenizer_sha=sha,
+            end_ids=named,
+            generation=known.generation,
+            config=known.config,
+            chat=settings.chat or bool(getattr(tokens, "chat_template", None)),
+            reasoning=reasoning,
+        )
+        facts = replace(facts, eos_ids=sorted(codec.ends))
     run = SamplingRun(
         tasks=tasks_of_prompts(tokens, prompts, n=n, max_tokens=max_tokens),
         policy=settings.model,
@@ -58,10 +87,9 @@ def sample_from_servers(
         min_p=min_p,
         seed=seed,
         own_seeds=settings.own_seeds,
-        vocab_size=len(tokens),
         retokenized=from_text,
+        **facts.of_run(),
     )
-    codec = TextCodec.from_tokenizer(tokens, tokenizer_sha=sha) if from_text else None
     engine = ServerEngine(settings, run, codec)
     return fill(
         run,

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from lenvm_rl.evals.encoding import encode_prompt, prompt_row, tasks_of_prompts
 from lenvm_rl.model import load_tokenizer, tokenizer_sha
 from lenvm_rl.model.generate import ContinuousSampler, Request
 from lenvm_rl.rollouts.fill import FLUSH_SECONDS, SamplingReport, fill
 from lenvm_rl.rollouts.prompts import Prompt
-from lenvm_rl.rollouts.sampling_run import Sample, SamplingRun, Task
+from lenvm_rl.rollouts.sampling_run import OVER_CONTEXT, Failure, Sample, SamplingRun, Task
+from lenvm_rl.rollouts.vocabulary import token_count
 
 __all__ = [
     "SamplingReport",
@@ -40,8 +42,10 @@ def sample_to_file(
     min_p: float = 0.0,
     batch_size: int = 128,
     seed: int = 0,
+    chat_template_args: dict[str, Any] | None = None,
     progress: bool = False,
     flush_seconds: float = FLUSH_SECONDS,
+    on_failure: Callable[[Failure], None] | None = None,
 ) -> SamplingReport:
     """Sample `n` completions of every prompt into the rollout directory `out`.
 
@@ -57,21 +61,24 @@ def sample_to_file(
         temperature, top_p, top_k, min_p: see `lenvm_rl.model.generate.Request`.
         batch_size: rows generated together; does not change the completions.
         seed: of the whole run.
+        chat_template_args: what the chat template gets besides the messages.
         progress: show throughput and remaining time on stderr.
-        flush_seconds: how much work a kill may cost; see `fill`.
+        flush_seconds, on_failure: see `fill`.
     Raises:
-        ValueError: a prompt that does not fit the context (named), or `out` holds rows sampled
-            with other settings.
+        ValueError: `out` holds rows sampled with other settings. A prompt that cannot be sampled is
+            a failure, which the report counts.
     """
     if n < 1:
         raise ValueError(f"n must be at least 1 completion per prompt, got {n}.")
-    tokenizer = load_tokenizer(policy)
+    tokenizer = load_tokenizer(policy, chat_template_args=chat_template_args)
     return sample_tasks(
-        ContinuousSampler.from_pretrained(str(policy), max_batch=batch_size),
+        ContinuousSampler.from_pretrained(str(policy), tokenizer=tokenizer, max_batch=batch_size),
         tasks_of_prompts(tokenizer, prompts, n=n, max_tokens=max_tokens),
         out,
         tokenizer_sha=tokenizer_sha(tokenizer),
         policy_name=str(policy),
+        tokens=token_count(tokenizer),
+        chat_template_args=chat_template_args,
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
@@ -79,6 +86,7 @@ def sample_to_file(
         seed=seed,
         progress=progress,
         flush_seconds=flush_seconds,
+        on_failure=on_failure,
     )
 
 
@@ -89,6 +97,8 @@ def sample_tasks(
     *,
     tokenizer_sha: str,
     policy_name: str,
+    tokens: int | None = None,
+    chat_template_args: dict[str, Any] | None = None,
     temperature: float = 1.0,
     top_p: float = 1.0,
     top_k: int = 0,
@@ -96,8 +106,14 @@ def sample_tasks(
     seed: int = 0,
     progress: bool = False,
     flush_seconds: float = FLUSH_SECONDS,
+    on_failure: Callable[[Failure], None] | None = None,
 ) -> SamplingReport:
-    """`sample_to_file` for prompts that are token ids already; see there."""
+    """`sample_to_file` for prompts that are token ids already; see there.
+
+    Args:
+        tokens: ids from here on stand for no token; None: not known.
+        chat_template_args: with which the ids were made.
+    """
     run = SamplingRun(
         tasks=tasks,
         policy=policy_name,
@@ -108,34 +124,40 @@ def sample_tasks(
         min_p=min_p,
         seed=seed,
         vocab_size=sampler.vocab_size,
+        token_count=tokens,
         eos_ids=sorted(sampler.eos_token_ids),
+        chat_template_args=chat_template_args or {},
     )
-    _check_fit(sampler, tasks)
-    return fill(run, out, _produce(sampler, run), progress=progress, flush_seconds=flush_seconds)
-
-
-def _check_fit(sampler: ContinuousSampler, tasks: Sequence[Task]) -> None:
-    """Every prompt fits, before any work is done."""
-    for task in tasks:
-        try:
-            sampler.check(Request(task.prompt_ids, task.max_tokens))
-        except ValueError as error:
-            raise ValueError(f"prompt {task.prompt_id!r}: {error}") from error
+    return fill(
+        run,
+        out,
+        _produce(sampler, run),
+        progress=progress,
+        flush_seconds=flush_seconds,
+        on_failure=on_failure,
+    )
 
 
 def _produce(
     sampler: ContinuousSampler, run: SamplingRun
-) -> Callable[[Iterator[tuple[Task, int]], int], Iterator[Sample]]:
+) -> Callable[[Iterator[tuple[Task, int]], int], Iterator[Sample | Failure]]:
     """Completions as they finish; the sampler's queue stays a few batches long."""
 
-    def produce(missing: Iterator[tuple[Task, int]], resumed: int) -> Iterator[Sample]:
+    def produce(missing: Iterator[tuple[Task, int]], resumed: int) -> Iterator[Sample | Failure]:
         asked: dict[Hashable, tuple[Task, int]] = {}
         while True:
             while sampler.pending < 2 * sampler.max_batch and (item := next(missing, None)):
                 task, sample_id = item
                 key = (task.prompt_id, sample_id)
+                request = Request(task.prompt_ids, **run.sampling(task, sample_id))
+                try:
+                    sampler.submit(request, key)
+                except ValueError as error:
+                    over = len(task.prompt_ids) >= sampler.context_length
+                    kind = OVER_CONTEXT if over else "prompt beyond the vocabulary"
+                    yield Failure(task=task, sample_ids=[sample_id], kind=kind, detail=str(error))
+                    continue
                 asked[key] = item
-                sampler.submit(Request(task.prompt_ids, **run.sampling(task, sample_id)), key)
             if not sampler.pending:
                 return
             for key, done in sampler.step():

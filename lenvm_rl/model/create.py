@@ -13,6 +13,7 @@ from lenvm_rl.model.config import LengthValueConfig
 from lenvm_rl.model.hub import model_type
 from lenvm_rl.model.length_value_model import LengthValueModel, check_decoder
 from lenvm_rl.model.tokens import tokenizer_sha
+from lenvm_rl.rollouts.vocabulary import token_count
 
 
 def describe_policy(name: str, tokenizer: Any, revision: str | None = None) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def from_scratch(
         )
     trunk = AutoConfig.for_model(
         architecture,
-        vocab_size=len(tokenizer),
+        vocab_size=token_count(tokenizer),
         hidden_size=hidden_size,
         intermediate_size=intermediate_size or 4 * hidden_size,
         num_hidden_layers=num_layers,

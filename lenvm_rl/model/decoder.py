@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from lenvm_rl.rollouts.ends import end_token_ids
+
 FOREIGN = (TypeError, ValueError, AttributeError, KeyError, IndexError, RuntimeError)
 """What the code of some architecture raises where it is used as it was not meant to be."""
 
@@ -21,19 +23,16 @@ def context_length(config) -> int:
     return int(limit)
 
 
-def eos_ids(model, given: int | Iterable[int] | None) -> frozenset[int]:
-    """The tokens that end a completion, from the caller or the model's own configuration."""
-    if given is None:
-        generation = getattr(model, "generation_config", None)
-        given = getattr(generation, "eos_token_id", None)
-        if given is None:
-            given = getattr(model.config.get_text_config(), "eos_token_id", None)
-    if given is None:
-        raise ValueError(
-            "no EOS token is known, so no completion could end: pass eos_token_ids, for example "
-            "[tokenizer.eos_token_id]."
-        )
-    return frozenset([given] if isinstance(given, int) else given)
+def eos_ids(model, given: int | Iterable[int] | None, tokenizer=None) -> frozenset[int]:
+    """The tokens that end a completion: the caller's, or what `lenvm_rl.rollouts.ends` says of the
+    tokenizer and the model's configurations."""
+    if given is not None:
+        return frozenset([given] if isinstance(given, int) else given)
+    return end_token_ids(
+        tokenizer=tokenizer,
+        generation=getattr(model, "generation_config", None),
+        config=model.config,
+    )
 
 
 @contextmanager

@@ -4,7 +4,7 @@ A row that ends leaves the batch at once and a waiting prompt takes its place, s
 lengths does not idle the batch; equal prompts are prefilled once. Meant for small and medium
 models on a CPU or one accelerator; large policies are sampled by vLLM through verl.
 
-    sampler = ContinuousSampler(model, eos_token_ids=[tokenizer.eos_token_id])
+    sampler = ContinuousSampler(model, tokenizer=tokenizer)
     completions = sampler.generate([Request(prompt_ids, max_tokens=512, seed=7)])
 
 Every request draws from its own random stream, so its completion depends on (weights, prompt,
@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import suppress
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -23,6 +25,7 @@ from transformers import AutoModelForCausalLM
 from lenvm_rl.model.decode_batch import DecodeBatch
 from lenvm_rl.model.decoder import check_attention, context_length, eos_ids
 from lenvm_rl.model.requests import Completion, LogitsHook, Request
+from lenvm_rl.model.tokens import load_tokenizer
 
 __all__ = ["Completion", "ContinuousSampler", "Request"]
 
@@ -33,7 +36,9 @@ class ContinuousSampler:
     Args:
         model: any transformers causal LM whose layers all have full attention, on its device. It
             is put in evaluation mode.
-        eos_token_ids: tokens that end a completion; None reads the model's generation config.
+        eos_token_ids: tokens that end a completion; None: the tokenizer's EOS and those of the
+            model's generation configuration (`lenvm_rl.rollouts.ends`).
+        tokenizer: of the model; asked for its EOS alone.
         max_batch: rows that decode together.
         seed: stream from which requests without a seed draw theirs; None is nondeterministic.
         hook: changes the logits of every step; completions then carry the log-probabilities of
@@ -47,6 +52,7 @@ class ContinuousSampler:
         model,
         *,
         eos_token_ids: int | Iterable[int] | None = None,
+        tokenizer: Any = None,
         max_batch: int = 128,
         seed: int | None = None,
         hook: LogitsHook | None = None,
@@ -56,7 +62,7 @@ class ContinuousSampler:
         check_attention(model.config)
         self.model = model.eval()
         self.device = next(model.parameters()).device
-        self.eos_token_ids = eos_ids(model, eos_token_ids)
+        self.eos_token_ids = eos_ids(model, eos_token_ids, tokenizer)
         self.context_length = context_length(model.config)
         self.vocab_size = model.config.get_text_config().vocab_size
         self.max_batch = max_batch
@@ -89,7 +95,8 @@ class ContinuousSampler:
         device: str | torch.device | None = None,
         **settings,
     ) -> ContinuousSampler:
-        """Load a causal LM from a directory or hub name; `settings` go to the constructor.
+        """Load a causal LM from a directory or hub name; `settings` go to the constructor, by
+        default with the tokenizer that lies there.
 
         Args:
             dtype: of the weights; "auto" keeps the checkpoint's, float32 on a CPU.
@@ -105,6 +112,9 @@ class ContinuousSampler:
             )
         except ValueError:  # a model without sdpa; whether it can be batched is asked below
             model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        if settings.get("eos_token_ids") is None and settings.get("tokenizer") is None:
+            with suppress(ValueError):  # a model without a tokenizer ends as its configuration says
+                settings["tokenizer"] = load_tokenizer(path)
         return cls(model.to(device), **settings)
 
     # --- all at once -----------------------------------------------------------------------

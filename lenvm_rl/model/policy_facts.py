@@ -6,7 +6,8 @@ holds a tokenizer alone says what its tokenizer says.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,18 @@ class PolicyConfigs:
 class PolicyFacts:
     """What a rollout file needs to know of the policy that filled it."""
 
-    end_ids: frozenset[int]
+    eos_ids: list[int]
     """Tokens that end a response, see `lenvm_rl.rollouts.ends`."""
     vocab_size: int
     """Token ids are below it, see `lenvm_rl.rollouts.vocabulary`."""
     token_count: int
     """Ids from here on stand for no token."""
+    chat_template_args: dict[str, Any]
+    """What the chat template gets besides the messages."""
+
+    def of_run(self) -> dict[str, Any]:
+        """Arguments of a `SamplingRun`."""
+        return asdict(self)
 
 
 def policy_configs(path: str | Path) -> PolicyConfigs:
@@ -45,19 +52,29 @@ def policy_configs(path: str | Path) -> PolicyConfigs:
     return PolicyConfigs(generation=generation, config=config)
 
 
-def policy_facts(path: str | Path, tokenizer: Any) -> PolicyFacts:
+def policy_facts(
+    path: str | Path,
+    tokenizer: Any,
+    *,
+    end_ids: Sequence[int] | None = None,
+    vocab_size: int | None = None,
+) -> PolicyFacts:
     """Of a policy's directory or hub name, and its tokenizer.
 
+    Args:
+        end_ids, vocab_size: what the caller knows better.
     Raises:
         ValueError: nothing there names an end of a response.
     """
     known = policy_configs(path)
     return PolicyFacts(
-        end_ids=end_token_ids(
-            tokenizer=tokenizer, generation=known.generation, config=known.config
+        eos_ids=sorted(
+            end_ids
+            or end_token_ids(tokenizer=tokenizer, generation=known.generation, config=known.config)
         ),
-        vocab_size=vocabulary_size(tokenizer, known.config),
+        vocab_size=vocab_size or vocabulary_size(tokenizer, known.config),
         token_count=token_count(tokenizer),
+        chat_template_args=dict(getattr(tokenizer, "chat_template_args", {})),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,25 @@ def tokens_of_another_meaning(wanted: Any, own: Any, vocab_size: int) -> int:
             "(--tokenizer without --from-policy)."
         )
     return others
+
+
+def token_ids_of(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
+    """Ids of tokens that are named by their text or their number, in order.
+
+    Raises:
+        ValueError: one that is no token.
+    """
+    known = tokenizer.get_vocab()
+    ids = []
+    for token in tokens:
+        number = known.get(token, int(token) if token.isdecimal() else None)
+        if number is None or number not in known.values():
+            raise ValueError(
+                f"{token!r} is no token of this tokenizer: name one, e.g. "
+                f"{getattr(tokenizer, 'eos_token', None) or '<|im_end|>'!r}, or its id."
+            )
+        ids.append(number)
+    return ids
 
 
 def load_tokenizer(path: str | Path, *, chat_template_args: dict[str, Any] | None = None) -> Any:

@@ -95,8 +95,8 @@ def _check_ids(
             row,
             "token id beyond the vocabulary",
             f"{name} holds token id {int(values[position])}, outside the vocabulary of {limit} "
-            "ids. The row was made with another tokenizer, or vocab_size is not the policy's: "
-            "its output layer may be padded beyond the tokenizer.",
+            "ids. The row was made with another tokenizer, or vocab_size is not the policy's "
+            "(--vocab-size): its output layer may be padded beyond the tokenizer.",
         )
 
 

@@ -59,6 +59,9 @@ class SamplingReport:
     """Mean response length in tokens over all rows, EOS included; 0 without rows."""
     share_cut: float
     """Share of rows cut by the token limit, in [0, 1]."""
+    rows_with_unknown_ids: int = 0
+    """Rows with ids that stand for no token: the policy's vocabulary is padded, and it samples
+    from the padding."""
 
     def to_dict(self) -> dict[str, Any]:
         """All figures by name."""
@@ -89,6 +92,14 @@ def fill(
     """
     found = run.completed(out)
     counts = SamplingCounts(found, total=run.total)
+
+    def fail(failure: Failure) -> None:
+        counts.fail(failure.kind, len(failure.sample_ids))
+        if on_failure is not None:
+            on_failure(failure)
+
+    for failure in run.refused():
+        fail(failure)
     started = time.monotonic()
     if counts.left:
         writer = RolloutWriter(
@@ -99,6 +110,7 @@ def fill(
             append=bool(found.keys),
             guidance=run.guidance,
             retokenized=run.retokenized,
+            chat_template_args=run.chat_template_args,
         )
         with writer, ExitStack() as stack:
             results = produce(run.missing(found.keys), len(found.keys))
@@ -108,12 +120,12 @@ def fill(
             sink = _Sink(run, writer, found.keys, flush_rows, flush_seconds)
             stack.callback(sink.close)  # of an interrupted run too: what is sampled is kept
             for result in results:
-                if isinstance(result, Failure):
-                    counts.fail(result.kind, len(result.sample_ids))
-                    if on_failure is not None:
-                        on_failure(result)
+                row = result if isinstance(result, Failure) else _row(run, result)
+                if isinstance(row, Failure):
+                    fail(row)
                 else:
-                    counts.add(sink.add(result))
+                    sink.add(row)
+                    counts.add(row, unknown_ids=run.has_unknown_ids(row.response_ids))
                 show()
     seconds = time.monotonic() - started
     return SamplingReport(
@@ -129,7 +141,19 @@ def fill(
         completions_per_s=counts.new_rows / seconds if counts.new_rows else 0.0,
         mean_length=counts.tokens / counts.rows if counts.rows else 0.0,
         share_cut=counts.share_cut,
+        rows_with_unknown_ids=counts.with_unknown_ids,
     )
+
+
+def _row(run: SamplingRun, sample: Sample) -> Rollout | Failure:
+    """A completion as a row, or why the file does not take it; the others are not concerned."""
+    try:
+        return run.row(sample)
+    except Exception as error:  # an engine may return anything
+        kind = getattr(error, "kind", None) or f"no row of a rollout file ({type(error).__name__})"
+        return Failure(
+            task=sample.task, sample_ids=[sample.sample_id], kind=kind, detail=str(error)
+        )
 
 
 def _closing(results: Any) -> Any:
@@ -153,18 +177,17 @@ class _Sink:
         flush_rows: int,
         flush_seconds: float,
     ):
-        self._run, self._writer = run, writer
+        self._writer = writer
         self._flush_rows, self._flush_seconds = flush_rows, flush_seconds
         present = Counter(prompt_id for prompt_id, _ in done)
         self._left = {task.prompt_id: task.n - present[task.prompt_id] for task in run.tasks}
         self._held: dict[str, dict[int, Rollout]] = {}
         self._unsaved, self._saved_at = 0, time.monotonic()
 
-    def add(self, sample: Sample) -> Rollout:
+    def add(self, row: Rollout) -> None:
         """Take a completion; it is on disk when its prompt is whole and the next flush is due."""
-        row = self._run.row(sample)
         group = self._held.setdefault(row.prompt_id, {})
-        assert row.sample_id not in group and self._left[row.prompt_id] > 0, sample.key
+        assert row.sample_id not in group and self._left[row.prompt_id] > 0, row.prompt_id
         group[row.sample_id] = row
         self._left[row.prompt_id] -= 1
         if not self._left[row.prompt_id]:
@@ -175,7 +198,6 @@ class _Sink:
         ):
             self._writer.flush()
             self._unsaved, self._saved_at = 0, time.monotonic()
-        return row
 
     def close(self) -> None:
         """Write completions of prompts that are not whole; the writer flushes when it closes."""

@@ -29,6 +29,8 @@ class Completed:
     """Their response tokens, EOS included."""
     cut: int = 0
     """How many of them the token limit ended."""
+    with_unknown_ids: int = 0
+    """How many of them hold ids that stand for no token."""
 
 
 def completion_seed(seed: int, prompt_id: str, sample_id: int) -> int:
@@ -44,6 +46,7 @@ def completed(
     tokenizer_sha: str,
     guidance: dict[str, Any] | None = None,
     retokenized: bool = False,
+    token_count: int | None = None,
 ) -> Completed:
     """What the directory `out` holds of a run; nothing when it has no whole shard yet.
 
@@ -52,6 +55,7 @@ def completed(
             as this run writes them, or None for a completion that it would not make.
         tokenizer_sha: of the run.
         guidance, retokenized: of the run, see `RolloutWriter`.
+        token_count: of the run, see `SamplingRun`.
     Raises:
         ValueError: a completion that this run would not make, one that is there twice, or another
             tokenizer or guidance.
@@ -70,7 +74,7 @@ def completed(
             "Resume with the same arguments, or write to another directory."
         )
     keys: set[tuple[str, int]] = set()
-    tokens = cut = 0
+    tokens = cut = unknown = 0
     for row in reader.iter_rows([*_READ, "sampling", "policy"]):
         key = row["prompt_id"], row["sample_id"]
         _check(out, key, row, expected(*key))
@@ -82,7 +86,8 @@ def completed(
         keys.add(key)
         tokens += len(row["response_ids"])
         cut += row["finish_reason"] == "length"
-    return Completed(keys, tokens, cut)
+        unknown += token_count is not None and max(row["response_ids"]) >= token_count
+    return Completed(keys, tokens, cut, unknown)
 
 
 def _check(out: Any, key: tuple[str, int], row: dict[str, Any], wanted: dict | None) -> None:

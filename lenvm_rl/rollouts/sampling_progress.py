@@ -28,6 +28,7 @@ class SamplingCounts:
     ):
         self.total = total
         self.rows, self.tokens, self.cut = len(found.keys), found.tokens, found.cut
+        self.with_unknown_ids = found.with_unknown_ids
         self.new_rows = self.new_tokens = 0
         self.failures: Counter[str] = Counter()
         self._clock = clock
@@ -43,8 +44,9 @@ class SamplingCounts:
         """Share of rows cut by the token limit, in [0, 1]; 0 without rows."""
         return self.cut / self.rows if self.rows else 0.0
 
-    def add(self, row: Rollout) -> None:
-        """Count a completion."""
+    def add(self, row: Rollout, *, unknown_ids: bool = False) -> None:
+        """Count a completion, and whether it holds ids that stand for no token."""
+        self.with_unknown_ids += unknown_ids
         self.rows += 1
         self.new_rows += 1
         self.tokens += row.length

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lenvm_rl.rollouts.check import check_row
 from lenvm_rl.rollouts.record import Rollout
 from lenvm_rl.rollouts.resume import Completed, check_distinct, completed, completion_seed
 
@@ -32,6 +33,8 @@ class Task:
     messages: list[dict[str, str]] | None = None
     data_source: str = "unknown"
     ground_truth: str | None = None
+    refused: tuple[str, str] | None = None
+    """Kind and detail of why the prompt has no token ids; its completions are failures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +82,13 @@ class SamplingRun:
     """Whether every completion has its own seed, a digest of (seed, prompt_id, sample_id). An
     engine whose random stream is not told apart by completions stores no seed with them."""
     vocab_size: int | None = None
+    """Token ids are below it, see `lenvm_rl.rollouts.vocabulary`; None: not known."""
+    token_count: int | None = None
+    """Ids from here on stand for no token of the tokenizer: such rows are kept and counted."""
     eos_ids: Sequence[int] | None = None
+    """Tokens that end a response; None: not known."""
+    chat_template_args: dict[str, Any] = field(default_factory=dict)
+    """What the chat template got besides the messages; see `RolloutWriter`."""
     guidance: dict[str, Any] | None = field(default=None)
     """What shaped the distribution besides the policy; see `RolloutWriter`."""
     retokenized: bool = False
@@ -120,7 +129,7 @@ class SamplingRun:
 
         def expected(prompt_id: str, sample_id: int) -> dict[str, Any] | None:
             task = wanted.get(prompt_id)
-            if task is None or sample_id >= task.n:
+            if task is None or task.refused or sample_id >= task.n:
                 return None
             return {
                 "prompt_ids": list(task.prompt_ids),
@@ -134,19 +143,31 @@ class SamplingRun:
             tokenizer_sha=self.tokenizer_sha,
             guidance=self.guidance,
             retokenized=self.retokenized,
+            token_count=self.token_count,
         )
+
+    def refused(self) -> Iterator[Failure]:
+        """Completions that no engine is asked for: their prompts have no token ids."""
+        for task in self.tasks:
+            if task.refused:
+                kind, detail = task.refused
+                yield Failure(task=task, sample_ids=range(task.n), kind=kind, detail=detail)
 
     def missing(self, done: set[Key]) -> Iterator[tuple[Task, int]]:
         """(task, sample_id) of what is left; samples of a prompt adjacent, to share prefill."""
         for task in self.tasks:
-            for sample_id in range(task.n):
+            for sample_id in range(0 if task.refused else task.n):
                 if (task.prompt_id, sample_id) not in done:
                     yield task, sample_id
 
     def row(self, sample: Sample) -> Rollout:
-        """A completion as a row of the file."""
+        """A completion as a row of the file.
+
+        Raises:
+            MalformedRow: the file does not take it.
+        """
         task = sample.task
-        return Rollout(
+        row = Rollout(
             prompt_id=task.prompt_id,
             sample_id=sample.sample_id,
             prompt_ids=task.prompt_ids,
@@ -159,3 +180,9 @@ class SamplingRun:
             policy={"name": self.policy},
             response_logprobs=sample.logprobs,
         )
+        check_row(row, vocab_size=self.vocab_size, eos_ids=self.eos_ids)
+        return row
+
+    def has_unknown_ids(self, response_ids: Sequence[int]) -> bool:
+        """Whether a response holds ids that stand for no token."""
+        return self.token_count is not None and max(response_ids) >= self.token_count

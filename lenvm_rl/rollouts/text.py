@@ -21,6 +21,8 @@ from lenvm_rl.rollouts.vocabulary import vocabulary_size
 
 Message = Mapping[str, Any]
 
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Where messages keep reasoning beside the content; servers often fill two of them alike."""
 LENGTH_TOLERANCE = 0.05
 """Share by which a re-tokenised length may differ from the count that the source gives."""
 
@@ -333,7 +335,7 @@ def with_reasoning(codec: TextCodec, message: Mapping[str, Any]) -> str:
         TypeError: no text.
     """
     content = message.get("content")
-    thoughts = [message.get(key) for key in ("reasoning_content", "reasoning", "thinking")]
+    thoughts = [message.get(key) for key in REASONING_KEYS]
     reasoning = next((t for t in thoughts if isinstance(t, str) and t), "")
     if message.get("tool_calls"):
         raise TextProblem(

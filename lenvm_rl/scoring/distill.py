@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from lenvm_rl.core import masked_mean, predict, predicted_length, squared_error
-from lenvm_rl.model import LengthValueConfig, LengthValueModel
+from lenvm_rl.model import LengthValueConfig, LengthValueModel, load_tokenizer
 from lenvm_rl.model.decoder import context_length, eos_ids
 from lenvm_rl.scoring.distill_states import Completion, DistillBatch, DistillSettings, Teacher
 
@@ -89,7 +89,7 @@ class Distiller:
         model = AutoModelForCausalLM.from_pretrained(policy).to(device)
         context = min(context_length(x.config) for x in (teacher, student, model))
         settings = replace(settings, max_length=min(settings.max_length, context - 1))
-        ends = eos_ids(model, None)
+        ends = eos_ids(model, None, load_tokenizer(policy))
         return cls(teacher, student, model, eos_token_ids=ends, settings=settings, seed=seed)
 
     def ask(self, completions: Sequence[Completion]) -> DistillBatch:

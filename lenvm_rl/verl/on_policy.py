@@ -24,6 +24,7 @@ from verl.workers.rollout.llm_server import LLMServerManager
 
 from lenvm_rl.model import tokenizer_sha
 from lenvm_rl.rollouts import Rollout, RolloutWriter
+from lenvm_rl.rollouts.vocabulary import vocabulary_size
 from lenvm_rl.verl.queue import cells, eos_ids, finish_reason, prompt_id
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class OnPolicySource:
         tokenizer = trainer.tokenizer
         self._format: dict[str, Any] = {
             "tokenizer_sha": tokenizer_sha(tokenizer),
-            "vocab_size": len(tokenizer),
+            "vocab_size": vocabulary_size(tokenizer, trainer.policy_config.hf_config),
         }
         self._eos = eos_ids(trainer.policy_config)
         self._writer = RolloutWriter(output, append=True, **self._format)

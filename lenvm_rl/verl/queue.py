@@ -14,6 +14,7 @@ from tensordict import TensorDict
 from verl.workers.config import HFModelConfig
 
 from lenvm_rl.rollouts.columns import content_digest
+from lenvm_rl.rollouts.ends import end_token_ids
 
 
 def cells(data: TensorDict, name: str) -> list[Any] | None:
@@ -34,11 +35,14 @@ def finish_reason(
 
 
 def eos_ids(policy: HFModelConfig) -> set[int]:
-    """Tokens that end a completion: the tokenizer's, and those of the generation settings."""
-    ids = {policy.tokenizer.eos_token_id}
-    configured = getattr(policy.generation_config, "eos_token_id", None)
-    ids.update([configured] if isinstance(configured, int) else configured or [])
-    return {i for i in ids if i is not None}
+    """Tokens that end a completion, see `lenvm_rl.rollouts.ends`."""
+    return set(
+        end_token_ids(
+            tokenizer=policy.tokenizer,
+            generation=policy.generation_config,
+            config=policy.hf_config,
+        )
+    )
 
 
 def prompt_id(prompt: Sequence[int]) -> str:

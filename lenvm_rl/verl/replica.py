@@ -19,7 +19,6 @@ from typing import Any
 import ray
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 from verl.workers.config import HFModelConfig
 from verl.workers.rollout.replica import (
     RolloutMode,
@@ -48,10 +47,9 @@ class TransformersServer:
         max_batch: int,
         seed: int,
     ):
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+        self.sampler = ContinuousSampler.from_pretrained(
+            path, dtype=getattr(torch, dtype), device="cpu", max_batch=max_batch, seed=seed
         )
-        self.sampler = ContinuousSampler(model, max_batch=max_batch, seed=seed)
         self.response_length = response_length
         self.max_model_len = max_model_len
         self._seed = seed

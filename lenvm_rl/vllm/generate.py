@@ -12,7 +12,7 @@ the completions that are missing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from lenvm_rl.model import load_tokenizer, tokenizer_sha
-from lenvm_rl.rollouts import Rollout, RolloutReader
+from lenvm_rl.model.policy_facts import policy_facts
+from lenvm_rl.rollouts import RolloutReader
 from lenvm_rl.rollouts.fill import SamplingReport, fill
 from lenvm_rl.rollouts.sampling_run import Failure, Sample, SamplingRun, Task
 from lenvm_rl.scoring import GuidanceSettings
@@ -40,51 +41,51 @@ class GenerateReport(SamplingReport):
 
 def generate_to_file(
     policy: str,
-    prompts: Sequence[Rollout],
+    tasks: Sequence[Task],
     out: str | Path,
     *,
     options: GuidanceOptions,
     guidance: GuidanceSettings,
-    n: int = 1,
-    max_tokens: int = 1024,
     temperature: float = 1.0,
     seed: int = 0,
     engine: dict[str, Any] | None = None,
+    chat_template_args: dict[str, Any] | None = None,
     progress: bool = False,
+    on_failure: Callable[[Failure], None] | None = None,
 ) -> GenerateReport:
-    """Complete every prompt `n` times under guidance; write them as they finish.
+    """Complete every task under guidance; write completions as they finish.
 
     Args:
         policy: directory or hub name of the policy.
-        prompts: rows whose `prompt_ids` (and messages, source, truth) are taken; what they hold
-            of a response is not looked at.
+        tasks: prompts, and how many completions of each; see `evals.encoding.tasks_of_prompts` and
+            `generate_run.tasks_of_rollouts`.
         out: rollout directory, which a run with the same arguments goes on with, or .parquet
             file, which must not exist and appears when all is done.
         options: where the LenVM is.
         guidance: mode and target; `mode="off"` samples as the policy does.
-        n: completions per prompt.
-        max_tokens: longest response, EOS included.
         temperature: 0 takes the most probable token of the guided distribution.
         seed: of the whole run. On a GPU every completion has its own, derived from it; on a CPU
             it is the engine's, because vLLM's CPU runner dies of a seeded request whose prompt is
             read in pieces.
         engine: further settings of vLLM's `LLM`; max_model_len and max_num_seqs are chosen so
             that the run and the LenVM's memory allow where they are None or missing.
+        chat_template_args: with which the prompts were rendered.
         progress: show throughput and remaining time on stderr.
+        on_failure: told of every completion that could not be made.
     Raises:
         ValueError: no prompts, one that is there twice, a file that another run has written, a
             LenVM that does not fit in memory, or what vLLM and guidance refuse.
     """
-    tokenizer = load_tokenizer(policy)
+    tokenizer = load_tokenizer(policy, chat_template_args=chat_template_args)
     run = SamplingRun(
-        tasks=[_task(prompt, n, max_tokens) for prompt in prompts],
+        tasks=tasks,
         policy=policy,
         tokenizer_sha=tokenizer_sha(tokenizer),
         temperature=temperature,
         seed=seed,
         own_seeds=torch.cuda.is_available(),
-        vocab_size=len(tokenizer),
         guidance=guidance_metadata(guidance, options),
+        **policy_facts(policy, tokenizer).of_run(),
     )
 
     given = {name: value for name, value in (engine or {}).items() if value is not None}
@@ -99,7 +100,7 @@ def generate_to_file(
     def steered(missing: Iterator[tuple[Task, int]], resumed: int) -> Iterator[Sample | Failure]:
         return (ended_honestly(done, guidance) for done in vllm(missing, resumed))
 
-    report = fill(run, out, steered, progress=progress)
+    report = fill(run, out, steered, progress=progress, on_failure=on_failure)
     return GenerateReport(
         **report.to_dict(), mean_deviation=_mean_deviation(out, guidance.target, report.rows)
     )
@@ -127,18 +128,6 @@ def ended_honestly(done: Sample | Failure, guidance: GuidanceSettings) -> Sample
         token_ids=done.token_ids[:-1],
         finish_reason="length",
         logprobs=done.logprobs and done.logprobs[:-1],
-    )
-
-
-def _task(prompt: Rollout, n: int, max_tokens: int) -> Task:
-    return Task(
-        prompt_id=prompt.prompt_id,
-        prompt_ids=prompt.prompt_ids,
-        n=n,
-        max_tokens=max_tokens,
-        messages=prompt.prompt_messages,
-        data_source=prompt.data_source,
-        ground_truth=prompt.ground_truth,
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lenvm_rl.rollouts import Rollout, RolloutReader
+from lenvm_rl.rollouts import RolloutReader
+from lenvm_rl.rollouts.sampling_run import Task
 from lenvm_rl.scoring import GuidanceSettings
 
 
@@ -34,10 +35,23 @@ def guidance_of(
     return GuidanceSettings()
 
 
-def prompts_of_rollouts(path: str | Path) -> Iterator[Rollout]:
-    """One row per prompt of a rollout file: its first completion stands for it."""
-    seen: set[str] = set()
+def tasks_of_rollouts(
+    path: str | Path, *, n: int, max_tokens: int, limit: int | None = None
+) -> list[Task]:
+    """`n` completions of every prompt of a rollout file, of at most `max_tokens` tokens each; at
+    most `limit` prompts. Its first completion stands for a prompt."""
+    tasks: dict[str, Task] = {}
     for row in RolloutReader(path).iter_rows():
-        if row.prompt_id not in seen:
-            seen.add(row.prompt_id)
-            yield row
+        if limit is not None and len(tasks) >= limit:
+            break
+        if row.prompt_id not in tasks:
+            tasks[row.prompt_id] = Task(
+                prompt_id=row.prompt_id,
+                prompt_ids=row.prompt_ids,
+                n=n,
+                max_tokens=max_tokens,
+                messages=row.prompt_messages,
+                data_source=row.data_source,
+                ground_truth=row.ground_truth,
+            )
+    return list(tasks.values())

@@ -102,8 +102,14 @@ def complete(
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             name, count = str(count), count + 1
+            try:
+                engine.add_request(name, {"prompt_token_ids": list(task.prompt_ids)}, params)
+            except ValueError as error:  # of this request: the others are not concerned
+                yield Failure(
+                    task=task, sample_ids=[sample_id], kind="refused by vLLM", detail=str(error)
+                )
+                continue
             asked[name] = task, sample_id
-            engine.add_request(name, {"prompt_token_ids": list(task.prompt_ids)}, params)
         if not asked:
             return
         for answer in engine.step():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lenvm_rl.model import tokenizer_sha
+from lenvm_rl.model.policy_facts import policy_facts
 from lenvm_rl.rollouts.fill import FLUSH_SECONDS, SamplingReport, fill
 from lenvm_rl.rollouts.sampling_run import Failure, SamplingRun, Task
 from lenvm_rl.vllm.offline import AHEAD, OfflineEngine, start_llm
@@ -62,7 +63,7 @@ def sample_with_vllm(
         min_p=min_p,
         seed=seed,
         own_seeds=False,
-        vocab_size=len(tokenizer),
+        **policy_facts(policy, tokenizer).of_run(),
     )
     given = {name: value for name, value in (engine or {}).items() if value is not None}
     settings = {

@@ -89,12 +89,13 @@ def serving(*args, **settings):
 def choices(body, count=None, **fields):
     """Well-formed completions of a request."""
     count = body.get("n", 1) if count is None else count
-    last = body["prompt"][-1] if "prompt" in body else int(body["messages"][-1]["content"][-1])
+    asked = body["messages"][-1]["content"].split()[-1] if "messages" in body else None
+    last = body["prompt"][-1] if "prompt" in body else int(asked.removeprefix("w"))
     one = {"text": f"w{last + 1}", "finish_reason": "stop", **fields}
     if body.get("return_token_ids"):
         one = {"token_ids": [last + 1, 1], **one}
     if "messages" in body:
-        one["message"] = {"content": one.pop("text")}
+        one["message"] = {"content": one.pop("text"), **one.get("message", {})}
     return [{**one, "index": index} for index in range(count)]
 
 

@@ -48,6 +48,12 @@ def run(tiny_policy, tmp_path):
     return start
 
 
+def answers(body, *, usage=None, **fields):
+    """Action: answer well, with other fields in every choice."""
+    made = {"choices": choices(body, **fields)}
+    return lambda h: send(h, 200, made if usage is None else {**made, "usage": usage})
+
+
 def keys_of(path):
     """Every completion's key, each once; the completion is the one that the prompt asks for."""
     keys = set()
@@ -118,12 +124,11 @@ BUSY = [
     pytest.param(raw(b'{"choices": [{"finish_reason": "stop", "token_ids": []}]}'),
                  "empty completion", id="empty"),
 ]  # fmt: skip
-OWN_LIMIT = raw(b'{"choices": [{"finish_reason": "length", "token_ids": [4, 5]}]}')
 
 
 @pytest.mark.parametrize(("action", "kind"), BUSY)
 def test_a_server_that_fails_now_and_then_costs_retries_only(run, tmp_path, action, kind):
-    with serving(lambda server, body, number: action if number % 3 == 0 else None) as server:
+    with serving(lambda server, body, number: action if number in (0, 3, 6) else None) as server:
         report, failures = run(server)
         assert len(server.bodies) > 10
     assert keys_of(tmp_path / "out") == ALL
@@ -228,7 +233,8 @@ def test_a_refusal_is_not_retried(run):
 
 
 def test_a_limit_of_the_servers_own_is_no_length_of_the_policy(run):
-    with serving(lambda server, body, number: OWN_LIMIT) as server:
+    cut = {"finish_reason": "length", "token_ids": [4, 5]}
+    with serving(lambda server, body, number: answers(body, **cut)) as server:
         report, failures = run(server)
         assert len(server.bodies) == 10, "no retry helps"
     assert report.failures == {"cut by the server below max_tokens": 30} and report.rows == 0
@@ -312,8 +318,10 @@ def test_no_server_at_all_is_a_sentence(run, tmp_path):
 
 def test_prompts_with_images_are_not_sampled_without_them(run):
     seen = Prompt(prompt_id="seen", messages=prompts(1)[0].messages, images=["a.png"])
-    with serving() as server, pytest.raises(ValueError, match="'seen' has 1 images"):
-        run(server, asked=[seen])
+    with serving() as server:
+        report, failures = run(server, asked=[seen, *prompts(1)])
+        assert server.asked == 6
+    assert report.failures == {"prompt with pictures": 6} and report.rows == 6
 
 
 def test_a_model_that_the_server_does_not_have_is_a_sentence(run):
@@ -389,3 +397,106 @@ def test_an_error_while_writing_stops_the_requests(run, tmp_path, monkeypatch):
     with serving() as server, pytest.raises(OSError, match="no space left"):
         run(server, asked=prompts(40), n=40, chosen={"concurrency": 2, "per_request": 1})
     assert server.asked < 1600
+
+
+def test_one_odd_completion_is_a_failure_and_the_others_are_kept(run, tmp_path):
+    """Ids beyond the vocabulary, numbers that are no ids, a stop without its end token."""
+    odd = ([9999, 1], [2**40, 1], [3, 4])
+
+    def behave(server, body, number):
+        made = choices(body)
+        for choice, ids in zip(made[1:], odd, strict=False):
+            choice["token_ids"] = ids
+        return lambda h: send(h, 200, {"choices": made})
+
+    with serving(behave) as server:
+        report, failures = run(server, n=4, retry=RetryPolicy(retries=0))
+        assert len(server.bodies) == 5, "asking again would leave the usual ones only"
+    assert report.rows == 5 and report.rows_missing == 15
+    assert report.failures == {
+        "token id beyond the vocabulary": 5,
+        "response_ids does not fit its column": 5,
+        "stop without an end token": 5,
+    }
+    assert {k for _, k in keys_of(tmp_path / "out")} == {0}
+
+
+def test_end_tokens_and_vocabulary_can_be_given(run, tmp_path):
+    with serving(lambda server, body, number: answers(body, token_ids=[60, 5])) as server:
+        report, _ = run(server, end_tokens=["w5"], vocab_size=64)
+    assert report.rows == 30 == report.rows_with_unknown_ids, "the tokenizer has 48 tokens"
+    metadata = RolloutReader(tmp_path / "out").metadata
+    assert (metadata["eos_ids"], metadata["vocab_size"]) == ([5], 64)
+    with serving() as server, pytest.raises(ValueError, match="'w5000' is no token"):
+        run(server, end_tokens=["w5000"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [
+        ({"stop_reason": "\n\n"}, "ended by a stop string"),
+        ({"finish_reason": "tool_calls"}, "ended by 'tool_calls'"),
+        ({"finish_reason": "content_filter"}, "ended by 'content_filter'"),
+    ],
+)
+def test_ends_that_are_not_the_policys_are_counted_and_not_asked_again(run, fields, kind):
+    with serving(lambda server, body, number: answers(body, **fields)) as server:
+        report, _ = run(server)
+        assert len(server.bodies) == 10
+    assert report.failures == {kind: 30}
+
+
+TEXT = {"token_ids": "text", "chat": True}
+THOUGHTS = " ".join(["w9"] * 5)
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning"])
+def test_reasoning_beside_the_content_is_refused_or_put_back(run, tmp_path, key):
+    message = {"content": "w7", key: THOUGHTS}
+
+    def behave(server, body, number):
+        count = body.get("n", 1)
+        return answers(body, message=message, usage={"completion_tokens": 9 * count})
+
+    with serving(behave) as server:
+        report, _ = run(server, chosen=TEXT)
+        assert report.failures == {"reasoning beside the content": 30} and len(server.bodies) == 10
+        report, _ = run(server, chosen=TEXT, reasoning="w2 ... w3 ")
+    assert report.rows == 30
+    for row in RolloutReader(tmp_path / "out").iter_rows():
+        assert row.response_ids == [2, 9, 9, 9, 9, 9, 3, 7, 1]
+
+
+def test_a_response_cut_inside_its_reasoning_is_a_cut_one(run, tmp_path):
+    cut = {"finish_reason": "length", "message": {"content": None, "reasoning_content": THOUGHTS}}
+    with serving(lambda server, body, number: answers(body, **cut)) as server:
+        report, failures = run(server, chosen=TEXT, reasoning="w2 ...w3")
+    assert (report.rows, report.share_cut, report.mean_length) == (30, 1.0, 6.0) and not failures
+
+
+def test_text_that_the_server_keeps_to_itself_is_no_empty_completion(run):
+    cut = {"finish_reason": "length", "message": {"content": None}}
+    with serving(lambda server, body, number: answers(body, **cut)) as server:
+        report, _ = run(server, chosen=TEXT)
+        assert len(server.bodies) == 10, "asked again, only the short ones would remain"
+    assert report.failures == {"text is missing": 30}
+
+
+@pytest.mark.parametrize(("counted", "kept"), [(2, True), (3, True), (30, False)])
+def test_text_is_compared_with_the_servers_count(run, counted, kept):
+    def behave(server, body, number):
+        return answers(body, usage={"completion_tokens": counted * body.get("n", 1)})
+
+    with serving(behave) as server:
+        report, _ = run(server, chosen={"token_ids": "text"})
+    assert report.failures == ({} if kept else {"text unlike its token count": 30})
+
+
+def test_arguments_of_the_chat_template_reach_the_server_and_the_file(run, tmp_path):
+    rendering = {"enable_thinking": False}
+    with serving() as server:
+        run(server, chosen=TEXT, chat_template_args=rendering)
+        assert all(body["chat_template_kwargs"] == rendering for body in server.bodies)
+        assert RolloutReader(tmp_path / "out").metadata["chat_template_args"] == rendering
+        with pytest.raises(ValueError, match="chat template arguments"):
+            run(server, n=7, chosen=TEXT)

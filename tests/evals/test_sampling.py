@@ -15,6 +15,7 @@ from lenvm_rl.model.generate import ContinuousSampler, Request
 from lenvm_rl.rollouts import RolloutReader
 from lenvm_rl.rollouts.prompts import Prompt
 from lenvm_rl.rollouts.resume import completion_seed
+from tests.tiny import VOCAB, make_policy, make_tokenizer
 
 SETTINGS = {"n": 4, "max_tokens": 24, "temperature": 1.3, "seed": 7}
 
@@ -93,11 +94,80 @@ def test_resuming_with_other_settings_is_refused(tiny_policy, tmp_path, change):
     assert rows_of(tmp_path / "out") == before
 
 
-def test_a_prompt_longer_than_the_context_is_named_before_any_work(tiny_policy, tmp_path):
-    long = Prompt(prompt_id="long", messages=[{"role": "user", "content": "w5 " * 200}])
-    with pytest.raises(ValueError, match="prompt 'long': prompt of 200 tokens .* 128 .*shorten"):
-        sample_to_file(tiny_policy, [*prompts(2), long], tmp_path / "out", **SETTINGS)
-    assert not (tmp_path / "out").exists()
+def test_prompts_that_cannot_be_sampled_are_counted_and_the_others_are_not_concerned(
+    tiny_policy, tmp_path
+):
+    def asked(name, text, **fields):
+        return Prompt(prompt_id=name, messages=[{"role": "user", "content": text}], **fields)
+
+    odd = [
+        asked("long", "w5 " * 200),
+        asked("half", "w5 \ud83d"),
+        asked("seen", "w5", images=["data:image/png,"]),
+        Prompt(prompt_id="talk", messages=[{"role": "system", "content": "w3"}]),
+    ]
+    failures = []
+    report = sample_to_file(
+        tiny_policy, [*odd, *prompts(2)], tmp_path / "out", on_failure=failures.append, **SETTINGS
+    )
+    assert report.failures == {
+        "prompt over the context": 4,
+        "text is not Unicode": 4,
+        "prompt with pictures": 4,
+        "no chat template": 4,
+    }
+    assert report.rows == 8 and report.rows_missing == 16
+    long = next(failure for failure in failures if failure.task.prompt_id == "long")
+    assert "prompt of 200 tokens" in long.detail and "128" in long.detail
+    assert {key[0] for key in rows_of(tmp_path / "out")} == {"p0", "p1"}
+
+
+@pytest.mark.parametrize("eos", [1, 5, [5, 6]])
+def test_responses_end_at_every_eos_of_tokenizer_and_generation_config(tmp_path, eos):
+    """A fine-tuned checkpoint may have kept the base model's generation configuration."""
+    policy = make_policy("llama")
+    policy.generation_config.eos_token_id = eos
+    policy.save_pretrained(tmp_path / "policy")
+    make_tokenizer().save_pretrained(tmp_path / "policy")
+    report = sample_to_file(tmp_path / "policy", prompts(), tmp_path / "out", **SETTINGS)
+    ends = {1, *([eos] if isinstance(eos, int) else eos)}
+    rows = list(RolloutReader(tmp_path / "out").iter_rows())
+    for row in rows:
+        assert not ends & set(row.response_ids[:-1])
+        assert (row.response_ids[-1] in ends) == (row.finish_reason == "stop")
+    assert any(row.finish_reason == "stop" for row in rows) and report.rows == 24
+    assert RolloutReader(tmp_path / "out").metadata["eos_ids"] == sorted(ends)
+
+
+def test_ids_of_a_padded_vocabulary_are_kept_and_counted(tmp_path):
+    make_policy("llama", vocab_size=VOCAB + 16).save_pretrained(tmp_path / "policy")
+    make_tokenizer().save_pretrained(tmp_path / "policy")
+    report = sample_to_file(tmp_path / "policy", prompts(), tmp_path / "out", **SETTINGS)
+    rows = list(RolloutReader(tmp_path / "out").iter_rows())
+    assert report.rows_with_unknown_ids == sum(max(row.response_ids) >= VOCAB for row in rows) > 0
+    assert RolloutReader(tmp_path / "out").metadata["vocab_size"] == VOCAB + 16
+    again = sample_to_file(tmp_path / "policy", prompts(), tmp_path / "out", **SETTINGS)
+    assert again.rows_with_unknown_ids == report.rows_with_unknown_ids
+
+
+def test_arguments_of_the_chat_template_are_in_the_prompts_and_in_the_file(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }} {% endfor %}{% if short %}w47{% endif %}"
+    )
+    make_policy("llama").save_pretrained(tmp_path / "policy")
+    tokenizer.save_pretrained(tmp_path / "policy")
+    for name, arguments in (("short", {"short": True}), ("plain", None)):
+        sample_to_file(
+            tmp_path / "policy",
+            prompts(2),
+            tmp_path / name,
+            chat_template_args=arguments,
+            **SETTINGS,
+        )
+        reader = RolloutReader(tmp_path / name)
+        assert reader.metadata.get("chat_template_args") == arguments
+        assert all((row.prompt_ids[-1] == 47) == bool(arguments) for row in reader.iter_rows())
 
 
 def test_no_prompts_twice_the_same_prompt_and_no_samples_are_refused(tiny_policy, tmp_path):
@@ -116,7 +186,7 @@ def test_prompts_go_through_the_chat_template_where_there_is_one(tiny_policy):
     chat = Prompt(
         prompt_id="chat", messages=[{"role": "system", "content": "w3"}, *prompt.messages]
     )
-    with pytest.raises(ValueError, match="'chat' is a conversation.*no chat template"):
+    with pytest.raises(ValueError, match="'chat': the prompt is a conversation.*no chat template"):
         encode_prompt(tokenizer, chat)
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m['content'] }} {% endfor %}"
@@ -128,7 +198,7 @@ def test_prompts_go_through_the_chat_template_where_there_is_one(tiny_policy):
 def test_a_picture_is_not_left_out_in_silence(tiny_policy):
     tokenizer = AutoTokenizer.from_pretrained(tiny_policy)
     seen = Prompt(prompt_id="seen", messages=prompts(1)[0].messages, images=["data:image/png,"])
-    with pytest.raises(ValueError, match="prompt 'seen' has a picture, and only text is sampled"):
+    with pytest.raises(ValueError, match="prompt 'seen' has 1 pictures, and only text is sampled"):
         encode_prompt(tokenizer, seen)
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lenvm_rl.rollouts import RolloutReader, split_by_prompt
+from lenvm_rl.rollouts import RolloutReader, RolloutWriter, split_by_prompt
 from lenvm_rl.rollouts.fill import fill
 from lenvm_rl.rollouts.resume import Completed
 from lenvm_rl.rollouts.sampling_progress import SamplingCounts, _Lines
@@ -118,17 +118,74 @@ def test_an_engine_that_makes_a_completion_twice_is_caught(tmp_path):
         fill(run_of(), tmp_path / "out", twice)
 
 
-def test_an_engine_is_closed_when_the_file_cannot_be_written(tmp_path):
+def test_a_completion_that_no_file_takes_is_a_failure_and_the_others_are_kept(tmp_path):
+    """Whatever an engine returns for one completion, it costs that one."""
+    odd = {
+        0: {"token_ids": []},
+        1: {"token_ids": [70, 1]},
+        2: {"token_ids": [2**40, 1]},
+        3: {"finish_reason": "stop", "token_ids": [5]},
+        4: {"finish_reason": "abort"},
+        5: {"logprobs": [0.0]},
+        6: {"token_ids": None},
+        7: {"token_ids": [63, 64]},
+    }
+
+    def produce(missing, resumed):
+        for task, k in missing:
+            fields = {"token_ids": [3, 1], "finish_reason": "length", **odd.get(k, {})}
+            yield Sample(task=task, sample_id=k, **fields)
+
+    tasks = [Task(prompt_id="p", prompt_ids=[5], n=10, max_tokens=9)]
+    seen = []
+    run = run_of(tasks=tasks, vocab_size=65, token_count=64, eos_ids=[1])
+    report = fill(run, tmp_path / "out", produce, on_failure=seen.append)
+    assert sorted(k for _, k in keys_of(tmp_path / "out")) == [7, 8, 9]
+    assert report.failures == {
+        "no response_ids": 1,
+        "token id beyond the vocabulary": 1,
+        "response_ids does not fit its column": 2,
+        "stop without an end token": 1,
+        "unknown finish reason": 1,
+        "log-probabilities of another length": 1,
+    }
+    assert len(seen) == 7 and report.rows_missing == 7
+    assert report.rows_with_unknown_ids == 1
+    assert fill(run, tmp_path / "out", produce).rows_with_unknown_ids == 1, "read off the file"
+
+
+def test_prompts_without_token_ids_are_counted_and_asked_of_no_engine(tmp_path):
+    refused = Task(prompt_id="r", prompt_ids=[], n=2, max_tokens=9, refused=("why", "because"))
+    asked = []
+
+    def produce(missing, resumed):
+        for task, k in missing:
+            asked.append(task.prompt_id)
+            yield made(task, k)
+
+    for _ in range(2):
+        report = fill(run_of(tasks=[refused, *TASKS]), tmp_path / "out", produce)
+        assert (report.rows, report.failures) == (12, {"why": 2})
+    assert asked == [name for name, _ in sorted(ALL)]
+    nothing = fill(run_of(tasks=[refused]), tmp_path / "none", produce)
+    assert nothing.rows == 0 and nothing.rows_missing == 2
+
+
+def test_an_engine_is_closed_when_the_file_cannot_be_written(tmp_path, monkeypatch):
     closed = []
 
     def produce(missing, resumed):
         try:
             for task, k in missing:
-                yield Sample(task=task, sample_id=k, token_ids=[], finish_reason="stop")
+                yield made(task, k)
         finally:
             closed.append(True)
 
-    with pytest.raises(ValueError, match="response_ids is empty"):
+    def full(self, rows):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(RolloutWriter, "append", full)
+    with pytest.raises(OSError, match="no space left"):
         fill(run_of(), tmp_path / "out", produce)
     assert closed == [True]
 

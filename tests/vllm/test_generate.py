@@ -13,13 +13,13 @@ import torch
 
 from lenvm_rl.demo import policy_path
 from lenvm_rl.model import load_tokenizer
-from lenvm_rl.rollouts import Rollout, RolloutReader, split_by_prompt
+from lenvm_rl.rollouts import RolloutReader, split_by_prompt
 from lenvm_rl.rollouts.sampling_run import Failure, Sample, SamplingRun, Task
 from lenvm_rl.scoring import GuidanceSettings
 from lenvm_rl.scoring.memory import parse_bytes
 from lenvm_rl.scoring.q_head import scorer_memory
 from lenvm_rl.vllm import generate, room
-from lenvm_rl.vllm.generate_run import guidance_of, prompts_of_rollouts
+from lenvm_rl.vllm.generate_run import guidance_of, tasks_of_rollouts
 from lenvm_rl.vllm.options import GuidanceOptions, checkpoint_config
 from tests.vllm.fake_engine import FakeLLM
 
@@ -42,21 +42,22 @@ def test_two_modes_at_once_are_refused(asked, soft):
         guidance_of(asked, soft=soft)
 
 
+def tasks_of(n):
+    return [Task(prompt_id=f"p{i}", prompt_ids=[5, 6 + i], n=n, max_tokens=9) for i in range(3)]
+
+
 @pytest.fixture
 def run(vllm, lenvm, monkeypatch, tmp_path):
     """A run whose engine dies after `steps` steps of four completions; returns its report."""
-    prompts = [
-        Rollout(prompt_id=f"p{i}", sample_id=0, prompt_ids=[5, 6 + i], response_ids=[0], **CUT)
-        for i in range(3)
-    ]
+    tasks = tasks_of(3)
 
     def start(steps=99, *, guidance=AT_MOST, **changes):
         engine = FakeLLM(steps)
         monkeypatch.setattr(generate, "_engine", lambda *args, **settings: engine)
-        settings = {"prompts": prompts, "n": 3, "max_tokens": 9, "out": tmp_path / "out", **changes}
+        settings = {"tasks": tasks, "out": tmp_path / "out", **changes}
         options = GuidanceOptions(checkpoint=str(lenvm))
         report = generate.generate_to_file(
-            str(policy_path()), settings.pop("prompts"), options=options, guidance=guidance,
+            str(policy_path()), settings.pop("tasks"), options=options, guidance=guidance,
             **settings,
         )  # fmt: skip
         return report, engine
@@ -64,7 +65,6 @@ def run(vllm, lenvm, monkeypatch, tmp_path):
     return start
 
 
-CUT = {"finish_reason": "length"}
 AT_MOST = GuidanceSettings(mode="at_most", target=4)
 
 
@@ -112,7 +112,7 @@ def test_the_file_says_what_guided_it_and_unguided_files_say_nothing(run, tmp_pa
         ({"guidance": GuidanceSettings(mode="at_most", target=5)}, "holds completions with guid"),
         ({"guidance": GuidanceSettings()}, "this run's is None"),
         ({"temperature": 0.5}, "same arguments, or write to another directory"),
-        ({"n": 2}, "same arguments, or write to another directory"),
+        ({"tasks": tasks_of(2)}, "same arguments, or write to another directory"),
     ],
 )
 def test_what_another_run_has_written_is_not_gone_on_with(run, tmp_path, change, sentence):
@@ -192,11 +192,11 @@ def test_what_the_user_wants_at_once_is_refused_where_it_does_not_fit(roomy):
 
 
 def test_prompts_are_told_apart(run):
-    prompt = Rollout(prompt_id="p", sample_id=0, prompt_ids=[5], response_ids=[0], **CUT)
+    task = Task(prompt_id="p", prompt_ids=[5], n=1, max_tokens=9)
     with pytest.raises(ValueError, match="'p' occurs twice"):
-        run(prompts=[prompt, prompt])
+        run(tasks=[task, task])
     with pytest.raises(ValueError, match="no prompts"):
-        run(prompts=[])
+        run(tasks=[])
 
 
 @pytest.mark.slow
@@ -234,5 +234,5 @@ def test_kill_9_loses_and_repeats_nothing(vllm, lenvm, tmp_path, monkeypatch):
         assert len(row.response_logprobs) == row.length
         assert all(logprob <= 1e-6 for logprob in row.response_logprobs)
     # Rows lie in the order in which they ended, every prompt is there once.
-    found = [row.prompt_id for row in prompts_of_rollouts(out)]
+    found = [task.prompt_id for task in tasks_of_rollouts(out, n=1, max_tokens=9)]
     assert sorted(found) == sorted(f"demo-0-{i}" for i in range(12))
