@@ -109,6 +109,9 @@ def load_tokenizer(path: str | Path, *, chat_template_args: dict[str, Any] | Non
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
+        if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):
+            # what transformers makes up for a model without tokenizer files
+            raise ValueError("it holds special tokens alone")
         tokenizer.chat_template_args = dict(chat_template_args or {})
         return tokenizer
     except (OSError, ValueError) as error:

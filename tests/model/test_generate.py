@@ -13,7 +13,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from lenvm_rl.model import load_tokenizer
 from lenvm_rl.model.generate import Completion, ContinuousSampler, Request
+from tests.tiny import make_tokenizer
 
 EOS = [1, 6, 11]  # several, so that greedy paths of random models end too
 SMALL = {
@@ -260,3 +262,13 @@ def test_models_that_cannot_be_batched_are_refused():
         )
     with pytest.raises(ValueError, match="no EOS token is known"):
         ContinuousSampler(small_model(eos_token_id=None))
+
+
+def test_a_model_without_a_tokenizer_ends_as_its_configuration_says(tmp_path):
+    """transformers makes up a tokenizer of one special token for it: that one is no end."""
+    small_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="no tokenizer could be loaded"):
+        load_tokenizer(tmp_path)
+    assert ContinuousSampler.from_pretrained(str(tmp_path)).eos_token_ids == set(EOS)
+    make_tokenizer().save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).eos_token_id == 1
