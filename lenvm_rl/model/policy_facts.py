@@ -45,7 +45,7 @@ class PolicyFacts:
 
 def policy_configs(path: str | Path) -> PolicyConfigs:
     """The generation configuration and the model's of a directory or hub name."""
-    config = _found(AutoConfig, path)
+    config = _found(AutoConfig, path, trust_remote_code=False)
     generation = _found(GenerationConfig, path)
     if generation is None and config is not None:  # as transformers and vLLM make it
         generation = GenerationConfig.from_model_config(config)
@@ -78,8 +78,8 @@ def policy_facts(
     )
 
 
-def _found(kind: Any, path: str | Path) -> Any:
+def _found(kind: Any, path: str | Path, **settings: Any) -> Any:
     try:
-        return kind.from_pretrained(path)
+        return kind.from_pretrained(path, **settings)
     except (OSError, ValueError, KeyError):
         return None

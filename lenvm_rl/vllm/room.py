@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
+from lenvm_rl.model.policy_facts import policy_configs
 from lenvm_rl.rollouts.sampling_run import SamplingRun
 from lenvm_rl.scoring.memory import available_memory, in_units
 from lenvm_rl.scoring.q_head import scorer_memory
@@ -153,10 +153,7 @@ def _useful_bytes(model: str, settings: Mapping[str, Any]) -> int | None:
 
 def policy_config(policy: str) -> Any:
     """A policy's configuration; None where transformers alone cannot read it."""
-    try:
-        return AutoConfig.from_pretrained(policy, trust_remote_code=False)
-    except (OSError, ValueError):
-        return None
+    return policy_configs(policy).config
 
 
 def _context(config: Any) -> int | None:
