@@ -317,6 +317,10 @@ def test_a_whole_bench_goes_on_where_it_was_killed(lenvm, tmp_path, capsys, monk
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert started == names.split(",")
     assert [row["method"] for row in figures["methods"]] == names.split(",")
+    assert all(0 <= row["greedy_accuracy"] <= 1 for row in figures["methods"])
+    samplers = figures["before_by_temperature"]
+    assert [row["temperature"] for row in samplers] == [1.0, 0.7, 0.5, 0.3, 0]
+    assert {**samplers[0]} == {"temperature": 1.0, **figures["before"]}
     assert {
         "rl.json",
         "rl.jsonl",
