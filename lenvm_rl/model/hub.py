@@ -68,6 +68,8 @@ def find_model(name: str | Path, *, option: str = "", **hub: Any) -> Path:
 
     if match["revision"]:
         hub["revision"] = match["revision"]
+    if constants.HF_HUB_OFFLINE:  # else a commit hash would be looked up at the Hub all the same
+        hub["local_files_only"] = True
     try:
         return Path(snapshot_download(match["id"], allow_patterns=list(_FILES), **hub))
     except (OSError, ValueError) as error:  # the Hub's errors are OSErrors of many kinds
