@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 from rich.console import Console
 
 from lenvm_rl.cli.app import GammaOption, LenvmOption, OutOption, SeedOption, app, emit
+from lenvm_rl.cli.rendering import ChatTemplateArgs, template_args
 
 
 @app.command()
@@ -175,6 +177,7 @@ def predict(
         str, typer.Option(help="transformers, or vllm: serve the LenVM as a pooling model.")
     ] = "transformers",
     dtype: Annotated[str, typer.Option(help="vllm: of the trunk; the head is float32.")] = "auto",
+    chat_template_args: ChatTemplateArgs = None,
     seed: SeedOption = 0,
 ) -> None:
     """Predict lengths: of responses to prompts, or of what is left along given responses.
@@ -191,6 +194,7 @@ def predict(
         raise ValueError("give exactly one of --prompts, --rollouts and --text.")
     if engine not in ("transformers", "vllm"):
         raise ValueError(f"--engine must be transformers or vllm, got {engine!r}.")
+    rendering = template_args(chat_template_args)
     reader = None
     if engine == "vllm":
         from lenvm_rl.vllm.values import EngineReader
@@ -200,14 +204,28 @@ def predict(
         rows = predict_rollouts(lenvm, rollouts, logits=reader)
     elif text is not None:
         message = [{"role": "user", "content": text}]
-        rows = predict_prompts(lenvm, [Prompt(prompt_id="text", messages=message)], logits=reader)
+        asked = [Prompt(prompt_id="text", messages=message)]
+        rows = predict_prompts(lenvm, asked, logits=reader, chat_template_args=rendering)
     else:
         asked = resolve_prompts(prompts or "", seed=seed, limit=limit)
-        rows = predict_prompts(lenvm, asked, logits=reader)
-    _write_lines(rows, out, limit)
+        rows = predict_prompts(lenvm, asked, logits=reader, chat_template_args=rendering)
+    errors: list[str] = []
+    _write_lines(_counting(rows, errors), out, limit)
     if reader is not None and reader.seconds:
         speed = f"{reader.tokens} tokens in {reader.seconds:.2f} s"
         Console(stderr=True).print(f"{speed}: {reader.tokens / reader.seconds:.0f} tokens/s")
+    if errors:
+        said = f"{len(errors)} rows could not be predicted; the first: {errors[0]}"
+        Console(stderr=True).print(said, highlight=False, markup=False)
+        raise typer.Exit(1)
+
+
+def _counting(rows: Iterable[dict[str, Any]], errors: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows; errors among them are kept."""
+    for row in rows:
+        if "error" in row:
+            errors.append(row["error"])
+        yield row
 
 
 def _write_lines(rows: Any, out: Path | None, limit: int | None) -> None:

@@ -18,17 +18,18 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
         TextProblem: a prompt that tokenizer or chat template does not take, or one with pictures,
             which would be left out in silence.
     """
+    name = f"prompt {prompt.prompt_id!r}" + (f" ({prompt.where})" if prompt.where else "")
     if prompt.images:
         raise TextProblem(
             "prompt with pictures",
-            f"prompt {prompt.prompt_id!r} has {len(prompt.images)} pictures, and only text is "
+            f"{name} has {len(prompt.images)} pictures, and only text is "
             "sampled here: without them the policy would answer another question. Write the set "
             "with `lenvm prompts` and sample it with verl, which reads pictures.",
         )
     try:
         return prompt_ids(tokenizer, prompt.messages)
     except TextProblem as error:
-        raise TextProblem(error.kind, f"prompt {prompt.prompt_id!r}: {error}") from error
+        raise TextProblem(error.kind, f"{name}: {error}") from error
 
 
 def prompt_row(tokenizer: Any, prompt: Prompt) -> Rollout:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lenvm_rl.core import predicted_length, value_of_logit
 from lenvm_rl.evals.sampling import prompt_row
-from lenvm_rl.evals.values import config_space, iter_logits
+from lenvm_rl.evals.values import check_readable, config_space, iter_logits
 from lenvm_rl.model import (
     LengthValueConfig,
     LengthValueModel,
@@ -27,7 +27,11 @@ StateLogits = Callable[[Iterable[Rollout]], Iterable[tuple[Rollout, Tensor]]]
 
 
 def predict_prompts(
-    lenvm: str | Path, prompts: Sequence[Prompt], *, logits: StateLogits | None = None
+    lenvm: str | Path,
+    prompts: Sequence[Prompt],
+    *,
+    logits: StateLogits | None = None,
+    chat_template_args: dict[str, Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Value and length (tokens, EOS included) of the response to every prompt, in order.
 
@@ -35,49 +39,80 @@ def predict_prompts(
         lenvm: directory of the LenVM.
         prompts: chat messages.
         logits: computes z in place of the model in this process, e.g. an engine that serves it.
+        chat_template_args: what the chat template gets besides the messages.
+    Returns:
+        A row per prompt; one that cannot be predicted (the chat template refuses it, it does not
+        fit the LenVM) has `error` in place of the numbers.
     Raises:
-        ValueError: not a LenVM, a LenVM without gamma, a prompt longer than its context.
+        ValueError: not a LenVM, or a LenVM without gamma.
     """
     config, logits = _source(lenvm, logits)
-    tokenizer = load_tokenizer(find_lenvm(lenvm))
+    tokenizer = load_tokenizer(find_lenvm(lenvm), chat_template_args=chat_template_args)
     check_tokenizer(config, tokenizer)
     # The token that stands for the response is never fed: the state s_0 is what is asked about.
-    rows = (prompt_row(tokenizer, prompt) for prompt in prompts)
-    by_name = {
-        row.prompt_id: {
+    by_name: dict[str, dict[str, Any]] = {}
+
+    def readable() -> Iterator[Rollout]:
+        for prompt in prompts:
+            try:
+                row = prompt_row(tokenizer, prompt)
+                check_readable(config, row)
+            except ValueError as error:  # of this prompt: the others are not concerned
+                by_name[prompt.prompt_id] = {"prompt_id": prompt.prompt_id, "error": str(error)}
+            else:
+                yield row
+
+    for row, z in logits(readable()):
+        by_name[row.prompt_id] = {
             "prompt_id": row.prompt_id,
             "prompt_tokens": len(row.prompt_ids),
             "value": value_of_logit(z[:1], **config_space(config)).item(),
             "length": predicted_length(z[:1], **config_space(config)).item(),
         }
-        for row, z in logits(rows)
-    }
     return (by_name[prompt.prompt_id] for prompt in prompts)
 
 
 def predict_rollouts(
     lenvm: str | Path, rollouts: str | Path, *, logits: StateLogits | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Remaining lengths (tokens) at s_0 .. s_{L-1} of every completion of a rollout file.
+    """Remaining lengths (tokens) at s_0 .. s_{L-1} of every completion of a rollout file; `error`
+    in their place where the LenVM cannot read it.
 
     Args:
         lenvm: directory of the LenVM.
         rollouts: rollout file.
         logits: see `predict_prompts`.
     Raises:
-        ValueError: not a LenVM, a file of another tokenizer, a row longer than the context.
+        ValueError: not a LenVM, or a file of another tokenizer.
     """
     config, logits = _source(lenvm, logits)
     sha = (config.policy or {}).get("tokenizer_sha")
-    for row, z in logits(RolloutReader(rollouts, tokenizer_sha=sha).iter_rows()):
+    refused: list[dict[str, Any]] = []
+
+    def readable() -> Iterator[Rollout]:
+        for row in RolloutReader(rollouts, tokenizer_sha=sha).iter_rows():
+            try:
+                check_readable(config, row)
+            except ValueError as error:
+                refused.append({**_named(row), "error": str(error)})
+            else:
+                yield row
+
+    for row, z in logits(readable()):
         lengths = predicted_length(z, **config_space(config))
-        yield {
-            "prompt_id": row.prompt_id,
-            "sample_id": row.sample_id,
-            "finish_reason": row.finish_reason,
-            "tokens": row.length,
-            "remaining_lengths": [round(value, 2) for value in lengths.tolist()],
-        }
+        yield {**_named(row), "remaining_lengths": [round(x, 2) for x in lengths.tolist()]}
+        yield from refused
+        refused.clear()
+    yield from refused
+
+
+def _named(row: Rollout) -> dict[str, Any]:
+    return {
+        "prompt_id": row.prompt_id,
+        "sample_id": row.sample_id,
+        "finish_reason": row.finish_reason,
+        "tokens": row.length,
+    }
 
 
 def _source(lenvm: str | Path, logits: StateLogits | None) -> tuple[LengthValueConfig, StateLogits]:

@@ -32,14 +32,14 @@ def iter_logits(
         rows: a stream of rollouts (read lazily).
         token_budget: padded tokens per forward pass; a longer row gets a pass of its own.
     Raises:
-        ValueError: a rollout longer than the model's context, named.
+        ValueError: a rollout that the model cannot read, see `check_readable`.
     """
     model.eval()
     stream = iter(rows)
     while window := list(islice(stream, _WINDOW)):
         window.sort(key=_fed)
-        for row in window[-1:]:
-            _check_fits(model, row)
+        for row in window:
+            check_readable(model.config, row)
         for batch in _batches(window, token_budget):
             yield from zip(batch, _forward(model, batch), strict=True)
 
@@ -84,11 +84,25 @@ def _forward(model: LengthValueModel, batch: list[Rollout]) -> list[Tensor]:
     return [z[i, a : a + row.length] for i, (a, row) in enumerate(zip(starts, batch, strict=True))]
 
 
-def _check_fits(model: LengthValueModel, row: Rollout) -> None:
-    limit = getattr(model.config.text_config, "max_position_embeddings", None)
+def check_readable(config: LengthValueConfig, row: Rollout) -> None:
+    """Refuse a rollout that the LenVM cannot read.
+
+    Raises:
+        ValueError: longer than its context, or with ids that its trunk has no embedding for: a
+            policy's vocabulary may be padded further than that of the LenVM's trunk.
+    """
+    name = f"prompt {row.prompt_id!r}, sample {row.sample_id}"
+    limit = getattr(config.text_config, "max_position_embeddings", None)
     if limit is not None and _fed(row) > limit:
         raise ValueError(
-            f"prompt {row.prompt_id!r}, sample {row.sample_id}: {_fed(row)} tokens of prompt and "
+            f"{name}: {_fed(row)} tokens of prompt and "
             f"response exceed the LenVM's context of {limit}: its values there mean nothing. Use a "
             "LenVM with a longer context, or leave such rows out."
+        )
+    largest = max(max(row.prompt_ids), max(row.response_ids[:-1], default=0))
+    if largest >= config.text_config.vocab_size:
+        raise ValueError(
+            f"{name}: token id {largest} is beyond the {config.text_config.vocab_size} ids that "
+            "the LenVM's trunk reads: the policy's vocabulary is padded further. Leave such rows "
+            "out, or use a LenVM with a trunk of the policy's own vocabulary."
         )
