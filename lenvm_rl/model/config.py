@@ -51,6 +51,8 @@ class LengthValueConfig(PretrainedConfig):
             "right": V(s) = E[G | s], or E[G | s, right].
         policy: {"name", "revision", "tokenizer_sha"} of the policy whose lengths it predicts.
         sampling: the sampling settings of the completions it was trained on.
+        training: {"rows", "tokens"} of these completions.
+        measured: {"mre_s0", "mre_s0_noise_floor", "step", ...} on completions held out.
 
     Raises:
         ValueError: for a gamma outside (0, 1), an unknown target or head output, or no trunk.
@@ -71,6 +73,8 @@ class LengthValueConfig(PretrainedConfig):
     answers: str = "all"
     policy: dict[str, Any] | None = None
     sampling: dict[str, Any] | None = None
+    training: dict[str, Any] | None = None
+    measured: dict[str, Any] | None = None
     tie_word_embeddings: bool = False  # there is no output embedding to tie
     initializer_range: float = 0.02
 

@@ -22,6 +22,7 @@ from transformers.modeling_outputs import TokenClassifierOutput
 from transformers.utils import is_flash_attn_2_available
 
 from lenvm_rl.core import predict, predicted_length, value_of_logit
+from lenvm_rl.model.card import model_card
 from lenvm_rl.model.config import LengthValueConfig
 from lenvm_rl.model.decoder import FOREIGN
 from lenvm_rl.model.heads import ValueHead, make_head
@@ -218,12 +219,15 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """As in transformers; `head_output` is written as "value", the convention for readers."""
+        """As in transformers, with a model card. `head_output` is written as "value", the
+        convention for readers."""
         asked, self.config.head_output = self.config.head_output, "value"
         try:
             super().save_pretrained(save_directory, **kwargs)
         finally:
             self.config.head_output = asked
+        if kwargs.get("is_main_process", True):
+            (Path(save_directory) / "README.md").write_text(model_card(self.config))
 
 
 def _of_hub(given: dict[str, Any]) -> dict[str, Any]:

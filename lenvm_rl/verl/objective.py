@@ -64,6 +64,7 @@ def describe(
     policy: dict[str, Any],
     sampling: dict[str, Any],
     answers: str = "all",
+    training: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What a saved model says about itself, as `LengthValueWorker.describe` takes it."""
     return {
@@ -73,6 +74,7 @@ def describe(
         "policy": policy,
         "sampling": sampling,
         "answers": answers,
+        "training": training,
     }
 
 

@@ -13,6 +13,7 @@ and a batch that does not divide is filled with rows of weight 0.
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,11 @@ class LengthValuePretrainer(PPOTrainer):
         if facts is not None:
             policy = {**(self.model_config.policy or {}), **facts.policy}
             return describe(
-                self.loss, policy=policy, sampling=facts.sampling, answers=facts.answers
+                self.loss,
+                policy=policy,
+                sampling=facts.sampling,
+                answers=facts.answers,
+                training={"rows": facts.rows, "tokens": facts.tokens},
             )
         rollout = self.config.actor_rollout_ref.rollout
         return describe(
@@ -278,7 +283,11 @@ class LengthValuePretrainer(PPOTrainer):
             batch = make_batch(rows, loss=self.loss, workers=self.workers, multiple=self._multiple)
             tu.assign_non_tensor(batch, global_token_num=None, compute_loss=False)
             held_out.update(self.critic_wg.infer_batch(batch).get()["values"], batch, rows)
-        return {f"val/{name}": value for name, value in held_out.metrics().items()}
+        metrics = held_out.metrics()
+        errors = {key: metrics.get(key, math.nan) for key in ("mre_s0", "mre_s0_noise_floor")}
+        measured = {key: value for key, value in errors.items() if math.isfinite(value)}
+        self.critic_wg.describe(measured={**measured, "step": self.global_steps})
+        return {f"val/{name}": value for name, value in metrics.items()}
 
     # --- checkpoints -----------------------------------------------------------------------
 

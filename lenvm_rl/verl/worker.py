@@ -13,7 +13,16 @@ from verl.workers.engine_workers import TrainingWorker
 from lenvm_rl.model import LengthValueConfig, LengthValueModel, save_checkpoint
 from lenvm_rl.verl.engine import LengthValueEngine
 
-_DESCRIPTION = ("gamma", "target", "length_scale", "policy", "sampling", "answers")
+_DESCRIPTION = (
+    "gamma",
+    "target",
+    "length_scale",
+    "policy",
+    "sampling",
+    "answers",
+    "training",
+    "measured",
+)
 
 
 class LengthValueWorker(TrainingWorker):

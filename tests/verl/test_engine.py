@@ -77,7 +77,9 @@ def test_token_budget_sets_the_number_of_micro_batches(lenvm):
 def test_the_exported_model_predicts_what_the_worker_does(lenvm, tmp_path):
     worker = make_worker(lenvm)
     policy = {"name": "toy", "revision": "1", "tokenizer_sha": tokenizer_sha(make_tokenizer())}
-    worker.describe(gamma=LOSS.gamma, policy=policy, sampling={"temperature": 1.0}, answers="right")
+    known = {"sampling": {"temperature": 1.0}, "training": {"rows": 9, "tokens": 90}}
+    worker.describe(gamma=LOSS.gamma, policy=policy, answers="right", **known)
+    worker.describe(measured={"mre_s0": 0.1, "step": 4})
     train(worker, ROWS)
     worker.save_length_value_model(str(tmp_path / "lenvm"))
 
@@ -87,6 +89,8 @@ def test_the_exported_model_predicts_what_the_worker_does(lenvm, tmp_path):
     assert model.config.head_output == "value"
     assert model.config.policy == policy and model.config.sampling == {"temperature": 1.0}
     assert model.config.answers == "right"
+    card = (tmp_path / "lenvm" / "README.md").read_text()
+    assert "| trained on | rows 9, tokens 90 |" in card and "mre_s0 0.1, step 4" in card
     for row, ours in zip(ROWS, infer(worker, ROWS), strict=True):
         ids = torch.tensor([[*row.prompt_ids, *row.response_ids]])
         theirs = model(ids).logits[0, len(row.prompt_ids) - 1 : -1, 0]

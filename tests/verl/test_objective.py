@@ -62,7 +62,8 @@ def test_the_rest_is_handed_on():
     objective = loss({"lam": 0.5, "cut": "bootstrap"})
     assert (objective.lam, objective.cut) == (0.5, "bootstrap")
     fields = describe(objective, policy={"name": "p"}, sampling={"temperature": 1.0})
-    assert set(fields) == {"gamma", "target", "length_scale", "policy", "sampling", "answers"}
+    described = {"gamma", "target", "length_scale", "policy", "sampling", "answers", "training"}
+    assert set(fields) == described
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,7 @@ def test_the_saved_model_is_whole_and_describes_itself(whole_run, work):
     assert model.config.policy["name"] == "toy"
     assert model.config.policy["tokenizer_sha"] == tokenizer_sha(tokenizer)
     assert model.config.sampling["temperature"] == 1.0
+    assert model.config.training == {"rows": 32, "tokens": sum(range(3, 35))}
     assert next(model.parameters()).dtype.itemsize == 4
     kept = sorted(p.name for p in (work / "whole").glob("global_step_*"))
     assert kept == ["global_step_12", "global_step_8"]
