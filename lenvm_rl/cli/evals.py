@@ -18,6 +18,7 @@ from lenvm_rl.cli.app import (
 )
 from lenvm_rl.cli.graders import GraderOption, graded
 from lenvm_rl.cli.numbers import numbers
+from lenvm_rl.cli.rendering import ChatTemplateArgs, template_args
 
 
 @evals_app.command("prediction")
@@ -94,6 +95,7 @@ def eval_control(
     ] = 5.0,
     batch_size: Annotated[int, typer.Option(help="Rows generated at once.", min=1)] = 64,
     limit: Annotated[int | None, typer.Option(help="Use at most so many prompts.")] = None,
+    chat_template_args: ChatTemplateArgs = None,
     seed: SeedOption = 0,
     json_file: JsonOption = None,
 ) -> None:
@@ -128,6 +130,7 @@ def eval_control(
             short_weight=short_weight,
         ),
         max_batch=batch_size,
+        chat_template_args=template_args(chat_template_args),
         progress=True,
     )
     console.print(control_view(report))

@@ -17,6 +17,7 @@ from lenvm_rl.cli.app import (
 )
 from lenvm_rl.cli.graders import GraderOption, graded
 from lenvm_rl.cli.numbers import numbers
+from lenvm_rl.cli.rendering import ChatTemplateArgs, template_args
 from lenvm_rl.cli.server import ConcurrencyOption, SeedsOption, ServerOption, served
 
 _DEMO_TARGETS = (16, 32, 64, 128)
@@ -59,6 +60,7 @@ def eval_lifebench(
     batch_size: Annotated[int, typer.Option(help="Rows generated at once.", min=1)] = 64,
     limit: Annotated[int | None, typer.Option(help="Use at most so many prompts.")] = None,
     seed: SeedOption = 0,
+    chat_template_args: ChatTemplateArgs = None,
     json_file: JsonOption = None,
 ) -> None:
     """LIFEBench in tokens (or words): equal to, at most, at least, beside the baselines.
@@ -102,7 +104,7 @@ def eval_lifebench(
         short_weight=short_weight,
     )
     found, accepts = graded(grader, resolve_prompts(prompts, seed=seed, limit=limit))
-    name = resolve_policy(policy)
+    name, rendering = resolve_policy(policy), template_args(chat_template_args)
     report = run_lifebench(
         name,
         lenvm,
@@ -110,7 +112,14 @@ def eval_lifebench(
         out,
         settings=settings,
         grader=accepts,
-        server=served(server, name, concurrency=concurrency, seeds=send_seeds),
+        server=served(
+            server,
+            name,
+            concurrency=concurrency,
+            seeds=send_seeds,
+            chat_template_args=rendering,
+        ),
+        chat_template_args=rendering,
         max_batch=batch_size,
         progress=True,
     )

@@ -20,7 +20,14 @@ SeedsOption = Annotated[
 ]
 
 
-def served(url: str | None, policy: str, *, concurrency: int, seeds: bool) -> Any:
+def served(
+    url: str | None,
+    policy: str,
+    *,
+    concurrency: int,
+    seeds: bool,
+    chat_template_args: dict[str, Any] | None = None,
+) -> Any:
     """The server's sampler with the tokenizer of `policy`; None without an address.
 
     Raises:
@@ -30,5 +37,7 @@ def served(url: str | None, policy: str, *, concurrency: int, seeds: bool) -> An
         return None
     from lenvm_rl.evals.served import ServedPolicy, ServedSampler
 
-    server = ServedPolicy(url, concurrency=concurrency, seeds=seeds)
+    server = ServedPolicy(
+        url, concurrency=concurrency, seeds=seeds, chat_template_args=chat_template_args
+    )
     return ServedSampler(server, policy, progress=True)

@@ -17,6 +17,7 @@ from lenvm_rl.cli.app import (
 )
 from lenvm_rl.cli.graders import GraderOption, graded
 from lenvm_rl.cli.numbers import numbers
+from lenvm_rl.cli.rendering import ChatTemplateArgs, template_args
 from lenvm_rl.cli.server import ConcurrencyOption, SeedsOption, ServerOption, served
 
 
@@ -50,6 +51,7 @@ def eval_tradeoff(
     batch_size: Annotated[int, typer.Option(help="Rows generated at once.", min=1)] = 64,
     limit: Annotated[int | None, typer.Option(help="Use at most so many prompts.")] = None,
     seed: SeedOption = 0,
+    chat_template_args: ChatTemplateArgs = None,
     json_file: JsonOption = None,
 ) -> None:
     """Accuracy against length: a sweep of beta beside budgets, pass@1 and pass@k.
@@ -89,7 +91,7 @@ def eval_tradeoff(
             "accuracy is half of the trade-off: name a grader, or a function as "
             "package.module:function."
         )
-    name = resolve_policy(policy)
+    name, rendering = resolve_policy(policy), template_args(chat_template_args)
     report = run_tradeoff(
         name,
         lenvm,
@@ -97,7 +99,14 @@ def eval_tradeoff(
         out,
         grader=accepts,
         settings=settings,
-        server=served(server, name, concurrency=concurrency, seeds=send_seeds),
+        server=served(
+            server,
+            name,
+            concurrency=concurrency,
+            seeds=send_seeds,
+            chat_template_args=rendering,
+        ),
+        chat_template_args=rendering,
         max_batch=batch_size,
         progress=True,
     )

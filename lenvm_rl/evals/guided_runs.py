@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lenvm_rl.evals.control import ControlSettings, evaluate_control
 from lenvm_rl.evals.control_report import ControlReport
@@ -32,6 +33,7 @@ class GuidedPolicy:
         max_length: tokens of the longest prompt and response: the size of the scorer's slots.
         max_batch: requests that decode together.
         top_k: candidates per step.
+        chat_template_args: what the chat template gets besides the messages.
         progress: draw a bar on stderr for every set of completions.
     Raises:
         ValueError: a LenVM of another tokenizer, or without gamma.
@@ -45,9 +47,10 @@ class GuidedPolicy:
         max_length: int,
         max_batch: int = 64,
         top_k: int = 20,
+        chat_template_args: dict[str, Any] | None = None,
         progress: bool = False,
     ):
-        self.tokenizer = load_tokenizer(policy)
+        self.tokenizer = load_tokenizer(policy, chat_template_args=chat_template_args)
         sampler = ContinuousSampler.from_pretrained(str(policy), tokenizer=self.tokenizer)
         self.model, self.eos_token_ids = sampler.model, sorted(sampler.eos_token_ids)
         lenvm_model = load_lenvm(lenvm, self.model.dtype).to(self.model.device)
@@ -92,15 +95,17 @@ def run_control(
     grader: Grader | None,
     settings: ControlSettings,
     max_batch: int = 64,
+    chat_template_args: dict[str, Any] | None = None,
     progress: bool = False,
 ) -> ControlReport:
     """`evaluate_control` on directories; writes control.json, tables and control.png into `out`."""
     guided = GuidedPolicy(
         policy,
         lenvm,
-        max_length=longest_prompt(policy, prompts) + settings.max_tokens,
+        max_length=longest_prompt(policy, prompts, chat_template_args) + settings.max_tokens,
         max_batch=max_batch,
         top_k=settings.top_k,
+        chat_template_args=chat_template_args,
         progress=progress,
     )
     report = evaluate_control(
@@ -116,7 +121,11 @@ def run_control(
     return report
 
 
-def longest_prompt(policy: str | Path, prompts: Sequence[Prompt]) -> int:
+def longest_prompt(
+    policy: str | Path,
+    prompts: Sequence[Prompt],
+    chat_template_args: dict[str, Any] | None = None,
+) -> int:
     """Tokens of the longest prompt, with room for a target in words."""
-    tokenizer = load_tokenizer(policy)
+    tokenizer = load_tokenizer(policy, chat_template_args=chat_template_args)
     return max(len(encode_prompt(tokenizer, prompt)) for prompt in prompts) + 128

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lenvm_rl.evals.lifebench import evaluate_lifebench
 from lenvm_rl.evals.lifebench_report import LifebenchReport
@@ -28,6 +29,7 @@ def run_lifebench(
     grader: Grader | None = None,
     server: ServedSampler | None = None,
     max_batch: int = 64,
+    chat_template_args: dict[str, Any] | None = None,
     progress: bool = False,
 ) -> LifebenchReport:
     """`evaluate_lifebench` on a directory or a server; writes its files into `out`.
@@ -38,6 +40,7 @@ def run_lifebench(
         policy: directory or hub name; with a server, of its tokenizer.
         lenvm: directory of the value model; not read with a server, which has its own.
         server: samples there instead of here.
+        chat_template_args: see `open_source`.
     Raises:
         ValueError: neither a value model nor a server.
     """
@@ -50,6 +53,7 @@ def run_lifebench(
         top_k=settings.top_k,
         server=server,
         max_batch=max_batch,
+        chat_template_args=chat_template_args,
         progress=progress,
     )
     report = evaluate_lifebench(

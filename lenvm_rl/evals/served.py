@@ -42,6 +42,8 @@ class ServedPolicy:
         retries: further tries of a request that failed.
         seeds: send every request's seed. Completions can then be repeated; on a GPU it costs speed,
             and vLLM's CPU runner dies of seeds where a prompt is read in pieces.
+        chat_template_args: what the chat template gets besides the messages, where the server
+            renders them (prompts with pictures).
         delay: seconds before the first of them; doubled for each next one, at most 20.
         sleep: waits; tests give their own.
     Raises:
@@ -56,12 +58,14 @@ class ServedPolicy:
         timeout: float = 600.0,
         retries: int = 4,
         seeds: bool = False,
+        chat_template_args: dict[str, Any] | None = None,
         delay: float = 1.0,
         sleep: Callable[[float], None] = time.sleep,
     ):
         self.url = url.rstrip("/").removesuffix("/v1")
         self.concurrency, self.retries, self.seeds = concurrency, retries, seeds
         self.delay, self.sleep = delay, sleep
+        self.chat_template_args = chat_template_args or {}
         limits = httpx.Limits(max_connections=concurrency)
         self._client = httpx.Client(timeout=timeout, limits=limits)
         self.failures: Counter[str] = Counter()
@@ -103,7 +107,9 @@ class ServedPolicy:
         self, request: Request, guide: GuidanceSettings | None, fields: Mapping[str, Any]
     ) -> dict[str, Any]:
         if isinstance(request, PicturedRequest):
-            asked = {"messages": list(request.messages)}
+            asked: dict[str, Any] = {"messages": list(request.messages)}
+            if self.chat_template_args:
+                asked["chat_template_kwargs"] = self.chat_template_args
         else:
             asked = {"prompt": list(request.prompt_ids)}
         body: dict[str, Any] = {
@@ -179,7 +185,9 @@ class ServedSampler:
         progress: bool = False,
     ):
         self.server, self.fields, self.progress = server, dict(fields or {}), progress
-        self.tokenizer = load_tokenizer(tokenizer)
+        self.tokenizer = load_tokenizer(
+            tokenizer, chat_template_args=getattr(server, "chat_template_args", None)
+        )
         self._next = "sampling"
 
     def with_fields(self, **fields: Any) -> ServedSampler:

@@ -35,6 +35,7 @@ def open_source(
     top_k: int,
     server: ServedSampler | None = None,
     max_batch: int = 64,
+    chat_template_args: dict[str, Any] | None = None,
     progress: bool = False,
 ) -> Source:
     """A guided policy whose completions are kept in `folder`.
@@ -44,6 +45,8 @@ def open_source(
         lenvm: directory of the value model; not read with a server, which has its own.
         server: samples there instead of here.
         max_batch: requests that decode together in this process.
+        chat_template_args: what the chat template gets besides the messages; with a server, the
+            sampler's tokenizer has them.
     Raises:
         ValueError: neither a value model nor a server.
     """
@@ -62,9 +65,10 @@ def open_source(
     guided = GuidedPolicy(
         policy,
         lenvm,
-        max_length=longest_prompt(policy, prompts) + max_tokens,
+        max_length=longest_prompt(policy, prompts, chat_template_args) + max_tokens,
         max_batch=max_batch,
         top_k=top_k,
+        chat_template_args=chat_template_args,
         progress=progress,
     )
     identity = {"policy": str(policy), **lenvm_identity(lenvm)}

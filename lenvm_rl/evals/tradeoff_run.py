@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from lenvm_rl.evals.completion_cache import Generate, kept
 from lenvm_rl.evals.outcomes import Grader
@@ -24,6 +25,7 @@ def run_tradeoff(
     settings: TradeoffSettings | None = None,
     server: ServedSampler | None = None,
     max_batch: int = 64,
+    chat_template_args: dict[str, Any] | None = None,
     progress: bool = False,
 ) -> TradeoffReport:
     """`evaluate_tradeoff` on a directory or a server; writes tradeoff.json, tables, tradeoff.png.
@@ -34,6 +36,7 @@ def run_tradeoff(
         policy: directory or hub name; with a server, of its tokenizer.
         lenvm: directory of the value model; not read with a server, which has its own.
         server: samples there instead of here.
+        chat_template_args: see `open_source`.
     Raises:
         ValueError: neither a value model nor a server, or see `evaluate_tradeoff`.
     """
@@ -48,6 +51,7 @@ def run_tradeoff(
         top_k=settings.top_k,
         server=server,
         max_batch=max_batch,
+        chat_template_args=chat_template_args,
         progress=progress,
     )
     report = evaluate_tradeoff(
