@@ -115,9 +115,8 @@ def _what_works(model: Any) -> dict[str, bool]:
     found = what_works(model)
     for what, why in found.items():
         if why is not None:
-            Console(stderr=True).print(
-                f"{what} will not work: {why}", highlight=False, markup=False
-            )
+            said = f"{what} will not work: {why}"
+            Console(stderr=True).print(said, highlight=False, markup=False, soft_wrap=True)
     return {what: why is None for what, why in found.items()}
 
 

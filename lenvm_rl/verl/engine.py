@@ -35,6 +35,7 @@ from verl.workers.engine.fsdp.transformer_impl import (
 )
 
 from lenvm_rl.model import LengthValueConfig, LengthValueModel
+from lenvm_rl.model.decoder import FOREIGN
 from lenvm_rl.model.probes import packs
 from lenvm_rl.verl.cpu import PLATFORM
 from lenvm_rl.verl.packed_attention import PACKED_SDPA
@@ -221,13 +222,25 @@ def check_packing(module: LengthValueModel, attention: str) -> None:
     if next(module.parameters()).is_meta:
         return  # verl loads weights on the first worker alone; that one asks
     asked = None if "flash" in attention else attention  # those need an accelerator
-    if not packs(module.model, asked):
+    kind = module.model.config.model_type
+    remedy = (
+        "Set use_remove_padding=false in the model block of its workers (critic.model when it is "
+        "pretrained, length_critic.model beside a policy)."
+    )
+    try:
+        apart = packs(module.model, asked)
+    except FOREIGN as error:
+        raise ValueError(
+            f"use_remove_padding=true packs responses into one row, which this LenVM's trunk "
+            f"({kind}, attention {attention!r}) does not read ({type(error).__name__}: {error}). "
+            f"{remedy}"
+        ) from error
+    if not apart:
         raise ValueError(
             f"use_remove_padding=true packs responses into one row, but this LenVM's trunk "
-            f"({module.model.config.model_type}, attention {attention!r}) carries something from "
-            "one into the next, as recurrent and convolutional layers do: values would depend on "
-            "somebody else's response. Set use_remove_padding=false in the model block of its "
-            "workers (critic.model when it is pretrained, length_critic.model beside a policy)."
+            f"({kind}, attention {attention!r}) carries something from one into the next, as "
+            "recurrent and convolutional layers do: values would depend on somebody else's "
+            f"response. {remedy}"
         )
 
 

@@ -14,8 +14,15 @@ from lenvm_rl.model import (
     save_checkpoint,
     tokenizer_sha,
 )
-from lenvm_rl.verl.engine import LengthValueEngine, check_sequence_parallel, merge_lora
+from lenvm_rl.verl.engine import (
+    LengthValueEngine,
+    check_packing,
+    check_sequence_parallel,
+    merge_lora,
+)
 from lenvm_rl.verl.loss import LengthValueLoss
+from lenvm_rl.verl.packed_attention import PACKED_SDPA
+from tests.scoring.trunks import make_lenvm as make_trunk_lenvm
 from tests.tiny import make_policy, make_tokenizer
 from tests.verl.engines import LOSS, fixed_lengths, infer, make_lenvm, make_rows, make_worker, train
 
@@ -276,3 +283,10 @@ def test_training_learns_a_length_that_the_prompt_fixes(lenvm):
     rows = fixed_lengths(range(3, 20))
     errors = [train(worker, rows, loss=objective)["mse"] for _ in range(40)]
     assert errors[-1] < 0.2 * errors[0]
+
+
+@pytest.mark.parametrize("name", ["opt", "gpt_bigcode", "falcon"])
+def test_a_trunk_that_cannot_read_packed_rows_is_refused_with_a_remedy(name):
+    model = make_trunk_lenvm(name)
+    with pytest.raises(ValueError, match="does not read .*use_remove_padding=false"):
+        check_packing(model, PACKED_SDPA)
