@@ -56,6 +56,11 @@ def run(vllm, engine, prompts, asked, **settings):
     return [answer.outputs[0] for answer in engine.generate(inputs, params, use_tqdm=False)]
 
 
+def is_v2(engine):
+    """Whether the engine has vLLM's V2 model runner."""
+    return bool(getattr(engine.llm_engine.vllm_config, "use_v2_model_runner", False))
+
+
 def tokens(completions):
     return [list(completion.token_ids) for completion in completions]
 
@@ -88,14 +93,15 @@ def test_lengths_obey(vllm, guided, prompts):
 
 @pytest.fixture(scope="module")
 def tilted(lenvm):
-    """(history, temperature) -> candidates [12] and log p' [12] of TILT, computed without vLLM."""
+    """(history, temperature) -> candidates [12] and log p' [12] of TILT, computed without vLLM;
+    `change` is applied to the policy's logits [V] first."""
     policy = AutoModelForCausalLM.from_pretrained(policy_path(), dtype=torch.float32).eval()
     model = LengthValueModel.from_pretrained(lenvm).eval()
 
     @torch.inference_mode()
-    def compute(history, temperature):
+    def compute(history, temperature, change=lambda logits: logits):
         history = torch.tensor(history)
-        top = (policy(history[None]).logits[0, -1] / temperature).topk(12)
+        top = (change(policy(history[None]).logits[0, -1]) / temperature).topk(12)
         whole = torch.cat([history.expand(12, -1), top.indices[:, None]], dim=1)
         u = torch.sigmoid(model.length_logits(whole)[:, -1])
         u = u.masked_fill(top.indices == EOS, 0.0)
@@ -116,23 +122,35 @@ def test_the_logprob_of_a_sampled_token_is_that_of_the_guided_distribution(
             assert answer.logprobs[step][token].logprob == pytest.approx(expected, abs=2e-4)
 
 
-def test_penalties_act_on_the_guided_distribution_among_its_candidates(
-    vllm, guided, prompts, tilted
-):
+def penalised(scores, ids, prompt, output, *, repetition_penalty, presence_penalty):
+    """What vLLM makes of the scores of tokens `ids`."""
+    seen = torch.isin(ids, torch.tensor([*prompt, *output]))
+    repeated = torch.where(scores > 0, scores / repetition_penalty, scores * repetition_penalty)
+    said = torch.isin(ids, torch.tensor(output, dtype=torch.long))
+    return torch.where(seen, repeated, scores) - presence_penalty * said
+
+
+def test_penalties_come_where_the_runner_has_them(vllm, guided, prompts, tilted):
+    """V1: on the guided distribution, among its candidates. V2: on the policy's, before it."""
     temperature, penalties = 0.8, {"repetition_penalty": 1.5, "presence_penalty": 0.7}
     sampling = {"temperature": temperature, "logprobs": 0, "max_tokens": 24}
-    answers = run(vllm, guided, prompts[:3], TILT, **sampling, **penalties)
-    assert tokens(answers) != tokens(run(vllm, guided, prompts[:3], TILT, **sampling))
-    for prompt, answer in zip(prompts, answers, strict=False):
+    answers = run(vllm, guided, prompts, TILT, **sampling, **penalties)
+    assert tokens(answers) != tokens(run(vllm, guided, prompts, TILT, **sampling))
+    for prompt, answer in zip(prompts, answers, strict=True):
         for step, token in enumerate(answer.token_ids):
             output = list(answer.token_ids[:step])
-            ids, log_probs = tilted([*prompt, *output], temperature)
-            written = temperature * log_probs  # at most 0, so that repetition multiplies
-            seen = torch.isin(ids, torch.tensor([*prompt, *output]))
-            written = torch.where(seen, written * penalties["repetition_penalty"], written)
-            said = torch.isin(ids, torch.tensor(output, dtype=torch.long))
-            written = written - penalties["presence_penalty"] * said
-            expected = torch.log_softmax(written / temperature, -1)[ids == token]
+            given = {"prompt": prompt, "output": output, **penalties}
+            if is_v2(guided):
+                ids, log_probs = tilted(
+                    [*prompt, *output],
+                    temperature,
+                    lambda z, given=given: penalised(z, torch.arange(len(z)), **given),
+                )
+            else:
+                ids, log_probs = tilted([*prompt, *output], temperature)
+                written = penalised(temperature * log_probs, ids, **given)
+                log_probs = torch.log_softmax(written / temperature, -1)
+            expected = log_probs[ids == token]
             assert len(expected) == 1, "no token but a candidate"
             assert answer.logprobs[step][token].logprob == pytest.approx(expected.item(), abs=5e-4)
 
@@ -249,7 +267,9 @@ def test_every_value_was_that_of_a_full_recompute_and_all_slots_came_back(
     vllm, guided, prompts, audit_file
 ):
     run(vllm, guided, prompts[:5], {**TILT, "lenvm_beta": 8.0, "lenvm_top_k": 20})
-    run(vllm, guided, prompts[:1], None)  # a last step, in which the ended requests are dropped
+    # Last steps, in which the ended requests are dropped. (Runner V2 calls processors only where
+    # something acts on the logits, such as a temperature.)
+    run(vllm, guided, prompts[:1], None, temperature=0.7)
     figures = json.loads(audit_file.read_text())
     assert figures["values"] > 5_000
     assert figures["max_difference"] < 1e-5

@@ -52,10 +52,10 @@ def start(vllm, lenvm, processor, **settings):
     )
 
 
-def complete(vllm, engine, prompts, asked, max_tokens=64):
-    """Greedy completions of prompts, `asked[i]` being their guidance."""
+def complete(vllm, engine, prompts, asked, max_tokens=64, temperature=0.0):
+    """Completions of prompts, greedy ones by default, `asked[i]` being their guidance."""
     params = [
-        vllm.SamplingParams(temperature=0.0, max_tokens=max_tokens, extra_args=args)
+        vllm.SamplingParams(temperature=temperature, max_tokens=max_tokens, extra_args=args)
         for args in asked
     ]
     inputs = [{"prompt_token_ids": prompt} for prompt in prompts]
@@ -98,7 +98,8 @@ def test_every_value_was_that_of_a_full_recompute(
     engine = start(vllm, lenvm_of_policy, "lenvm_rl.vllm.audit:AuditedGuidance")
     tilt = {"lenvm_mode": "tilt", "lenvm_beta": 20.0, "lenvm_min_p": 0.0}
     complete(vllm, engine, prompts[:5], [tilt] * 5)
-    complete(vllm, engine, prompts[:1], [None], max_tokens=2)  # ended requests are dropped
+    # Ended requests are dropped; see test_guided_llm for the temperature.
+    complete(vllm, engine, prompts[:1], [None], max_tokens=2, temperature=0.7)
     figures = json.loads(audit_file.read_text())
     assert figures["values"] > 2_000
     assert figures["max_difference"] < 5e-5, "vLLM's kernels beside transformers'"

@@ -144,6 +144,28 @@ def test_bad_requests_get_400_and_the_remedy(server, prompts, args, fields, sent
     assert sentence in answer.text
 
 
+@pytest.mark.parametrize(
+    ("args", "fields", "sentence"),
+    [
+        (None, {"lenvm_mode": "at_most", "lenvm_target": 5}, "vllm_xargs"),
+        (None, {"extra_body": {"lenvm_mode": "at_most"}}, "inside extra_body"),
+        ({"lenvm_mode": "at_most", "lenvm_target": 5}, {"use_beam_search": True}, "beam search"),
+    ],
+)
+def test_guidance_that_vllm_would_ignore_gets_400(server, prompts, args, fields, sentence):
+    answer = httpx.post(
+        server + "/v1/completions", json=body(prompts[0], args, **fields), timeout=60
+    )
+    assert answer.status_code == 400
+    assert sentence in answer.json()["error"]["message"]
+
+
+def test_stop_strings_wait_for_at_least(server, prompts):
+    asked = {"lenvm_mode": "at_least", "lenvm_target": 30}
+    answer = complete(server, prompts[0], asked, stop=["="])
+    assert answer["usage"]["completion_tokens"] > 30
+
+
 def test_beta_nan_gets_400(server, prompts):
     text = json.dumps(body(prompts[0], {"lenvm_mode": "tilt", "lenvm_beta": float("nan")}))
     headers = {"Content-Type": "application/json"}
