@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenvm_rl.core import RowNumbers, forbids_eos
+from lenvm_rl.core import RowNumbers
 from lenvm_rl.scoring.key_values import to_device
 from lenvm_rl.scoring.rows import GuidedRow, ends_of, numbers_of
 from lenvm_rl.scoring.settings import TARGET_MODES
@@ -107,17 +107,18 @@ class Batch:
             return ids == self.ends
         return (ids[:, :, None] == self.ends[:, None]).any(-1)
 
-    def forbidden(self) -> Tensor | None:
-        """[R] bool, rows that may not end yet; None where no mode says so."""
-        if "at_least" not in self.present:
+    def forbidden(self, rows: Sequence[GuidedRow]) -> Tensor | None:
+        """[R] bool, rows that may not end yet; None where there is none."""
+        held = np.array([row.may_not_end for row in rows])
+        if not held.any():
             return None
-        n = self.numbers
-        forbids = forbids_eos(self.mode, n["generated"], n["target"], count_eos=n["count_eos"])
-        return forbids & (self.ends[:, 0] >= 0)
+        return to_device(held, self.device) & (self.ends[:, 0] >= 0)
 
 
 def _names(rows: Sequence[GuidedRow]) -> list[tuple]:
-    return [(row.index, row.key, row.settings, row.temperature, row.ends) for row in rows]
+    return [
+        (row.index, row.key, row.settings, row.temperature, row.ends, row.own_ends) for row in rows
+    ]
 
 
 def _limits(

@@ -120,7 +120,7 @@ class Guide:
         ids, log_probs, mask = select_candidates(
             chosen,
             max_candidates=batch.width,
-            forbidden=batch.forbidden(),
+            forbidden=batch.forbidden(steered),
             eos_ids=batch.ends,
             **batch.limits,
         )
@@ -139,7 +139,7 @@ class Guide:
             present=batch.present,
             **batch.numbers,
         )
-        forces = any(row.used_up and row.settings.forces_eos for row in steered)
+        forces = any(row.used_up and row.forces_eos for row in steered)
         _write(
             chosen,
             ids,

@@ -38,6 +38,10 @@ class GuidedRow:
     """Tokens that end its response; None are the guide's own. Empty: it goes on to its limit, and
     what is EOS elsewhere is a token like any other."""
 
+    own_ends: bool = False
+    """Whether some of `ends` are this request's alone. The LenVM, which knows how far the policy's
+    EOS is, knows nothing of them: equal and equal_soft take none before n, and one at n."""
+
     @property
     def generated(self) -> int:
         """Response tokens so far."""
@@ -50,6 +54,21 @@ class GuidedRow:
         if settings.target is None:
             return False
         return settings.target - self.generated - settings.count_eos <= 0
+
+    @property
+    def may_not_end(self) -> bool:
+        """Whether an end is no candidate, whatever it is worth: before n, where the mode says so
+        for every end (at_least) or the lengths know nothing of the request's own."""
+        mode = self.settings.mode
+        held = mode == "at_least" or (self.own_ends and mode in ("equal", "equal_soft"))
+        return held and not self.used_up
+
+    @property
+    def forces_eos(self) -> bool:
+        """Whether an end is forced once n is used up."""
+        settings = self.settings
+        held = self.own_ends and settings.mode in ("equal", "equal_soft")
+        return settings.forces_eos or (held and settings.force_eos is None)
 
     @property
     def steered(self) -> bool:
@@ -73,7 +92,7 @@ def numbers_of(rows: Sequence[GuidedRow], device: torch.device) -> dict[str, Ten
             "generated": row.generated,
             "target": s.target or 0,
             "count_eos": s.count_eos,
-            "force_eos": s.forces_eos,
+            "force_eos": row.forces_eos,
             "beta": s.beta or 0.0,
             "scale": 1.0 if s.scale is None else s.scale,
             "scale_length": s.scale_of == "length",

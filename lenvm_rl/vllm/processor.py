@@ -58,13 +58,20 @@ logger = logging.getLogger("vllm.lenvm_rl")
 class _Request:
     """A guided request while it is in the batch."""
 
-    __slots__ = ("ends", "history", "key", "output", "settings", "temperature")
+    __slots__ = ("ends", "history", "key", "output", "own_ends", "settings", "temperature")
 
-    def __init__(self, key: int, settings: GuidanceSettings, params: SamplingParams):
+    def __init__(
+        self,
+        key: int,
+        settings: GuidanceSettings,
+        params: SamplingParams,
+        usual: frozenset[int],
+    ):
         self.key = key
         self.settings = settings
         self.temperature = params.temperature
         self.ends = request_ends(params)
+        self.own_ends = not self.ends <= usual
         self.output: list[int] = []
         self.history: History | None = None
 
@@ -86,6 +93,7 @@ class _Request:
             prompt_length=len(self.history.prompt),
             temperature=self.temperature,
             ends=self.ends,
+            own_ends=self.own_ends,
         )
 
 
@@ -143,9 +151,10 @@ class LengthGuidance(V1Processor, V2Processor):
         self._vocab_size = scorer.config.vocab_size
         # A head that reads the policy's own states needs them from its output layer.
         self._hidden = capture() if getattr(scorer, "reads_policy", False) else None
+        self._ends = engine_ends(vllm_config)
         self._guide = Guide(
             scorer,
-            eos_token_ids=engine_ends(vllm_config),
+            eos_token_ids=self._ends,
             max_candidates=options.max_candidates,
         )
         self._weights = WeightWatch(scorer.head)
@@ -275,7 +284,7 @@ class LengthGuidance(V1Processor, V2Processor):
         settings = GuidanceSettings.from_args(params.extra_args)
         if settings is None or settings.changes_nothing:
             return None
-        return _Request(next(self._keys), settings, params)
+        return _Request(next(self._keys), settings, params, self._ends)
 
     def _drop(self, index: int) -> None:
         request = self._requests.pop(index, None)

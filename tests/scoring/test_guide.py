@@ -304,6 +304,20 @@ def test_a_row_without_an_end_keeps_its_candidates_where_an_end_is_asked_for():
     assert (logits[0] > -INF).all() and (logits[1] > -INF).sum() == 1
 
 
+@pytest.mark.parametrize("mode", ["equal", "equal_soft"])
+def test_equal_takes_a_stop_token_of_its_own_at_n_and_not_before(mode):
+    """Also where it is the only candidate; what is nearest by length knows nothing of it."""
+    for output, expected in (((7, 4), False), ((7, 4, 5), True)):
+        [row] = ending_at([asks(mode, target=3, min_p=0.02)], {EOS, 6})
+        row = replace(row, history=History([3], list(output)), own_ends=True)
+        logits = torch.full((1, VOCAB), -9.0)
+        logits[0, 6] = 0.0
+        guided, scorer = make_guide()
+        scorer.ends = frozenset()
+        guided.apply(logits, [row])
+        assert (int(logits.argmax()) in (EOS, 6)) is expected
+
+
 # --- cost and slots --------------------------------------------------------------------------
 
 
