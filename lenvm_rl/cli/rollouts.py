@@ -116,7 +116,13 @@ def convert(
     end_token: EndTokens = None,
     think_tags: ThinkTags = None,
     chat_template_args: ChatTemplateArgs = None,
-    skip_bad: Annotated[bool, typer.Option(help="Go on after bad rows; they are listed.")] = False,
+    skip_bad: Annotated[
+        bool,
+        typer.Option(
+            help="Go on after bad rows; they are listed. `text` keeps a completion whose end "
+            "is unknown as cut."
+        ),
+    ] = False,
     json_file: JsonOption = None,
 ) -> None:
     """Turn completions that are there already into a rollout file.

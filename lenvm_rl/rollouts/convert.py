@@ -63,6 +63,9 @@ class Endings:
     """Token limit of the generation: a completion of so many tokens or more was cut."""
     assume_finished: bool = False
     """There was no limit: all ended by themselves."""
+    keep_unknown: bool = False
+    """A completion of which nothing says how it ended is kept as cut, which claims the least: its
+    length is a lower bound. Else it is a bad row."""
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
@@ -356,6 +359,9 @@ def _inferred(read: ReadText, endings: Endings, notes: Counter[str]) -> str:
     if endings.assume_finished:
         notes["finish_reason assumed to be stop, as asked"] += 1
         return "stop"
+    if endings.keep_unknown:
+        notes["unknown end, kept as cut; else say --max-tokens or --assume-finished"] += 1
+        return "length"
     raise BadRow(
         "unknown_finish",
         "the source does not say whether the completion ended by itself or was cut: give the token "

@@ -69,12 +69,14 @@ def convert_text(
         sampling: settings to record; its `max_tokens` serves to tell cut completions.
         policy: name and revision to record.
         assume_finished: completions without a finish reason had no token limit.
-        errors: `raise` at the first bad row, or `report` and go on.
+        errors: `raise` at the first bad row, or `report` and go on; see `Endings.keep_unknown`.
         max_examples: bad rows quoted in the report.
         progress: show a bar.
     """
     endings = Endings(
-        max_tokens=(sampling or {}).get("max_tokens"), assume_finished=assume_finished
+        max_tokens=(sampling or {}).get("max_tokens"),
+        assume_finished=assume_finished,
+        keep_unknown=errors == "report",
     )
     samples: Counter[str] = Counter()
 

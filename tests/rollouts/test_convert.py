@@ -309,6 +309,16 @@ def test_an_end_token_inside_a_completion_is_a_bad_row(tmp_path):
     assert "--end-token" in report.examples[0].reason and len(rows) == 1
 
 
+def test_an_unknown_end_is_asked_for_or_kept_as_cut_never_as_finished(tmp_path):
+    source = write_lines(tmp_path / "in.jsonl", {"prompt": "q", "completion": "a b"})
+    with pytest.raises(ValueError, match=r"--max-tokens.*\[unknown_finish\]"):
+        convert_text(source, tmp_path / "out", codec=CODEC)
+    report = convert_text(source, tmp_path / "out", codec=CODEC, errors="report")
+    (row,) = read(tmp_path / "out")
+    assert row.finish_reason == "length"
+    assert any("--assume-finished" in note for note in report.notes)
+
+
 def test_an_end_token_in_the_text_says_that_it_finished(tmp_path):
     report, rows = convert(tmp_path, {"prompt": "q", "completion": "a\x00"})
     assert rows[0].finish_reason == "stop" and report.notes.total() == 1
