@@ -112,14 +112,16 @@ class DualAscent:
     ):
         check_scale(low, name="low")
         check_scale(high, name="high")
-        if (step_size is None) == (steps is None):
+        if steps is not None and step_size is None:
+            step = (high - low) / _updates(steps)
+        elif step_size is not None and steps is None:
+            step = step_size
+        else:
             raise ValueError(
                 f"step_size={step_size}, steps={steps}: give one of them, the change of the scale "
                 "in an update or the updates of the whole ramp, both at twice the target"
             )
-        if steps is not None:
-            step_size = (high - low) / _updates(steps)
-        for name, value in (("target", target), ("step_size", step_size)):
+        for name, value in (("target", target), ("step_size", step)):
             if not check_scale(value, name=name) > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
         if not low <= check_scale(initial, name="initial") <= high:
@@ -131,7 +133,7 @@ class DualAscent:
             raise ValueError(f"accuracy_floor must be in (0, 1], got {accuracy_floor}")
         if not 0.0 < release <= 1.0:
             raise ValueError(f"release must be in (0, 1], got {release}: the share taken off")
-        self.target, self.step_size = float(target), float(step_size)
+        self.target, self.step_size = float(target), float(step)
         self.low, self.high = float(low), float(high)
         self.accuracy_floor, self.release = accuracy_floor, release
         self.scale = float(initial)
