@@ -65,9 +65,9 @@ def engines(vllm, foreign):
     return engine
 
 
-def complete(vllm, engine, tokenizer, asked, *, max_tokens=120, **settings):
-    """Token ids of 24 completions."""
-    prompts = [encode_prompt(tokenizer, prompt) for prompt in demo_prompts(24, seed=5)]
+def complete(vllm, engine, tokenizer, asked, *, max_tokens=90, **settings):
+    """Token ids of 16 completions."""
+    prompts = [encode_prompt(tokenizer, prompt) for prompt in demo_prompts(16, seed=5)]
     params = [
         vllm.SamplingParams(
             seed=i, temperature=1.0, max_tokens=max_tokens, extra_args=asked, **settings
@@ -128,12 +128,14 @@ def test_an_ignored_end_is_a_token_like_any_other(vllm, engines, tokenizer, figu
             vllm, engines("shipped"), tokenizer, asked, max_tokens=60, ignore_eos=True
         )
         tokens = [token for ids in completions for token in ids]
-        assert len(tokens) == 24 * 60
+        assert len(tokens) == 16 * 60
         share[name] = sum(token == EOS for token in tokens) / len(tokens)
         figures[f"ignore_eos.{name}.eos_share"] = round(share[name], 4)
     assert share["guided"] < share["unguided"] + 0.1
 
 
 def test_what_hides_its_end_is_refused(vllm, engines, tokenizer):
-    with pytest.raises(ValueError, match="use stop_token_ids"):
+    from vllm.exceptions import VLLMValidationError
+
+    with pytest.raises((ValueError, VLLMValidationError), match="use stop_token_ids"):
         complete(vllm, engines("shipped"), tokenizer, equal(40), stop=["."])
