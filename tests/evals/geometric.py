@@ -70,7 +70,7 @@ class Oracle(nn.Module):
             target="return",
             length_scale=None,
             policy={"name": "geometric", "tokenizer_sha": sha},
-            text_config=SimpleNamespace(max_position_embeddings=context),
+            text_config=SimpleNamespace(max_position_embeddings=context, vocab_size=1000),
         )
 
     def length_logits(self, input_ids):

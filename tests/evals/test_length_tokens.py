@@ -42,7 +42,7 @@ class LastToken(torch.nn.Module):
             target="return",
             length_scale=None,
             policy=None,
-            text_config=SimpleNamespace(max_position_embeddings=1000),
+            text_config=SimpleNamespace(max_position_embeddings=1000, vocab_size=1000),
         )
 
     def length_logits(self, input_ids):
