@@ -74,10 +74,14 @@ def forbids_eos(
     target: Tensor | float,
     *,
     count_eos: Tensor | bool = False,
+    own_ends: Tensor | bool = False,
 ) -> Tensor:
-    """[R] bool: at_least rows before n, whose EOS must not be among the candidates."""
+    """[R] bool: rows before n whose ends must not be among the candidates: at_least, and of
+    `own_ends` (tokens that end this row alone, so that no length knows of them) equal and
+    equal_soft, which would take such a token wherever it is the only candidate."""
     left = tokens_left(target, generated, count_eos=count_eos)
-    return (mode == _CODE["at_least"]) & (left > 0)
+    own = torch.as_tensor(own_ends) & _any_of(mode, ("equal", "equal_soft"))
+    return ((mode == _CODE["at_least"]) | own) & (left > 0)
 
 
 def guide(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lenvm_rl.core import RowNumbers
+from lenvm_rl.core import RowNumbers, forbids_eos
 from lenvm_rl.scoring.key_values import to_device
 from lenvm_rl.scoring.rows import GuidedRow, ends_of, numbers_of
 from lenvm_rl.scoring.settings import TARGET_MODES
@@ -46,6 +46,8 @@ class Batch:
         self.mode = table["mode"].long()
         self.ends = to_device(ends_of(rows, ends, size), device)
         """[R, E] tokens that end each row's response, see `rows.ends_of`."""
+        own_ends = np.array([row.own_ends for row in rows])
+        self._own_ends = to_device(own_ends, device) if own_ends.any() else None
         self.present = {s.mode for s in asked}
         """Modes that occur."""
         self.has_targets = not self.present.isdisjoint(TARGET_MODES)
@@ -107,12 +109,19 @@ class Batch:
             return ids == self.ends
         return (ids[:, :, None] == self.ends[:, None]).any(-1)
 
-    def forbidden(self, rows: Sequence[GuidedRow]) -> Tensor | None:
-        """[R] bool, rows that may not end yet; None where there is none."""
-        held = np.array([row.may_not_end for row in rows])
-        if not held.any():
+    def forbidden(self) -> Tensor | None:
+        """[R] bool, rows that may not end yet; None where no mode says so."""
+        if "at_least" not in self.present and self._own_ends is None:
             return None
-        return to_device(held, self.device) & (self.ends[:, 0] >= 0)
+        n = self.numbers
+        forbids = forbids_eos(
+            self.mode,
+            n["generated"],
+            n["target"],
+            count_eos=n["count_eos"],
+            own_ends=False if self._own_ends is None else self._own_ends,
+        )
+        return forbids & (self.ends[:, 0] >= 0)
 
 
 def _names(rows: Sequence[GuidedRow]) -> list[tuple]:

@@ -120,7 +120,7 @@ class Guide:
         ids, log_probs, mask = select_candidates(
             chosen,
             max_candidates=batch.width,
-            forbidden=batch.forbidden(steered),
+            forbidden=batch.forbidden(),
             eos_ids=batch.ends,
             **batch.limits,
         )

@@ -56,14 +56,6 @@ class GuidedRow:
         return settings.target - self.generated - settings.count_eos <= 0
 
     @property
-    def may_not_end(self) -> bool:
-        """Whether an end is no candidate, whatever it is worth: before n, where the mode says so
-        for every end (at_least) or the lengths know nothing of the request's own."""
-        mode = self.settings.mode
-        held = mode == "at_least" or (self.own_ends and mode in ("equal", "equal_soft"))
-        return held and not self.used_up
-
-    @property
     def forces_eos(self) -> bool:
         """Whether an end is forced once n is used up."""
         settings = self.settings

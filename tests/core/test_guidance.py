@@ -203,6 +203,15 @@ def test_at_least_forbids_eos_before_n_and_never_forces_it():
     assert not one("at_least", target=5, generated=9, force_eos=True)[1]
 
 
+def test_an_end_that_no_length_knows_of_waits_for_n_in_equal():
+    codes = torch.tensor([MODES.index(mode) for mode in MODES])
+    held = {mode: mode in ("equal", "equal_soft", "at_least") for mode in MODES}
+    assert forbids_eos(codes, 9, 10, own_ends=True).tolist() == list(held.values())
+    own = codes == MODES.index("equal")
+    assert forbids_eos(codes, 9, 10, own_ends=own).sum() == 2
+    assert not forbids_eos(codes, 10, 10, own_ends=True).any()
+
+
 # --- properties ------------------------------------------------------------------------------
 
 
