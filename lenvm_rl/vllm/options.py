@@ -250,16 +250,17 @@ def tokenizer_of(vllm_config: Any) -> Any:
     return cached_tokenizer_from_config(model)
 
 
-def engine_ends(vllm_config: Any) -> frozenset[int]:
-    """Tokens that end a response here as long as its request says nothing else.
+def eos_token_ids(vllm_config: Any) -> list[int]:
+    """Tokens that end a response here as long as its request says nothing else, in order.
 
     Raises:
         ValueError: none is known.
     """
-    return end_token_ids(
+    ends = end_token_ids(
         tokenizer=tokenizer_of(vllm_config),
         generation=vllm_config.model_config.try_get_generation_config(),
     )
+    return sorted(ends)
 
 
 def request_ends(params: Any) -> frozenset[int]:

@@ -41,7 +41,7 @@ from lenvm_rl.scoring import GuidanceSettings, History
 from lenvm_rl.scoring.guide import Guide, GuidedRow
 from lenvm_rl.scoring.key_values import to_device
 from lenvm_rl.vllm.hidden_states import capture
-from lenvm_rl.vllm.options import GuidanceOptions, engine_ends, load_scorer, request_ends
+from lenvm_rl.vllm.options import GuidanceOptions, eos_token_ids, load_scorer, request_ends
 from lenvm_rl.vllm.validation import check_request
 
 try:  # vLLM 0.31 and newer
@@ -151,7 +151,7 @@ class LengthGuidance(V1Processor, V2Processor):
         self._vocab_size = scorer.config.vocab_size
         # A head that reads the policy's own states needs them from its output layer.
         self._hidden = capture() if getattr(scorer, "reads_policy", False) else None
-        self._ends = engine_ends(vllm_config)
+        self._ends = frozenset(eos_token_ids(vllm_config))
         self._guide = Guide(
             scorer,
             eos_token_ids=self._ends,

@@ -14,7 +14,7 @@ from lenvm_rl.vllm.options import (
     check_engine,
     check_policy,
     checkpoint_config,
-    engine_ends,
+    eos_token_ids,
     load_scorer,
     request_ends,
 )
@@ -174,14 +174,14 @@ def test_a_larger_vocabulary_is_refused_where_no_tokenizer_tells(engine_config, 
 def test_responses_end_where_vllm_ends_them(vllm, engine_config, lenvm, tmp_path):
     """At the tokenizer's EOS and the generation configuration's; the model's own says nothing."""
     config = engine_config(lenvm, generation={"eos_token_id": [7, 9]})
-    assert engine_ends(config) == {1, 7, 9}
-    assert engine_ends(engine_config(lenvm)) == {1}
+    assert eos_token_ids(config) == [1, 7, 9]
+    assert eos_token_ids(engine_config(lenvm)) == [1]
     config.model_config.skip_tokenizer_init = True
-    assert engine_ends(config) == {7, 9}
+    assert eos_token_ids(config) == [7, 9]
     config = engine_config(lenvm)
     config.model_config.skip_tokenizer_init = True
     with pytest.raises(ValueError, match="no EOS token is known"):
-        engine_ends(config)
+        eos_token_ids(config)
 
 
 @pytest.mark.parametrize(
