@@ -1,0 +1,1 @@
+"""Scripts of the repository; `python -m scripts.bench` runs the benchmarks."""
