@@ -18,7 +18,7 @@ RIGHT = 0.5  # a task score from here on counts as a right answer where a formul
 
 REMEDY = (
     "length rewards count token ids, never characters: set reward.reward_manager.name=lenvm_length "
-    "(lenvm_rl.verl.reward_manager.LengthRewardManager fills extra_info['response_tokens']), or "
+    "(lenvm_rl.verl.rl.reward_manager.LengthRewardManager fills extra_info['response_tokens']), or "
     "pass the number of response tokens yourself"
 )
 

@@ -30,7 +30,7 @@ from rl_bench.jobs import digest, one_thread, run_missing
 from rl_bench.warm_up import warm_up
 
 from lenvm_rl.demo import lenvm_path
-from lenvm_rl.evals.results import finite, save_results
+from lenvm_rl.evals.result import finite, save_results
 from lenvm_rl.rollouts.atomic import replacing
 
 CONSOLE = Console(stderr=True)

@@ -40,8 +40,8 @@ from bench_exactness import random_lenvm
 from rich.console import Console
 
 from lenvm_rl.demo.prompts import demo_prompts, resolve_policy
-from lenvm_rl.evals.sampling import encode_prompt
 from lenvm_rl.model import load_tokenizer
+from lenvm_rl.sampling.transformers.to_file import encode_prompt
 from lenvm_rl.vllm.options import GuidanceOptions
 from lenvm_rl.vllm.serve import serve_command
 

@@ -32,8 +32,8 @@ import torch
 from rich.console import Console
 
 from lenvm_rl.demo.prompts import demo_prompts, resolve_policy
-from lenvm_rl.evals.sampling import encode_prompt
 from lenvm_rl.model import LengthValueModel, describe_policy, load_tokenizer, save_checkpoint
+from lenvm_rl.sampling.transformers.to_file import encode_prompt
 from lenvm_rl.vllm.options import GuidanceOptions
 
 CONSOLE = Console(stderr=True)

@@ -56,7 +56,7 @@ from guidance_cost.sections import where_time_goes
 from guidance_cost.shapes import SHAPES, Pair, make_pair
 from rich.console import Console
 
-from lenvm_rl.evals.results import finite
+from lenvm_rl.evals.result import finite
 from lenvm_rl.rollouts.atomic import replacing
 
 CONSOLE = Console(stderr=True)

@@ -38,14 +38,14 @@ from rich.console import Console
 from rich.table import Table
 
 from lenvm_rl.core import POSITIONS, gamma_from_lengths
-from lenvm_rl.evals.plain_training import Recipe, train
-from lenvm_rl.evals.results import finite, save_results
+from lenvm_rl.evals.result import finite, save_results
 from lenvm_rl.model import (
     LengthValueModel,
     describe_policy,
     from_scratch,
     save_checkpoint,
 )
+from lenvm_rl.model.training import Recipe, train
 from lenvm_rl.rollouts import RolloutReader
 from lenvm_rl.rollouts.atomic import replacing
 

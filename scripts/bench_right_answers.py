@@ -46,8 +46,8 @@ from torch import Tensor
 
 from lenvm_rl.core import combine, horizon_to_length, length_to_horizon
 from lenvm_rl.rollouts.atomic import replacing
-from lenvm_rl.verl.length_terms import length_term
-from lenvm_rl.verl.policy_settings import PolicyLengthSettings
+from lenvm_rl.verl.rl.length_terms import length_term
+from lenvm_rl.verl.rl.policy_settings import PolicyLengthSettings
 from reward_fns import LENGTH_REWARDS
 
 ROOT = Path(__file__).resolve().parents[1]

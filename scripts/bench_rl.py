@@ -34,7 +34,7 @@ from rl_bench.methods import Method, all_methods
 from rl_bench.training import Settings, by_temperature, references, run, start_figures
 
 from lenvm_rl.demo import lenvm_path
-from lenvm_rl.evals.results import finite, save_results
+from lenvm_rl.evals.result import finite, save_results
 from lenvm_rl.rollouts.atomic import replacing
 
 CONSOLE = Console(stderr=True)

@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from transformers import LogitsProcessor, Qwen2Config, Qwen2ForCausalLM
 
-from lenvm_rl.model.generate import ContinuousSampler, Request
 from lenvm_rl.rollouts.atomic import replacing
+from lenvm_rl.sampling.transformers.sampler import ContinuousSampler, Request
 
 EOS, VOCAB, LONGEST = 1, 64, 400
 

@@ -46,15 +46,15 @@ from bench_endurance import wait_until_ready
 from rich.console import Console
 
 from lenvm_rl.demo.prompts import demo_prompts, resolve_policy
-from lenvm_rl.evals.encoding import encode_prompt, tasks_of_prompts
-from lenvm_rl.evals.openai_engine import ServerSettings
-from lenvm_rl.evals.openai_sampling import sample_from_servers
 from lenvm_rl.model import load_tokenizer, tokenizer_sha
+from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.rollouts import RolloutReader
 from lenvm_rl.rollouts.atomic import replacing
-from lenvm_rl.rollouts.fill import fill
-from lenvm_rl.rollouts.prompts import Prompt
-from lenvm_rl.rollouts.sampling_run import SamplingRun
+from lenvm_rl.sampling.encoding import encode_prompt, tasks_of_prompts
+from lenvm_rl.sampling.fill import fill
+from lenvm_rl.sampling.run import SamplingRun
+from lenvm_rl.sampling.server.engine import ServerSettings
+from lenvm_rl.sampling.server.sampling import sample_from_servers
 from lenvm_rl.vllm.offline import OfflineEngine
 from lenvm_rl.vllm.serve import vllm_program
 

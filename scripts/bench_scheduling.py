@@ -26,8 +26,8 @@ from pathlib import Path
 import bench_real_text
 from rich.console import Console
 
-from lenvm_rl.evals.queueing import Server
-from lenvm_rl.evals.scheduling import LOADS, SchedulingSettings, run_scheduling
+from lenvm_rl.evals.scheduling.evaluate import LOADS, SchedulingSettings, run_scheduling
+from lenvm_rl.evals.scheduling.queueing import Server
 from lenvm_rl.rollouts.atomic import replacing
 
 CONSOLE = Console(stderr=True)

@@ -28,9 +28,9 @@ from typing import Any
 import torch
 
 from lenvm_rl.demo import policy_path
-from lenvm_rl.demo.tokenizer import WORDS
-from lenvm_rl.evals.view import view_text
 from lenvm_rl.model import from_scratch, load_tokenizer, save_checkpoint
+from lenvm_rl.pages.view import view_text
+from recipes.demo_policy.tokenizer import WORDS
 
 ARGUMENTS = [
     "--no-sandbox",

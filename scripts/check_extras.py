@@ -67,7 +67,11 @@ COMMANDS: dict[str, list[list[str]]] = {
 """The arguments of `lenvm`, run one after the other in an empty folder."""
 IMPORTS = {
     "ray": ["ray.data", "lenvm_rl.vllm.ray_engine"],
-    "verl": ["verl.trainer.main_ppo", "lenvm_rl.verl.trainer", "lenvm_rl.verl.policy_trainer"],
+    "verl": [
+        "verl.trainer.main_ppo",
+        "lenvm_rl.verl.pretrain.trainer",
+        "lenvm_rl.verl.rl.policy_trainer",
+    ],
 }
 """What takes minutes to run and seconds to import."""
 

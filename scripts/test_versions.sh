@@ -20,8 +20,8 @@ scripts/setup.sh --vllm
 mkdir -p runs/versions .venv-versions
 export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 WANDB_MODE=offline
 export OMP_NUM_THREADS=1
-serving=(tests/vllm tests/scoring tests/model)
-portable=(tests/core tests/model tests/scoring tests/rollouts tests/reward_fns tests/demo tests/test_cli.py)
+serving=(tests/vllm tests/guidance tests/model)
+portable=(tests/core tests/model tests/guidance tests/rollouts tests/reward_fns tests/demo tests/test_cli.py)
 
 # .venv with some packages in other versions: a new environment that sees .venv's behind its own.
 overlay() { # name requirement...

@@ -116,7 +116,7 @@ def test_fresh_trunk(policy, tmp_path):
 
 
 def test_init_says_what_will_not_work_and_refuses_what_is_no_decoder(tmp_path):
-    from tests.scoring.trunks import make_trunk
+    from tests.guidance.trunks import make_trunk
 
     for name in ("qwen3_next", "bert"):
         make_trunk(name).save_pretrained(tmp_path / name)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from lenvm_rl import cli
 from lenvm_rl.rollouts import RolloutReader
-from tests.evals.openai_fake import serving, status
+from tests.sampling.openai_fake import serving, status
 from tests.tiny import make_policy, make_tokenizer
 
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from lenvm_rl import cli
 from lenvm_rl.cli import eval_all
-from lenvm_rl.evals.results import save_results
+from lenvm_rl.evals.result import save_results
 
 COMMANDS = {
     "prediction": "eval_prediction",

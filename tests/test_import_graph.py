@@ -13,18 +13,24 @@ PACKAGE = ROOT / "lenvm_rl"
 ARROWS = {
     "core": set(),
     "rollouts": {"core"},
+    "prompts": {"core", "rollouts"},
     "model": {"core", "rollouts"},
-    "scoring": {"core", "model", "rollouts"},
-    "evals": {"core", "model", "rollouts", "scoring"},
-    "demo": {"core", "model", "rollouts", "scoring", "evals"},
-    "verl": {"core", "model", "rollouts", "scoring"},
-    "vllm": {"core", "model", "rollouts", "scoring"},
-    "cli": {"core", "model", "rollouts", "scoring", "evals", "demo", "verl", "vllm"},
+    "guidance": {"core", "model", "rollouts"},
+    "sampling": {"core", "guidance", "model", "prompts", "rollouts"},
+    "pages": {"core", "evals", "model", "rollouts"},
+    "evals": {"core", "guidance", "model", "pages", "prompts", "rollouts", "sampling"},
+    "demo": {"core", "evals", "guidance", "model", "prompts", "rollouts", "sampling"},
+    "verl": {"core", "guidance", "model", "rollouts", "sampling"},
+    "vllm": {"core", "guidance", "model", "rollouts", "sampling"},
+    "cli": {
+        *("core", "demo", "evals", "guidance", "model", "pages", "prompts", "rollouts"),
+        *("sampling", "verl", "vllm"),
+    },
 }
 # third-party packages that change fast -> the only parts that import them
 EDGES = {
-    "transformers": {"model", "scoring", "demo", "verl", "vllm"},
-    "tokenizers": {"model", "demo"},
+    "transformers": {"guidance", "model", "sampling", "verl", "vllm"},
+    "tokenizers": {"model"},
     "verl": {"verl"},
     "ray": {"verl", "vllm"},
     "hydra": {"verl"},

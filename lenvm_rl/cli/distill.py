@@ -47,11 +47,11 @@ def distill(
     import torch
 
     from lenvm_rl.demo.prompts import resolve_policy
+    from lenvm_rl.guidance.heads.distill import Distiller
+    from lenvm_rl.guidance.heads.distill_states import DistillSettings
     from lenvm_rl.model import find_lenvm, load_tokenizer, save_checkpoint
     from lenvm_rl.rollouts import RolloutStream
     from lenvm_rl.rollouts.progress import progress_bar
-    from lenvm_rl.scoring.distill import Distiller
-    from lenvm_rl.scoring.distill_states import DistillSettings
 
     lenvm = find_lenvm(lenvm, option="--lenvm")
     head = None if head is None else find_lenvm(head, option="--head")

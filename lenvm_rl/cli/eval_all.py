@@ -75,8 +75,8 @@ def eval_all(
 
     Example: `lenvm eval all --policy demo --lenvm demo --out runs/evals`
     """
-    from lenvm_rl.evals.all_runs import Evaluation, run_all
-    from lenvm_rl.evals.report import write_report
+    from lenvm_rl.evals.run_all import Evaluation, run_all
+    from lenvm_rl.pages.report import write_report
 
     if policy != "demo" and prompts is None:
         raise ValueError(f"--prompts is missing: policy {policy!r} needs prompts with answers.")
@@ -161,7 +161,7 @@ def _sampled(part: str, policy: str, prompts: str | None, folder: Path, seed: in
     """A rollout file of prompts to train on, or of others to judge on; sampled when needed."""
     from lenvm_rl.demo.prompts import demo_prompts, resolve_policy, resolve_prompts
     from lenvm_rl.demo.run import heldout_prompts
-    from lenvm_rl.evals import sample_to_file
+    from lenvm_rl.sampling.transformers.to_file import sample_to_file
 
     if prompts is None:
         found = demo_prompts(TRAIN_PROMPTS, seed=seed) if part == "train" else heldout_prompts(seed)

@@ -47,7 +47,7 @@ def eval_prediction(
     --heldout runs/demo/rollouts/heldout --train runs/demo/rollouts/train --out runs/prediction`
     """
     from lenvm_rl.demo.prompts import resolve_policy
-    from lenvm_rl.evals.prediction import run_prediction
+    from lenvm_rl.evals.prediction.evaluate import run_prediction
 
     result = run_prediction(
         lenvm,
@@ -105,8 +105,8 @@ def eval_control(
     --prompts demo:24 --seed 7 --out runs/control`
     """
     from lenvm_rl.demo.prompts import resolve_policy, resolve_prompts
-    from lenvm_rl.evals.control import ControlSettings
     from lenvm_rl.evals.guided_runs import run_control
+    from lenvm_rl.evals.length_control.control import ControlSettings
     from lenvm_rl.evals.views import control_view
 
     found, accepts = graded(grader, resolve_prompts(prompts, seed=seed, limit=limit))

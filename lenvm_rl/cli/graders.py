@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from lenvm_rl.rollouts.prompts import Prompt
+from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.rollouts.truth import truth_text
 
 GraderOption = Annotated[

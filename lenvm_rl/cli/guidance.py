@@ -71,8 +71,8 @@ def generate(
     --equal 120 --out runs/equal-120`
     """
     from lenvm_rl.demo.prompts import resolve_policy, resolve_prompts
-    from lenvm_rl.evals.encoding import tasks_of_prompts
     from lenvm_rl.model import load_tokenizer
+    from lenvm_rl.sampling.encoding import tasks_of_prompts
     from lenvm_rl.vllm.generate import generate_to_file
     from lenvm_rl.vllm.generate_run import guidance_of, tasks_of_rollouts
     from lenvm_rl.vllm.options import GuidanceOptions

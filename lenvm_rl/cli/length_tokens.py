@@ -43,7 +43,7 @@ def eval_length_tokens(
     Example: `lenvm eval length-tokens --lenvm runs/demo/checkpoint/lenvm
     --rollouts runs/demo/rollouts/heldout --out runs/length-tokens`
     """
-    from lenvm_rl.evals.length_tokens import LengthTokenSettings, run_length_tokens
+    from lenvm_rl.evals.length_tokens.evaluate import LengthTokenSettings, run_length_tokens
 
     report = run_length_tokens(
         lenvm,

@@ -74,14 +74,14 @@ def eval_lifebench(
     --prompts lifebench --out runs/lifebench`
     """
     from lenvm_rl.demo.prompts import resolve_policy, resolve_prompts
-    from lenvm_rl.evals.lifebench_run import run_lifebench
-    from lenvm_rl.evals.lifebench_settings import (
+    from lenvm_rl.evals.length_control.lifebench_run import run_lifebench
+    from lenvm_rl.evals.length_control.lifebench_settings import (
         METHODS,
         OFFICIAL_TARGETS,
         TARGETS,
         LifebenchSettings,
     )
-    from lenvm_rl.evals.lifebench_view import lifebench_view
+    from lenvm_rl.evals.length_control.lifebench_view import lifebench_view
 
     demo = prompts.startswith("demo:")
     if targets is None:

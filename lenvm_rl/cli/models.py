@@ -110,7 +110,7 @@ def init(
 
 def _what_works(model: Any) -> dict[str, bool]:
     """What was tried on the trunk; what fails is said on the screen as well."""
-    from lenvm_rl.scoring.works import what_works
+    from lenvm_rl.sampling.works import what_works
 
     found = what_works(model)
     for what, why in found.items():
@@ -186,8 +186,8 @@ def predict(
     Example: `lenvm predict --lenvm runs/demo/checkpoint/lenvm --text "12 + 7 - 3 = ?"`
     """
     from lenvm_rl.demo.prompts import resolve_prompts
-    from lenvm_rl.evals.predict import predict_prompts, predict_rollouts
-    from lenvm_rl.rollouts.prompts import Prompt
+    from lenvm_rl.evals.prediction.predict import predict_prompts, predict_rollouts
+    from lenvm_rl.prompts.prompt import Prompt
 
     if sum(given is not None for given in (prompts, rollouts, text)) != 1:
         raise ValueError("give exactly one of --prompts, --rollouts and --text.")

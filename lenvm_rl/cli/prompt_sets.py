@@ -57,9 +57,9 @@ def prompts(
     Example: `lenvm prompts gsm8k --split train --heldout 0.05 --out runs/gsm8k.parquet`
     """
     from lenvm_rl.cli.graders import check_truths
-    from lenvm_rl.rollouts.prompt_files import write_prompts
-    from lenvm_rl.rollouts.prompt_sets import load_prompt_set
-    from lenvm_rl.rollouts.prompts import read_prompts
+    from lenvm_rl.prompts.files import write_prompts
+    from lenvm_rl.prompts.prompt import read_prompts
+    from lenvm_rl.prompts.sets import load_prompt_set
 
     if show_list:
         _show_sets(json_file)
@@ -97,7 +97,7 @@ def prompts(
 
 def _chosen(name: str, column: str | None, **column_settings: str | None) -> Any:
     """A set's name, or the set of a column."""
-    from lenvm_rl.rollouts.prompt_sets import column_set
+    from lenvm_rl.prompts.sets import column_set
 
     if name != "column":
         stray = [key for key, value in column_settings.items() if value not in (None, "plain")]
@@ -122,7 +122,7 @@ def _show_sets(json_file: Path | None) -> None:
     """The known sets: a line each, and all that is known of them as JSON."""
     from rich.table import Table
 
-    from lenvm_rl.rollouts.prompt_sets import PROMPT_SETS
+    from lenvm_rl.prompts.sets import PROMPT_SETS
 
     table = Table()
     table.add_column("set", no_wrap=True)

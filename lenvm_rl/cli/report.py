@@ -24,7 +24,7 @@ def eval_report(
 
     Example: `lenvm eval report runs/evals --out runs/evals/report.html`
     """
-    from lenvm_rl.evals.report import write_report
+    from lenvm_rl.pages.report import write_report
 
     figures = write_report(run, out)
     console.print(report_view(figures))

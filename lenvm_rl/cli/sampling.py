@@ -28,8 +28,8 @@ from lenvm_rl.cli.rendering import (
 )
 
 if TYPE_CHECKING:
-    from lenvm_rl.rollouts.fill import SamplingReport
-    from lenvm_rl.rollouts.sampling_run import Failure
+    from lenvm_rl.sampling.fill import SamplingReport
+    from lenvm_rl.sampling.run import Failure
 
 _ENGINES = ("transformers", "vllm", "ray", "server")
 _ERRORS = Console(stderr=True)
@@ -172,7 +172,7 @@ def sample(
             },
         )
     elif engine == "transformers":
-        from lenvm_rl.evals.sampling import sample_to_file
+        from lenvm_rl.sampling.transformers.to_file import sample_to_file
 
         report = sample_to_file(named, found, out, batch_size=batch_size or 128, **common)
     else:
@@ -199,9 +199,9 @@ def _by_servers(
     out: Path,
     common: dict[str, Any],
 ) -> SamplingReport:
-    from lenvm_rl.evals.openai_engine import ServerSettings
-    from lenvm_rl.evals.openai_sampling import sample_from_servers
-    from lenvm_rl.evals.openai_servers import RetryPolicy
+    from lenvm_rl.sampling.server.engine import ServerSettings
+    from lenvm_rl.sampling.server.sampling import sample_from_servers
+    from lenvm_rl.sampling.server.servers import RetryPolicy
 
     return sample_from_servers(
         ServerSettings(**settings, retry=RetryPolicy(**retry)),
@@ -215,8 +215,8 @@ def _by_servers(
 def _by_vllm(
     policy: str, prompts: list[Any], out: Path, settings: dict[str, Any]
 ) -> SamplingReport:
-    from lenvm_rl.evals.encoding import tasks_of_prompts
     from lenvm_rl.model import load_tokenizer
+    from lenvm_rl.sampling.encoding import tasks_of_prompts
     from lenvm_rl.vllm.sample import sample_with_vllm
 
     tokenizer = load_tokenizer(policy, chat_template_args=settings.pop("chat_template_args"))

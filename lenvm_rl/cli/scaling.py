@@ -78,7 +78,7 @@ def eval_scaling(
     --steps 2350 --batch-rows 1024 --learning-rate 2e-5 --heldout-prompts 8000
     --heldout-samples 1 --seeds 1 --launcher verl --recipe qwen2.5-7b-from-1.5b --out runs/scaling`
     """
-    from lenvm_rl.evals.scaling import ScalingSettings, scaling_grid, scaling_report
+    from lenvm_rl.evals.grids.scaling import ScalingSettings, scaling_grid, scaling_report
 
     settings = ScalingSettings(
         trunks=trunks.split(","),
@@ -129,7 +129,7 @@ def eval_ablation(
 
     Example: `lenvm eval ablation --rollouts runs/demo/rollouts/sampled --out runs/grid --jobs 2`
     """
-    from lenvm_rl.evals.ablation import AblationSettings, ablation_grid, ablation_report
+    from lenvm_rl.evals.grids.ablation import AblationSettings, ablation_grid, ablation_report
 
     settings = AblationSettings(
         parts=parts.split(","),
@@ -170,7 +170,7 @@ def _data(
     rollouts: Path, out: Path, policy: str, heldout: Path | None, prompts: int, samples: int
 ) -> Any:
     from lenvm_rl.demo.prompts import resolve_policy
-    from lenvm_rl.evals.grid import prepare_data
+    from lenvm_rl.evals.grids.grid import prepare_data
 
     return prepare_data(
         rollouts,
@@ -194,8 +194,8 @@ def _run(
     dry_run: bool,
 ) -> dict[Any, dict[str, Any]] | None:
     """Results of all cells; None after a dry run."""
-    from lenvm_rl.evals.grid import CellsFailed, run_grid
-    from lenvm_rl.evals.verl_cells import VerlLauncher, write_commands
+    from lenvm_rl.evals.grids.grid import CellsFailed, run_grid
+    from lenvm_rl.evals.grids.verl_cells import VerlLauncher, write_commands
 
     if launcher not in ("plain", "verl"):
         raise ValueError(f"--launcher must be plain or verl, got {launcher!r}.")
@@ -222,7 +222,7 @@ def _verl_trainer(recipe: str) -> Any:
     from rich.console import Console
 
     from lenvm_rl.demo.launch import TrainingFailed, recipes_dir, run_trainer
-    from lenvm_rl.evals.grid import CellsFailed
+    from lenvm_rl.evals.grids.grid import CellsFailed
 
     folder = recipes_dir() / "pretrain"
     if not (folder / f"{recipe}.yaml").is_file():

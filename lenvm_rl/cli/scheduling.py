@@ -55,8 +55,8 @@ def eval_scheduling(
     Example: `lenvm eval scheduling --lenvm runs/demo/checkpoint/lenvm
     --rollouts runs/demo/rollouts/heldout --train runs/demo/rollouts/train --out runs/scheduling`
     """
-    from lenvm_rl.evals.queueing import Server
-    from lenvm_rl.evals.scheduling import SchedulingSettings, run_scheduling
+    from lenvm_rl.evals.scheduling.evaluate import SchedulingSettings, run_scheduling
+    from lenvm_rl.evals.scheduling.queueing import Server
 
     report = run_scheduling(
         lenvm,

@@ -35,7 +35,7 @@ def served(
     """
     if url is None:
         return None
-    from lenvm_rl.evals.served import ServedPolicy, ServedSampler
+    from lenvm_rl.sampling.served import ServedPolicy, ServedSampler
 
     server = ServedPolicy(
         url, concurrency=concurrency, seeds=seeds, chat_template_args=chat_template_args

@@ -66,8 +66,8 @@ def eval_tradeoff(
     --prompt-budgets 200,300,400 --out runs/gsm8k`
     """
     from lenvm_rl.demo.prompts import resolve_policy, resolve_prompts
-    from lenvm_rl.evals.tradeoff import BETAS, TradeoffSettings
-    from lenvm_rl.evals.tradeoff_run import run_tradeoff
+    from lenvm_rl.evals.tradeoff.evaluate import BETAS, TradeoffSettings
+    from lenvm_rl.evals.tradeoff.run import run_tradeoff
     from lenvm_rl.evals.views import tradeoff_view
 
     def budgets(option: str, text: str | None) -> list[int]:

@@ -43,8 +43,8 @@ def view(
     `lenvm view --lenvm demo --prompt "12 + 7 = ?"
     --response "the answer is 19" --out view.html`
     """
-    from lenvm_rl.evals.view import view_rollouts, view_text
     from lenvm_rl.model import find_lenvm
+    from lenvm_rl.pages.view import view_rollouts, view_text
 
     lenvm = [find_lenvm(name, option="--lenvm") for name in lenvm]
     if (rollouts is None) == (prompt is None) or (prompt is None) != (response is None):

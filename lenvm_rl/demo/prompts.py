@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from lenvm_rl.demo import policy_path, task
-from lenvm_rl.rollouts.prompt_sets import PROMPT_SETS
-from lenvm_rl.rollouts.prompt_sets.name import SYNTAX, load_named_set, parse_set_name
-from lenvm_rl.rollouts.prompts import Prompt, read_prompts
+from lenvm_rl.prompts.prompt import Prompt, read_prompts
+from lenvm_rl.prompts.sets import PROMPT_SETS
+from lenvm_rl.prompts.sets.name import SYNTAX, load_named_set, parse_set_name
 
 
 def resolve_policy(name: str) -> str:

@@ -30,14 +30,14 @@ from rich.table import Table
 from lenvm_rl.demo import policy_path, task
 from lenvm_rl.demo.launch import recipes_dir, run_trainer
 from lenvm_rl.demo.prompts import demo_prompts
-from lenvm_rl.evals.prediction import PredictionReport, run_prediction
-from lenvm_rl.evals.sampling import sample_to_file
-from lenvm_rl.evals.tradeoff import TradeoffReport, TradeoffSettings
-from lenvm_rl.evals.tradeoff_run import run_tradeoff
+from lenvm_rl.evals.prediction.evaluate import PredictionReport, run_prediction
+from lenvm_rl.evals.tradeoff.evaluate import TradeoffReport, TradeoffSettings
+from lenvm_rl.evals.tradeoff.run import run_tradeoff
 from lenvm_rl.evals.views import tradeoff_view
 from lenvm_rl.model import LengthValueModel, describe_policy, load_tokenizer, save_checkpoint
+from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.rollouts import LengthReport, length_report, report_table, split_by_prompt
-from lenvm_rl.rollouts.prompts import Prompt
+from lenvm_rl.sampling.transformers.to_file import sample_to_file
 
 TRAIN_PROMPTS, TRAIN_SAMPLES = 1900, 4
 VALIDATION_PROMPTS = 48  # of the training prompts: what verl's validation looks at

@@ -1,28 +1,11 @@
-"""Evaluations: sample, measure, save the numbers, draw figures from the numbers.
+"""Evaluations: numbers from rollout files, saved as JSON and tables, drawn from the numbers.
 
-sampling     completions of prompts into a rollout file, resumable, with transformers
-openai_*     the same through OpenAI-compatible servers
-states       Monte Carlo continuations from states inside responses
-values       a LenVM's outputs along rollouts, in padded batches
-prediction   how good are the predictions? numbers of spec section "Evaluation"
-scheduling   what are predictions worth to a server? orders of service in a simulation
-length_tokens   which words change the expected length?
-plots        one figure per question
-view         values along responses, as a page to open from disk
-report       all results of a run directory on one page
-all_runs     several evaluations, each once, whatever happens to the others
-results      JSON lines, CSV and JSON on disk
+prediction       how good are the predictions of a LenVM, where, beside which baselines
+length_control   does a guided policy end where it is asked to
+tradeoff         accuracy against length under guidance
+scheduling       what predictions are worth to a server's queue
+length_tokens    which words change the expected length
+grids            grids of small training runs: scaling and ablation
+result           JSON lines, CSV and JSON on disk
+run_all          several evaluations, each once, whatever happens to the others
 """
-
-from lenvm_rl.evals.prediction import PredictionReport, evaluate_prediction, run_prediction
-from lenvm_rl.evals.sampling import SamplingReport, sample_to_file
-from lenvm_rl.evals.states import sample_states
-
-__all__ = [
-    "PredictionReport",
-    "SamplingReport",
-    "evaluate_prediction",
-    "run_prediction",
-    "sample_states",
-    "sample_to_file",
-]

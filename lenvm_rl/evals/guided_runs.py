@@ -10,18 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lenvm_rl.evals.control import ControlSettings, evaluate_control
-from lenvm_rl.evals.control_report import ControlReport
-from lenvm_rl.evals.encoding import encode_prompt
-from lenvm_rl.evals.guided import guided_completions
+from lenvm_rl.evals.length_control.control import ControlSettings, evaluate_control
+from lenvm_rl.evals.length_control.control_report import ControlReport
 from lenvm_rl.evals.outcomes import Grader
+from lenvm_rl.guidance import GuidanceSettings
+from lenvm_rl.guidance.heads.q_head import load_lenvm, make_scorer
 from lenvm_rl.model import check_tokenizer, load_tokenizer
 from lenvm_rl.model.decoder import context_length
-from lenvm_rl.model.generate import Completion, ContinuousSampler, Request
+from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.rollouts.progress import progress_bar
-from lenvm_rl.rollouts.prompts import Prompt
-from lenvm_rl.scoring import GuidanceSettings
-from lenvm_rl.scoring.q_head import load_lenvm, make_scorer
+from lenvm_rl.sampling.encoding import encode_prompt
+from lenvm_rl.sampling.guided import guided_completions
+from lenvm_rl.sampling.transformers.sampler import Completion, ContinuousSampler, Request
 
 
 class GuidedPolicy:

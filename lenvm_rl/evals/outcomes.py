@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lenvm_rl.model.generate import Completion
+from lenvm_rl.sampling.transformers.sampler import Completion
 
 Grader = Callable[[str, str], bool]
 """(response text, ground truth) -> right or wrong; never raises."""

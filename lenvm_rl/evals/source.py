@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lenvm_rl.evals.completion_cache import Generate, kept, lenvm_identity
 from lenvm_rl.evals.guided_runs import GuidedPolicy, longest_prompt
-from lenvm_rl.evals.served import ServedSampler
-from lenvm_rl.rollouts.prompts import Prompt
+from lenvm_rl.prompts.prompt import Prompt
+from lenvm_rl.sampling.completion_cache import Generate, kept, lenvm_identity
+from lenvm_rl.sampling.served import ServedSampler
 
 
 @dataclass(frozen=True, kw_only=True)

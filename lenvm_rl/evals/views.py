@@ -9,12 +9,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from lenvm_rl.evals.domain_views import domain_views
+from lenvm_rl.evals.prediction.domain_views import domain_views
 
 if TYPE_CHECKING:
-    from lenvm_rl.evals.control_report import ControlReport
-    from lenvm_rl.evals.prediction import PredictionReport
-    from lenvm_rl.evals.tradeoff import TradeoffReport
+    from lenvm_rl.evals.length_control.control_report import ControlReport
+    from lenvm_rl.evals.prediction.evaluate import PredictionReport
+    from lenvm_rl.evals.tradeoff.evaluate import TradeoffReport
 
 _PREDICTORS = (
     ("LenVM", "s0", "lenvm"),

@@ -2,14 +2,12 @@
 
 record, columns      one row, its checks, its content digest
 writer, reader       Parquet shards
-sampling_run, fill   what a sampling run makes, and how its missing rows get into the file
 stream               shuffled epochs for training, exact resume
 split, duplicates    by prompt content
 right_rows           the right answers alone
 report, histogram    lengths, share cut, suggested gamma
 convert_*            from the reference's JSONL, plain text JSONL and verl's dumps
-prompts, prompt_files, row_files, truth
-                     what is sampled: read from any file, written for verl, truths as JSON
+row_files, truth     rows of any file, and what graders compare with as JSON
 """
 
 from lenvm_rl.rollouts.convert import BadRow, ConversionReport

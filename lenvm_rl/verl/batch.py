@@ -27,7 +27,7 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_partitions
 
 from lenvm_rl.rollouts import Rollout
-from lenvm_rl.verl.loss import LengthValueLoss
+from lenvm_rl.verl.pretrain.loss import LengthValueLoss
 
 
 def make_batch(

@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from lenvm_rl.verl.length_terms import positive_numbers
-from lenvm_rl.verl.settings import TOOL_AGENT
+from lenvm_rl.verl.pretrain.settings import TOOL_AGENT
+from lenvm_rl.verl.rl.length_terms import positive_numbers
 
 
 def check_column(

@@ -37,8 +37,8 @@ from verl.workers.engine.fsdp.transformer_impl import (
 from lenvm_rl.model import LengthValueConfig, LengthValueModel
 from lenvm_rl.model.decoder import FOREIGN
 from lenvm_rl.model.probes import packs
-from lenvm_rl.verl.cpu import PLATFORM
-from lenvm_rl.verl.packed_attention import PACKED_SDPA
+from lenvm_rl.verl.cpu.packed_attention import PACKED_SDPA
+from lenvm_rl.verl.cpu.platform import PLATFORM
 
 MODEL_TYPE = "length_value_model"
 _BACKENDS = ["fsdp", "fsdp2"]

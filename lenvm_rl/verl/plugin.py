@@ -31,14 +31,14 @@ ROLLOUT_NAME = "transformers"
 _REGISTERED_BY_IMPORT = {
     "verl.utils.model": ("lenvm_rl.model",),
     "verl.workers.engine": ("lenvm_rl.verl.engine",),
-    "verl.workers.rollout.base": ("lenvm_rl.verl.weights",),
-    "verl.workers.rollout.replica": ("lenvm_rl.verl.replica",),
-    "verl.experimental.reward_loop.reward_manager": ("lenvm_rl.verl.reward_manager",),
+    "verl.workers.rollout.base": ("lenvm_rl.verl.cpu.weights",),
+    "verl.workers.rollout.replica": ("lenvm_rl.verl.cpu.replica",),
+    "verl.experimental.reward_loop.reward_manager": ("lenvm_rl.verl.rl.reward_manager",),
     "verl.experimental.agent_loop": (
-        "lenvm_rl.verl.guided_agent_loop",
+        "lenvm_rl.verl.rl.guided_agent_loop",
         "lenvm_rl.verl.generated_tokens",
     ),
-    "verl.trainer.ppo.v1": ("lenvm_rl.verl.trainer", "lenvm_rl.verl.policy_trainer"),
+    "verl.trainer.ppo.v1": ("lenvm_rl.verl.pretrain.trainer", "lenvm_rl.verl.rl.policy_trainer"),
 }
 
 _registered = False
@@ -55,7 +55,7 @@ def register() -> None:
         return
     version = _verl_version()
     try:
-        from lenvm_rl.verl import cpu
+        from lenvm_rl.verl.cpu import platform as cpu
     except ImportError as error:
         raise ImportError(
             f"verl {version} lacks what lenvm_rl extends ({error}). Install one that it was "

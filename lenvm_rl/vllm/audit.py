@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lenvm_rl.guidance import CandidateScorer, History
 from lenvm_rl.model import LengthValueModel
-from lenvm_rl.scoring import CandidateScorer, History
 from lenvm_rl.vllm.options import GuidanceOptions
 from lenvm_rl.vllm.processor import LengthGuidance
 

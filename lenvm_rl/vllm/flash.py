@@ -5,7 +5,7 @@ vLLM's wheels for CUDA have it whatever else is installed, with paged keys and t
 
 from __future__ import annotations
 
-from lenvm_rl.scoring.prefix_kernels import PAGE, Kernels, PrefixKernel, page_table
+from lenvm_rl.guidance.exact.prefix_kernels import PAGE, Kernels, PrefixKernel, page_table
 
 
 def vllm_kernel() -> PrefixKernel:

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
+from lenvm_rl.guidance import GuidanceSettings
 from lenvm_rl.model import load_tokenizer, tokenizer_sha
 from lenvm_rl.model.policy_facts import policy_facts
 from lenvm_rl.rollouts import RolloutReader
-from lenvm_rl.rollouts.fill import SamplingReport, fill
-from lenvm_rl.rollouts.sampling_run import Failure, Sample, SamplingRun, Task
-from lenvm_rl.scoring import GuidanceSettings
+from lenvm_rl.sampling.fill import SamplingReport, fill
+from lenvm_rl.sampling.run import Failure, Sample, SamplingRun, Task
 from lenvm_rl.vllm.offline import AHEAD, OfflineEngine, start_llm
 from lenvm_rl.vllm.options import GuidanceOptions
 from lenvm_rl.vllm.room import MAX_NUM_SEQS, beside_lenvm, room_of

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lenvm_rl.guidance import GuidanceSettings
 from lenvm_rl.rollouts import RolloutReader
-from lenvm_rl.rollouts.sampling_run import Task
-from lenvm_rl.scoring import GuidanceSettings
+from lenvm_rl.sampling.run import Task
 
 
 def guidance_of(

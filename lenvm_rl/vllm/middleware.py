@@ -11,7 +11,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from lenvm_rl.scoring.settings import PREFIX
+from lenvm_rl.guidance.settings import PREFIX
 
 CONTAINER = "vllm_xargs"
 Receive = Callable[[], Awaitable[dict[str, Any]]]

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lenvm_rl.rollouts.resume import completion_seed
-from lenvm_rl.rollouts.sampling_run import OVER_CONTEXT, Failure, Sample, SamplingRun, Task
+from lenvm_rl.sampling.resume import completion_seed
+from lenvm_rl.sampling.run import OVER_CONTEXT, Failure, Sample, SamplingRun, Task
 from lenvm_rl.vllm.room import cpu_defaults
 
 AHEAD = 1024

@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
+from lenvm_rl.guidance import GuidanceSettings
+from lenvm_rl.guidance.exact.memory import available_memory, in_units, parse_bytes
 from lenvm_rl.model import (
     LengthValueConfig,
     check_tokenizer,
     find_lenvm,
 )
 from lenvm_rl.rollouts.ends import end_token_ids
-from lenvm_rl.scoring import GuidanceSettings
-from lenvm_rl.scoring.memory import available_memory, in_units, parse_bytes
 
 logger = logging.getLogger("vllm.lenvm_rl")
 
@@ -276,7 +276,7 @@ def load_scorer(vllm_config: Any, options: GuidanceOptions, device: torch.device
         ValueError: see `check_engine`, `check_policy` and `check_counted`; a LenVM without gamma,
             with a shorter context than the engine's, or that does not fit in memory.
     """
-    from lenvm_rl.scoring.q_head import load_lenvm, make_scorer, scorer_memory
+    from lenvm_rl.guidance.heads.q_head import load_lenvm, make_scorer, scorer_memory
     from lenvm_rl.vllm.flash import VLLM_KERNELS
 
     check_engine(vllm_config, options)

@@ -1,4 +1,4 @@
-"""How do vLLM's rows and requests become rows of `lenvm_rl.scoring.Guide`?
+"""How do vLLM's rows and requests become rows of `lenvm_rl.guidance.Guide`?
 
 One class for both of vLLM's model runners, named by class path:
 
@@ -6,7 +6,7 @@ One class for both of vLLM's model runners, named by class path:
         --additional-config '{"lenvm": {"checkpoint": "LENVM_DIR"}}'
 
 A request asks for guidance with `vllm_xargs` over HTTP, `SamplingParams(extra_args=...)` offline:
-`{"lenvm_mode": "at_most", "lenvm_target": 200}`, see `lenvm_rl.scoring.GuidanceSettings`.
+`{"lenvm_mode": "at_most", "lenvm_target": 200}`, see `lenvm_rl.guidance.GuidanceSettings`.
 
 What ends a response is the request's: EOS of the policy (tokenizer and generation configuration)
 and its own `stop_token_ids`; under `ignore_eos` the latter alone.
@@ -37,9 +37,9 @@ from vllm import SamplingParams
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1Processor
 
-from lenvm_rl.scoring import GuidanceSettings, History
-from lenvm_rl.scoring.guide import Guide, GuidedRow
-from lenvm_rl.scoring.key_values import to_device
+from lenvm_rl.guidance import GuidanceSettings, History
+from lenvm_rl.guidance.exact.key_values import to_device
+from lenvm_rl.guidance.guide import Guide, GuidedRow
 from lenvm_rl.vllm.hidden_states import capture
 from lenvm_rl.vllm.options import GuidanceOptions, eos_token_ids, load_scorer, request_ends
 from lenvm_rl.vllm.validation import check_request

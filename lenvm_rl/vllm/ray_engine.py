@@ -18,7 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lenvm_rl.rollouts.sampling_run import Failure, Sample, SamplingRun, Task
+from lenvm_rl.sampling.run import Failure, Sample, SamplingRun, Task
 from lenvm_rl.vllm.offline import complete
 
 _WORK = pa.schema(

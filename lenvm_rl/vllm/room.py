@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from lenvm_rl.guidance.exact.memory import available_memory, in_units
+from lenvm_rl.guidance.heads.q_head import scorer_memory
 from lenvm_rl.model.policy_facts import policy_configs
-from lenvm_rl.rollouts.sampling_run import SamplingRun
-from lenvm_rl.scoring.memory import available_memory, in_units
-from lenvm_rl.scoring.q_head import scorer_memory
+from lenvm_rl.sampling.run import SamplingRun
 from lenvm_rl.vllm.options import GuidanceOptions, checkpoint_config
 
 AT_ONCE = 256

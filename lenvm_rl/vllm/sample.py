@@ -9,8 +9,8 @@ from typing import Any
 
 from lenvm_rl.model import tokenizer_sha
 from lenvm_rl.model.policy_facts import policy_facts
-from lenvm_rl.rollouts.fill import FLUSH_SECONDS, SamplingReport, fill
-from lenvm_rl.rollouts.sampling_run import Failure, SamplingRun, Task
+from lenvm_rl.sampling.fill import FLUSH_SECONDS, SamplingReport, fill
+from lenvm_rl.sampling.run import Failure, SamplingRun, Task
 from lenvm_rl.vllm.offline import AHEAD, OfflineEngine, start_llm
 from lenvm_rl.vllm.room import room_of
 
@@ -44,7 +44,7 @@ def sample_with_vllm(
     Args:
         policy: directory or hub name.
         tokenizer: of the policy.
-        temperature, top_p, top_k, min_p: see `lenvm_rl.model.generate.Request`.
+        temperature, top_p, top_k, min_p: see `lenvm_rl.sampling.transformers.sampler.Request`.
         logprobs: keep log-probabilities of the distribution that was sampled from.
         batch_size: completions handed to an engine at once.
         engine: settings of vLLM's `LLM`; what is None or missing suits the run, see `room_of`.

@@ -10,7 +10,7 @@ import os
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from lenvm_rl.scoring import GuidanceSettings
+from lenvm_rl.guidance import GuidanceSettings
 from lenvm_rl.vllm.options import ENVIRONMENT, REASONING, checkpoint_config
 
 if TYPE_CHECKING:

@@ -34,10 +34,10 @@ from guidance_cost.loop import synchronize
 from torch import Tensor
 
 from lenvm_rl.core import length_to_value, squared_error, value_of_logit
+from lenvm_rl.guidance import GuidanceSettings, Guide, GuidedRow, History
+from lenvm_rl.guidance.exact.prefix_kernels import KERNELS, checked
+from lenvm_rl.guidance.exact.scorer import ExactScorer
 from lenvm_rl.model import LengthValueModel
-from lenvm_rl.scoring import GuidanceSettings, Guide, GuidedRow, History
-from lenvm_rl.scoring.exact import ExactScorer
-from lenvm_rl.scoring.prefix_kernels import KERNELS, checked
 from lenvm_rl.vllm.flash import VLLM_KERNELS
 
 GAMMA = 0.997

@@ -27,9 +27,9 @@ from transformers import AutoConfig
 
 from guidance_cost.loop import synchronize
 from guidance_cost.shapes import GAMMA
+from lenvm_rl.guidance import History
+from lenvm_rl.guidance.exact.scorer import ExactScorer
 from lenvm_rl.model import LengthValueConfig, LengthValueModel
-from lenvm_rl.scoring import History
-from lenvm_rl.scoring.exact import ExactScorer
 
 _WARM_UP = 3  # steps: the prompts, a capture, a replay
 STEP_BAR, OVERHEAD_BAR = 1.5, 1.3

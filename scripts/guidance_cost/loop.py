@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from guidance_cost.shapes import Pair
+from lenvm_rl.guidance import CandidateScorer, GuidanceSettings, History
+from lenvm_rl.guidance.guide import Guide, GuidedRow
 from lenvm_rl.model.decoder import attending_by
-from lenvm_rl.model.slot_cache import SLOT_ATTENTION, SlotCache, decode_plan
-from lenvm_rl.scoring import CandidateScorer, GuidanceSettings, History
-from lenvm_rl.scoring.guide import Guide, GuidedRow
+from lenvm_rl.sampling.transformers.slot_cache import SLOT_ATTENTION, SlotCache, decode_plan
 
 _EOS = 1
 _BETA = -2.0  # a tilt: every row is steered and scored in every step

@@ -6,10 +6,10 @@ import copy
 from collections.abc import Callable
 
 from guidance_cost.shapes import Pair
+from lenvm_rl.guidance import CandidateScorer
+from lenvm_rl.guidance.exact.scorer import ExactScorer
+from lenvm_rl.guidance.heads.q_head import PolicyHeadScorer, QHeadScorer
 from lenvm_rl.model import LengthValueConfig, LengthValueModel
-from lenvm_rl.scoring import CandidateScorer
-from lenvm_rl.scoring.exact import ExactScorer
-from lenvm_rl.scoring.q_head import PolicyHeadScorer, QHeadScorer
 
 
 class TwoForwardScorer(ExactScorer):

@@ -13,11 +13,11 @@ import torch
 
 from guidance_cost.loop import Loop, Policy, synchronize
 from guidance_cost.scorers import TwoForwardScorer
+from lenvm_rl.guidance import guide
+from lenvm_rl.guidance.exact.attention import Pass
+from lenvm_rl.guidance.exact.scorer import ExactScorer
+from lenvm_rl.guidance.heads.q_head import CandidateTable, PolicyHeadScorer, QHeadScorer
 from lenvm_rl.model import ValueHead
-from lenvm_rl.scoring import guide
-from lenvm_rl.scoring.attention import Pass
-from lenvm_rl.scoring.exact import ExactScorer
-from lenvm_rl.scoring.q_head import CandidateTable, PolicyHeadScorer, QHeadScorer
 
 _POLICY = "policy: forward"
 _PARTS: list[tuple[Any, str, str]] = [

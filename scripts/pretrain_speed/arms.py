@@ -25,8 +25,8 @@ from lenvm_rl.core import discounted_returns, value_of_logit
 from lenvm_rl.model import LengthValueConfig, LengthValueModel, save_checkpoint
 from lenvm_rl.rollouts import Rollout
 from lenvm_rl.verl.batch import make_batch
-from lenvm_rl.verl.loss import LengthValueLoss
-from lenvm_rl.verl.packed_attention import PACKED_SDPA
+from lenvm_rl.verl.cpu.packed_attention import PACKED_SDPA
+from lenvm_rl.verl.pretrain.loss import LengthValueLoss
 from lenvm_rl.verl.worker import LengthValueWorker
 from pretrain_speed.presets import Preset
 

@@ -20,9 +20,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lenvm_rl.evals.sampling import Task, sample_tasks
 from lenvm_rl.model import load_tokenizer, tokenizer_sha
-from lenvm_rl.model.generate import ContinuousSampler
 from lenvm_rl.rollouts import (
     RolloutReader,
     RolloutWriter,
@@ -30,6 +28,8 @@ from lenvm_rl.rollouts import (
     convert_text,
     split_by_prompt,
 )
+from lenvm_rl.sampling.transformers.sampler import ContinuousSampler
+from lenvm_rl.sampling.transformers.to_file import Task, sample_tasks
 
 GSM8K, MATH, STORIES = "gsm8k", "math", "stories"
 ANSWER = "<|answer|>"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lenvm_rl.core import discounted_returns, logit_to_length, logit_to_value, masked_mean
 from lenvm_rl.model import LengthValueModel
-from lenvm_rl.model.generate import Completion
+from lenvm_rl.sampling.transformers.sampler import Completion
 
 MICRO_TOKENS = 2048  # padded tokens per forward pass: on one core 1.6 times as fast as 8192
 

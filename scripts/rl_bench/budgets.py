@@ -32,11 +32,11 @@ from lenvm_rl.demo import policy_path, task
 from lenvm_rl.demo.policy_data import UNIT, budget_messages
 from lenvm_rl.demo.prompts import demo_prompts
 from lenvm_rl.evals.guided_runs import GuidedPolicy
-from lenvm_rl.evals.sampling import encode_prompt
+from lenvm_rl.guidance import GuidanceSettings
 from lenvm_rl.model import LengthValueModel
-from lenvm_rl.model.generate import Completion, ContinuousSampler, Request
-from lenvm_rl.rollouts.prompts import Prompt
-from lenvm_rl.scoring import GuidanceSettings
+from lenvm_rl.prompts.prompt import Prompt
+from lenvm_rl.sampling.transformers.sampler import Completion, ContinuousSampler, Request
+from lenvm_rl.sampling.transformers.to_file import encode_prompt
 from reward_fns import LENGTH_REWARDS
 from rl_bench.methods import Graded, rewards_of, task_advantage
 from rl_bench.training import EVAL_SEED, Settings, World, train

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lenvm_rl.evals.results import finite
+from lenvm_rl.evals.result import finite
 from lenvm_rl.rollouts.atomic import replacing
 from lenvm_rl.rollouts.progress import progress_bar
 from rl_bench.training import Settings

@@ -18,10 +18,10 @@ import torch
 from lenvm_rl.core import discounted_returns, masked_mean
 from lenvm_rl.demo import policy_path, task
 from lenvm_rl.demo.prompts import demo_prompts
-from lenvm_rl.evals.sampling import encode_prompt
 from lenvm_rl.model import LengthValueModel, load_tokenizer
-from lenvm_rl.model.generate import Completion, ContinuousSampler, Request
-from lenvm_rl.rollouts.prompts import Prompt
+from lenvm_rl.prompts.prompt import Prompt
+from lenvm_rl.sampling.transformers.sampler import Completion, ContinuousSampler, Request
+from lenvm_rl.sampling.transformers.to_file import encode_prompt
 from rl_bench.batches import Grid, length_values, policy_gradient, value_loss
 from rl_bench.methods import Graded, Method, advantages
 

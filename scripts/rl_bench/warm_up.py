@@ -18,10 +18,10 @@ import torch
 
 from lenvm_rl.demo import policy_path
 from lenvm_rl.demo.policy_data import UNIT
-from lenvm_rl.evals.sampling import encode_prompt
 from lenvm_rl.model import LengthValueModel, save_checkpoint
-from lenvm_rl.model.generate import Completion, ContinuousSampler
-from lenvm_rl.rollouts.prompts import Prompt
+from lenvm_rl.prompts.prompt import Prompt
+from lenvm_rl.sampling.transformers.sampler import Completion, ContinuousSampler
+from lenvm_rl.sampling.transformers.to_file import encode_prompt
 from rl_bench.batches import Grid, policy_gradient, value_loss
 from rl_bench.training import Settings, World
 

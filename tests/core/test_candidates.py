@@ -62,7 +62,7 @@ def test_the_same_law_as_the_sampler(seed, top_k, top_p, min_p, temperature):
     }
     ids, log_probs, mask = select_candidates(logits, max_candidates=40, **limits)
     pytest.importorskip("transformers", reason="lenvm_rl.model needs it")
-    from lenvm_rl.model.token_sampling import sampling_logprobs
+    from lenvm_rl.sampling.transformers.token_sampling import sampling_logprobs
 
     expected = sampling_logprobs(logits, **limits)
     assert_close(torch.full_like(logits, -INF).scatter(1, ids, log_probs), expected)

@@ -4,8 +4,8 @@ import torch
 
 from lenvm_rl.demo import lenvm_path, policy_path
 from lenvm_rl.demo.prompts import demo_prompts
-from lenvm_rl.evals.sampling import encode_prompt
 from lenvm_rl.model import LengthValueModel, check_tokenizer, load_tokenizer
+from lenvm_rl.sampling.transformers.to_file import encode_prompt
 
 
 def test_it_belongs_to_the_shipped_policy_and_says_so_without_a_path():

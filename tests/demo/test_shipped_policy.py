@@ -8,8 +8,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from lenvm_rl.demo import policy_path, task
-from lenvm_rl.demo.evaluate_policy import main, report, sample_responses
-from lenvm_rl.demo.tokenizer import MAX_LENGTH, build_tokenizer
+from recipes.demo_policy.evaluate_policy import main, report, sample_responses
+from recipes.demo_policy.tokenizer import MAX_LENGTH, build_tokenizer
 
 
 @cache

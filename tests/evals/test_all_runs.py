@@ -2,7 +2,7 @@
 
 import pytest
 
-from lenvm_rl.evals.all_runs import Evaluation, run_all
+from lenvm_rl.evals.run_all import Evaluation, run_all
 
 
 class Recorder:

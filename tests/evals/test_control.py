@@ -4,7 +4,11 @@ import math
 
 import pytest
 
-from lenvm_rl.evals.control import ControlSettings, evaluate_control, reachable_targets
+from lenvm_rl.evals.length_control.control import (
+    ControlSettings,
+    evaluate_control,
+    reachable_targets,
+)
 from tests.evals.toy_sampler import PROMPTS, completion, obedient, outcome
 from tests.tiny import make_policy, make_tokenizer
 

@@ -7,9 +7,9 @@ import torch
 from typer.testing import CliRunner
 
 from lenvm_rl import cli
-from lenvm_rl.evals import sample_to_file
 from lenvm_rl.model import LengthValueModel, describe_policy, load_tokenizer, save_checkpoint
-from tests.evals.test_sampling import SETTINGS, prompts
+from lenvm_rl.sampling.transformers.to_file import sample_to_file
+from tests.sampling.test_sampling import SETTINGS, prompts
 
 
 def run(*words):

@@ -10,8 +10,8 @@ import time
 
 import pytest
 
-from lenvm_rl.evals.cell import Cell, build, fingerprint, fresh_size, heldout_rows
-from lenvm_rl.evals.grid import CellsFailed, prepare_data, run_grid
+from lenvm_rl.evals.grids.cell import Cell, build, fingerprint, fresh_size, heldout_rows
+from lenvm_rl.evals.grids.grid import CellsFailed, prepare_data, run_grid
 from lenvm_rl.model import tokenizer_sha
 from lenvm_rl.rollouts import Rollout, RolloutReader, RolloutWriter, shared_prompts
 from tests.tiny import make_tokenizer

@@ -7,13 +7,13 @@ import torch
 
 from lenvm_rl.demo import policy_path, task
 from lenvm_rl.demo.prompts import demo_prompts
-from lenvm_rl.evals.control import ControlSettings
 from lenvm_rl.evals.guided_runs import GuidedPolicy, run_control
-from lenvm_rl.evals.tradeoff import TradeoffSettings
-from lenvm_rl.evals.tradeoff_run import run_tradeoff
+from lenvm_rl.evals.length_control.control import ControlSettings
+from lenvm_rl.evals.tradeoff.evaluate import TradeoffSettings
+from lenvm_rl.evals.tradeoff.run import run_tradeoff
+from lenvm_rl.guidance import GuidanceSettings
 from lenvm_rl.model import LengthValueModel, describe_policy, load_tokenizer, save_checkpoint
-from lenvm_rl.model.generate import Request
-from lenvm_rl.scoring import GuidanceSettings
+from lenvm_rl.sampling.transformers.sampler import Request
 from tests.tiny import make_tokenizer
 
 PROMPTS = demo_prompts(3, seed=5)

@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lenvm_rl.core import length_to_horizon, value_to_logit
-from lenvm_rl.evals.length_tokens import LengthTokenSettings, analyse, run_length_tokens
-from lenvm_rl.evals.length_tokens_page import cloud_sizes
-from lenvm_rl.evals.results import load_tables
+from lenvm_rl.evals.length_tokens.draw import cloud_sizes
+from lenvm_rl.evals.length_tokens.evaluate import LengthTokenSettings, analyse, run_length_tokens
+from lenvm_rl.evals.result import load_tables
 from lenvm_rl.rollouts import Rollout
 
 GAMMA = 0.9

@@ -7,20 +7,20 @@ import pytest
 from rich.console import Console
 
 from lenvm_rl.core import CONTROLS
-from lenvm_rl.evals.lifebench import evaluate_lifebench
-from lenvm_rl.evals.lifebench_official import official_figures
-from lenvm_rl.evals.lifebench_settings import LifebenchSettings
-from lenvm_rl.evals.lifebench_tasks import (
+from lenvm_rl.evals.length_control.lifebench import evaluate_lifebench
+from lenvm_rl.evals.length_control.lifebench_official import official_figures
+from lenvm_rl.evals.length_control.lifebench_settings import LifebenchSettings
+from lenvm_rl.evals.length_control.lifebench_tasks import (
     asking,
     count_words,
     counting_down,
     language,
     without_markers,
 )
-from lenvm_rl.evals.lifebench_view import lifebench_view
-from lenvm_rl.evals.paper_control import TABLE_2
-from lenvm_rl.model.generate import Completion
-from lenvm_rl.rollouts.prompts import Prompt
+from lenvm_rl.evals.length_control.lifebench_view import lifebench_view
+from lenvm_rl.evals.length_control.paper_control import TABLE_2
+from lenvm_rl.prompts.prompt import Prompt
+from lenvm_rl.sampling.transformers.sampler import Completion
 from tests.evals.toy_sampler import PROMPTS, completion
 from tests.tiny import make_policy, make_tokenizer
 

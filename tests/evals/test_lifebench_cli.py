@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from lenvm_rl import cli
 from lenvm_rl.cli.graders import graded
-from lenvm_rl.rollouts.prompts import Prompt, read_prompts
+from lenvm_rl.prompts.prompt import Prompt, read_prompts
 
 DEMO = ["--policy", "demo", "--lenvm", "demo", "--prompts", "demo:2"]
 

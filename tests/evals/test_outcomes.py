@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lenvm_rl.evals.outcomes import measure, policy_logprobs
-from lenvm_rl.model.generate import Completion
+from lenvm_rl.sampling.transformers.sampler import Completion
 from tests.tiny import make_policy, make_tokenizer
 
 

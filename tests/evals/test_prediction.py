@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from lenvm_rl.core import horizon_to_length, length_to_horizon
-from lenvm_rl.evals import evaluate_prediction
-from lenvm_rl.evals.domains import paper_rows
-from lenvm_rl.evals.results import finite, load_tables
+from lenvm_rl.evals.prediction.domains import paper_rows
+from lenvm_rl.evals.prediction.evaluate import evaluate_prediction
+from lenvm_rl.evals.result import finite, load_tables
 from lenvm_rl.rollouts import Rollout
 from tests.evals.geometric import (
     EOS,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lenvm_rl.evals.queueing import Server, poisson_arrivals, serve
+from lenvm_rl.evals.scheduling.queueing import Server, poisson_arrivals, serve
 
 
 def constant(values, lengths):

@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
-from lenvm_rl.evals import run_prediction, sample_to_file
+from lenvm_rl.evals.prediction.evaluate import run_prediction
 from lenvm_rl.model import LengthValueModel, describe_policy, load_tokenizer, save_checkpoint
 from lenvm_rl.rollouts import RolloutReader
-from tests.evals.test_sampling import SETTINGS, prompts
+from lenvm_rl.sampling.transformers.to_file import sample_to_file
+from tests.sampling.test_sampling import SETTINGS, prompts
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,12 @@ import json
 import pytest
 
 from lenvm_rl.core import length_to_horizon
-from lenvm_rl.evals.ablation import AblationSettings, ablation_grid, ablation_report
-from lenvm_rl.evals.cell import Cell
-from lenvm_rl.evals.grid_plots import figure_of, plot_choices, plot_gamma, plot_scaling
-from lenvm_rl.evals.grid_report import METRICS
-from lenvm_rl.evals.results import load_tables
-from lenvm_rl.evals.scaling import ScalingSettings, scaling_grid, scaling_report
+from lenvm_rl.evals.grids.ablation import AblationSettings, ablation_grid, ablation_report
+from lenvm_rl.evals.grids.cell import Cell
+from lenvm_rl.evals.grids.grid_plots import figure_of, plot_choices, plot_gamma, plot_scaling
+from lenvm_rl.evals.grids.grid_report import METRICS
+from lenvm_rl.evals.grids.scaling import ScalingSettings, scaling_grid, scaling_report
+from lenvm_rl.evals.result import load_tables
 from tests.evals.test_grid import data  # noqa: F401  (a fixture)
 
 BASE = {"steps": 8, "batch_rows": 4, "learning_rate": 1e-3, "evaluations": 2}

@@ -9,17 +9,17 @@ import pytest
 import torch
 from rich.console import Console
 
-from lenvm_rl.evals.naive import NaivePredictors
-from lenvm_rl.evals.outcome_errors import outcome_errors
-from lenvm_rl.evals.policy_check import open_rollouts
-from lenvm_rl.evals.queueing import Server
-from lenvm_rl.evals.results import load_tables
-from lenvm_rl.evals.scheduling import (
+from lenvm_rl.evals.prediction.naive import NaivePredictors
+from lenvm_rl.evals.prediction.outcome_errors import outcome_errors
+from lenvm_rl.evals.result import load_tables
+from lenvm_rl.evals.scheduling.evaluate import (
     SchedulingSettings,
     predict_remaining,
     prompt_means,
     simulate_orders,
 )
+from lenvm_rl.evals.scheduling.queueing import Server
+from lenvm_rl.model.policy_check import open_rollouts
 from lenvm_rl.rollouts import RolloutReader
 from tests.evals.geometric import GAMMA, Oracle, rollouts, write
 

@@ -4,12 +4,12 @@ from collections import Counter
 
 import pytest
 
-from lenvm_rl.evals import sample_states, sample_to_file
-from lenvm_rl.evals.states import StateId, pick_states
-from lenvm_rl.model.generate import ContinuousSampler
+from lenvm_rl.evals.prediction.states import StateId, pick_states, sample_states
 from lenvm_rl.rollouts import RolloutReader, RolloutWriter
+from lenvm_rl.sampling.transformers.sampler import ContinuousSampler
+from lenvm_rl.sampling.transformers.to_file import sample_to_file
 from tests.evals.geometric import rollouts
-from tests.evals.test_sampling import SETTINGS, prompts
+from tests.sampling.test_sampling import SETTINGS, prompts
 
 
 def test_state_ids_round_trip_whatever_the_prompt_is_called():

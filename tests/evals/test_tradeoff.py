@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lenvm_rl.evals.labels import Series, place_labels
+from lenvm_rl.evals.length_control.paper_control import FIGURE_2, paper_panel
 from lenvm_rl.evals.outcomes import pass_at_k
-from lenvm_rl.evals.paper_control import FIGURE_2, paper_panel
-from lenvm_rl.evals.tradeoff import TradeoffSettings, budget_curve, evaluate_tradeoff
-from lenvm_rl.model.generate import Completion
-from lenvm_rl.rollouts.prompts import Prompt
+from lenvm_rl.evals.tradeoff.evaluate import TradeoffSettings, budget_curve, evaluate_tradeoff
+from lenvm_rl.pages.labels import Series, place_labels
+from lenvm_rl.prompts.prompt import Prompt
+from lenvm_rl.sampling.transformers.sampler import Completion
 from tests.evals.toy_sampler import PROMPTS, completion, obedient, outcome
 from tests.tiny import make_policy, make_tokenizer
 

@@ -3,8 +3,8 @@
 import random
 
 from lenvm_rl.evals.outcomes import Outcome
-from lenvm_rl.model.generate import Completion
-from lenvm_rl.rollouts.prompts import Prompt
+from lenvm_rl.prompts.prompt import Prompt
+from lenvm_rl.sampling.transformers.sampler import Completion
 
 EOS = 1
 PROMPTS = [

@@ -7,16 +7,15 @@ import shlex
 import pytest
 import torch
 
-from lenvm_rl.evals.ablation import AblationSettings, ablation_grid
-from lenvm_rl.evals.cell import build, fingerprint
-from lenvm_rl.evals.grid import CellsFailed, run_grid
-from lenvm_rl.evals.heldout import heldout_errors
-from lenvm_rl.evals.verl_cells import VerlLauncher, overrides, read_curve, write_commands
+from lenvm_rl.evals.grids.ablation import AblationSettings, ablation_grid
+from lenvm_rl.evals.grids.cell import build, fingerprint
+from lenvm_rl.evals.grids.grid import CellsFailed, run_grid
+from lenvm_rl.evals.grids.verl_cells import VerlLauncher, overrides, read_curve, write_commands
 from lenvm_rl.model import LengthValueModel, load_tokenizer, save_checkpoint
+from lenvm_rl.model.heldout import heldout_errors
 from lenvm_rl.rollouts import RolloutReader
-from lenvm_rl.verl import settings
-from lenvm_rl.verl.settings import check_verl_settings, read_settings
-from tests.evals.conftest import tiny_policy  # noqa: F401  (a fixture)
+from lenvm_rl.verl.pretrain import settings
+from lenvm_rl.verl.pretrain.settings import check_verl_settings, read_settings
 from tests.evals.test_grid import CELL, data  # noqa: F401  (a fixture)
 from tests.recipes.test_pretrain import composed
 

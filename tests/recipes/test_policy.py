@@ -10,9 +10,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from verl.utils.config import omega_conf_to_dataclass
 
-from lenvm_rl.verl import settings
-from lenvm_rl.verl.length_critic import worker_block
-from lenvm_rl.verl.policy_settings import check_against_verl, read_policy_settings
+from lenvm_rl.verl.pretrain import settings
+from lenvm_rl.verl.rl.length_critic import worker_block
+from lenvm_rl.verl.rl.policy_settings import check_against_verl, read_policy_settings
 
 ROOT = Path(__file__).parents[2] / "recipes"
 RECIPES = {

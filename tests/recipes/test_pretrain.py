@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from lenvm_rl.verl import settings
-from lenvm_rl.verl.settings import check_verl_settings, read_settings
+from lenvm_rl.verl.pretrain import settings
+from lenvm_rl.verl.pretrain.settings import check_verl_settings, read_settings
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "pretrain"
 RUNNABLE = [

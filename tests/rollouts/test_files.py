@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from lenvm_rl.rollouts import Rollout, RolloutReader, RolloutWriter, row_groups
 from lenvm_rl.rollouts.record import SCHEMA
-from tests.rollouts.conftest import SHA, damage, key, make_rows
+from tests.rollouts.rows import SHA, damage, key, make_rows
 
 text = st.text(max_size=8)
 float32 = st.floats(width=32, allow_nan=False, max_value=0)
@@ -217,7 +217,7 @@ def test_a_single_file_is_not_left_behind_by_an_error(tmp_path):
 KILLED = """
 import sys
 from lenvm_rl.rollouts import RolloutWriter
-from tests.rollouts.conftest import make_rows
+from tests.rollouts.rows import make_rows
 rows = make_rows(400, 4)
 with RolloutWriter(sys.argv[1], tokenizer_sha="tokenizer-a", rows_per_shard=64) as writer:
     n = 0

@@ -14,7 +14,7 @@ from lenvm_rl.rollouts import Rollout, RolloutWriter, length_report, report_tabl
 from lenvm_rl.rollouts import report as report_module
 from lenvm_rl.rollouts.distinct import DistinctDigests
 from lenvm_rl.rollouts.histogram import LengthHistogram
-from tests.rollouts.conftest import SHA, make_rows
+from tests.rollouts.rows import SHA, make_rows
 
 
 def row_of_length(length, prompt="p", sample=0, reason="stop", source="math"):

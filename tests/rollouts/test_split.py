@@ -11,7 +11,7 @@ from lenvm_rl.rollouts import (
     shared_prompts,
     split_by_prompt,
 )
-from tests.rollouts.conftest import damage, make_rows
+from tests.rollouts.rows import damage, make_rows
 
 
 def row(prompt_id, prompt_ids, response_ids, sample_id=0):

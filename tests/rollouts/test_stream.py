@@ -8,7 +8,7 @@ import pytest
 
 from lenvm_rl.rollouts import Rollout, RolloutReader, RolloutStream, RolloutWriter, row_groups
 from lenvm_rl.rollouts.order import by_group, shuffled, windows
-from tests.rollouts.conftest import key, make_rows
+from tests.rollouts.rows import key, make_rows
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 
 from lenvm_rl.rollouts import RolloutReader
 from lenvm_rl.rollouts.subset import content_fingerprint, nested_subset
-from tests.rollouts.conftest import key, make_rows
+from tests.rollouts.rows import key, make_rows
 
 
 def keys(path):

@@ -30,7 +30,7 @@ from lenvm_rl.model import (  # noqa: E402
     load_tokenizer,
     save_checkpoint,
 )
-from lenvm_rl.model.generate import Completion  # noqa: E402
+from lenvm_rl.sampling.transformers.sampler import Completion  # noqa: E402
 
 TINY = (
     "--updates 2 --prompts 2 --samples 3 --max-tokens 48 --pool 4 --eval-prompts 2 "

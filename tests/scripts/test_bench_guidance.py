@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lenvm_rl.guidance import History
 from lenvm_rl.model import LengthValueConfig, LengthValueModel
-from lenvm_rl.scoring import History
 from tests.tiny import VOCAB, make_policy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))

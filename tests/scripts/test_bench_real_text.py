@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from lenvm_rl.core import discounted_returns
-from lenvm_rl.evals.plain_training import Recipe, learning_rate, micro_batches, train
 from lenvm_rl.model import LengthValueModel, from_scratch, tokenizer_sha
+from lenvm_rl.model.training import Recipe, learning_rate, micro_batches, train
 from lenvm_rl.rollouts import Rollout, RolloutReader, RolloutWriter, shared_prompts
 from tests.tiny import make_policy, make_tokenizer
 

@@ -36,9 +36,9 @@ from lenvm_rl.model import (  # noqa: E402
     load_tokenizer,
     save_checkpoint,  # noqa: E402
 )
-from lenvm_rl.model.generate import Completion, ContinuousSampler  # noqa: E402
-from lenvm_rl.verl.length_terms import length_term  # noqa: E402
-from lenvm_rl.verl.policy_settings import PolicyLengthSettings  # noqa: E402
+from lenvm_rl.sampling.transformers.sampler import Completion, ContinuousSampler  # noqa: E402
+from lenvm_rl.verl.rl.length_terms import length_term  # noqa: E402
+from lenvm_rl.verl.rl.policy_settings import PolicyLengthSettings  # noqa: E402
 from reward_fns import LENGTH_REWARDS  # noqa: E402
 from tests.tiny import FORWARD  # noqa: E402
 

@@ -9,7 +9,7 @@ import torch
 from lenvm_rl.model import from_scratch, save_checkpoint
 from lenvm_rl.rollouts import Rollout
 from lenvm_rl.verl.batch import make_batch
-from lenvm_rl.verl.loss import LengthValueLoss
+from lenvm_rl.verl.pretrain.loss import LengthValueLoss
 from tests.tiny import make_tokenizer
 
 GAMMA = 0.95

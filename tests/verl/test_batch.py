@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lenvm_rl.verl.batch import make_batch, response_states
-from lenvm_rl.verl.loss import LengthValueLoss
+from lenvm_rl.verl.pretrain.loss import LengthValueLoss
 from tests.verl.engines import make_rows
 
 DROP = LengthValueLoss(gamma=0.9)

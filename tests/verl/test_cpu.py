@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from lenvm_rl.verl import cpu
+from lenvm_rl.verl.cpu import platform as cpu
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelCo
 from verl.workers.engine_workers import TrainingWorker, TrainingWorkerConfig
 
 from lenvm_rl.verl.batch import make_batch
-from lenvm_rl.verl.packed_attention import PACKED_SDPA
+from lenvm_rl.verl.cpu.packed_attention import PACKED_SDPA
 from tests.tiny import make_policy, make_tokenizer
 from tests.verl.engines import LOSS, make_rows
 

@@ -14,15 +14,15 @@ from lenvm_rl.model import (
     save_checkpoint,
     tokenizer_sha,
 )
+from lenvm_rl.verl.cpu.packed_attention import PACKED_SDPA
 from lenvm_rl.verl.engine import (
     LengthValueEngine,
     check_packing,
     check_sequence_parallel,
     merge_lora,
 )
-from lenvm_rl.verl.loss import LengthValueLoss
-from lenvm_rl.verl.packed_attention import PACKED_SDPA
-from tests.scoring.trunks import make_lenvm as make_trunk_lenvm
+from lenvm_rl.verl.pretrain.loss import LengthValueLoss
+from tests.guidance.trunks import make_lenvm as make_trunk_lenvm
 from tests.tiny import make_policy, make_tokenizer
 from tests.verl.engines import LOSS, fixed_lengths, infer, make_lenvm, make_rows, make_worker, train
 

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from lenvm_rl.demo import policy_path
 from lenvm_rl.demo.policy_data import UNIT, write_policy_data
+from lenvm_rl.guidance import GuidanceSettings, Guide, GuidedRow, History
+from lenvm_rl.guidance.exact.scorer import ExactScorer
 from lenvm_rl.model import LengthValueModel, describe_policy, load_tokenizer, save_checkpoint
-from lenvm_rl.scoring import GuidanceSettings, Guide, GuidedRow, History
-from lenvm_rl.scoring.exact import ExactScorer
 from tests.verl.runs import run, steps
 
 pytestmark = pytest.mark.slow

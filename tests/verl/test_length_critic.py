@@ -13,16 +13,16 @@ from transfer_queue import KVBatchMeta
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass, validate_config
 
-from lenvm_rl.verl import rollout_batch
 from lenvm_rl.verl.data_columns import check_column, check_own_words, check_text_only
-from lenvm_rl.verl.length_critic import LengthCritic, worker_block
-from lenvm_rl.verl.policy_settings import (
+from lenvm_rl.verl.queue import finish_reason
+from lenvm_rl.verl.rl import rollout_batch
+from lenvm_rl.verl.rl.length_critic import LengthCritic, worker_block
+from lenvm_rl.verl.rl.policy_settings import (
     PolicyLengthSettings,
     check_against_verl,
     read_policy_settings,
 )
-from lenvm_rl.verl.queue import finish_reason
-from lenvm_rl.verl.rollout_batch import read_rollouts
+from lenvm_rl.verl.rl.rollout_batch import read_rollouts
 from tests.tiny import make_policy, make_tokenizer
 from tests.verl.engines import make_lenvm, make_rows
 

@@ -15,7 +15,7 @@ from lenvm_rl.core import (
     remaining_length,
 )
 from lenvm_rl.rollouts import Rollout
-from lenvm_rl.verl.length_terms import (
+from lenvm_rl.verl.rl.length_terms import (
     LengthValues,
     advantage_term,
     budgets_of,
@@ -23,14 +23,14 @@ from lenvm_rl.verl.length_terms import (
     shaping_term,
     weights_of,
 )
-from lenvm_rl.verl.policy_metrics import (
+from lenvm_rl.verl.rl.policy_metrics import (
     LengthAlarm,
     advantage_metrics,
     critic_metrics,
     length_metrics,
 )
-from lenvm_rl.verl.policy_settings import PolicyLengthSettings
-from lenvm_rl.verl.rollout_batch import RolloutBatch
+from lenvm_rl.verl.rl.policy_settings import PolicyLengthSettings
+from lenvm_rl.verl.rl.rollout_batch import RolloutBatch
 
 GAMMA = 0.9
 LENGTHS = [3, 1, 5, 4]

@@ -4,8 +4,8 @@ import pytest
 
 from lenvm_rl.model import LengthValueConfig
 from lenvm_rl.verl.facts import RolloutFacts
-from lenvm_rl.verl.objective import RowLimits, describe, make_loss
-from lenvm_rl.verl.settings import LengthValueSettings
+from lenvm_rl.verl.pretrain.objective import RowLimits, describe, make_loss
+from lenvm_rl.verl.pretrain.settings import LengthValueSettings
 
 FACTS = RolloutFacts(
     path="rollouts",

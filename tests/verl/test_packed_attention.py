@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lenvm_rl.verl.packed_attention import PACKED_SDPA, packed_sdpa
+from lenvm_rl.verl.cpu.packed_attention import PACKED_SDPA, packed_sdpa
 from tests.tiny import FAMILIES, make_policy
 
 LENGTHS = (5, 1, 9, 3)

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
 from lenvm_rl.core import DualAscent
-from lenvm_rl.verl.policy_settings import (
+from lenvm_rl.verl.rl.policy_settings import (
     PolicyLengthSettings,
     check_against_verl,
     read_policy_settings,

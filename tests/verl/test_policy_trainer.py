@@ -16,13 +16,13 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 
 from lenvm_rl.core import Recalibration, combine, length_advantage
-from lenvm_rl.verl.gdpo import check_gdpo
-from lenvm_rl.verl.group_reward import GroupReward
-from lenvm_rl.verl.length_state import LengthState
-from lenvm_rl.verl.policy_metrics import LengthAlarm
-from lenvm_rl.verl.policy_settings import PolicyLengthSettings
-from lenvm_rl.verl.policy_trainer import LengthAwareTrainer
-from lenvm_rl.verl.rollout_guidance import AGENT_LOOP
+from lenvm_rl.verl.rl.gdpo import check_gdpo
+from lenvm_rl.verl.rl.group_reward import GroupReward
+from lenvm_rl.verl.rl.length_state import LengthState
+from lenvm_rl.verl.rl.policy_metrics import LengthAlarm
+from lenvm_rl.verl.rl.policy_settings import PolicyLengthSettings
+from lenvm_rl.verl.rl.policy_trainer import LengthAwareTrainer
+from lenvm_rl.verl.rl.rollout_guidance import AGENT_LOOP
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "grpo_length"
 GAMMA = 0.9
@@ -220,7 +220,7 @@ def test_a_frozen_critic_is_refitted_before_use(step, monkeypatch):
         seen.append((logits, returns, mask))
         return Recalibration(a=0.5, b=-1.0, before=0.04, after=0.01)
 
-    monkeypatch.setattr("lenvm_rl.verl.length_terms.recalibrate", refit)
+    monkeypatch.setattr("lenvm_rl.verl.rl.length_terms.recalibrate", refit)
     task = verls(step, adv_estimator="grpo")
     queue, metrics, _ = step({"adv_estimator": "grpo"})
     moved = -torch.sigmoid(0.5 * LOGITS - 1.0)

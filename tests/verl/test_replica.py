@@ -7,9 +7,9 @@ import torch
 from verl.workers.rollout.base import get_rollout_class
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 
+from lenvm_rl.verl.cpu.replica import TransformersReplica, TransformersServer
+from lenvm_rl.verl.cpu.weights import TransformersWeights
 from lenvm_rl.verl.plugin import ROLLOUT_NAME
-from lenvm_rl.verl.replica import TransformersReplica, TransformersServer
-from lenvm_rl.verl.weights import TransformersWeights
 from tests.tiny import make_policy
 
 SETTINGS = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0}

@@ -13,13 +13,13 @@ from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
 
 from lenvm_rl.demo import policy_path
 from lenvm_rl.verl.data_columns import check_column
-from lenvm_rl.verl.guided_agent_loop import GuidedAgentLoop
-from lenvm_rl.verl.policy_settings import (
+from lenvm_rl.verl.rl.guided_agent_loop import GuidedAgentLoop
+from lenvm_rl.verl.rl.policy_settings import (
     PolicyLengthSettings,
     check_against_verl,
     read_policy_settings,
 )
-from lenvm_rl.verl.rollout_guidance import AGENT_LOOP, PROCESSOR, RolloutGuidance
+from lenvm_rl.verl.rl.rollout_guidance import AGENT_LOOP, PROCESSOR, RolloutGuidance
 
 ROOT = Path(__file__).parents[2]
 GIVEN = {"checkpoint": "lenvm", "scale": 0.1}

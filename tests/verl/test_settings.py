@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
-from lenvm_rl.verl.settings import (
+from lenvm_rl.verl.pretrain.settings import (
     LengthValueSettings,
     check_verl_settings,
     critic_config,

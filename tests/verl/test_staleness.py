@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lenvm_rl.core import discounted_returns, remaining_length
-from lenvm_rl.verl.length_terms import LengthValues
-from lenvm_rl.verl.staleness import ValidationStaleness, each_sample, staleness
+from lenvm_rl.verl.rl.length_terms import LengthValues
+from lenvm_rl.verl.rl.staleness import ValidationStaleness, each_sample, staleness
 
 GAMMA = 0.9
 LENGTHS = [3, 1, 5, 4]

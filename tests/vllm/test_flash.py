@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lenvm_rl.scoring.prefix_kernels import PAGE, Prefixes, checked
+from lenvm_rl.guidance.exact.prefix_kernels import PAGE, Prefixes, checked
 from lenvm_rl.vllm.flash import VLLM_KERNELS
-from tests.scoring.prefix_reference import reference_kernel
+from tests.guidance.prefix_reference import reference_kernel
 
 
 @pytest.fixture

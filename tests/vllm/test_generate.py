@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from lenvm_rl.demo import policy_path
+from lenvm_rl.guidance import GuidanceSettings
+from lenvm_rl.guidance.exact.memory import parse_bytes
+from lenvm_rl.guidance.heads.q_head import scorer_memory
 from lenvm_rl.model import load_tokenizer
 from lenvm_rl.rollouts import RolloutReader, split_by_prompt
-from lenvm_rl.rollouts.sampling_run import Failure, Sample, SamplingRun, Task
-from lenvm_rl.scoring import GuidanceSettings
-from lenvm_rl.scoring.memory import parse_bytes
-from lenvm_rl.scoring.q_head import scorer_memory
+from lenvm_rl.sampling.run import Failure, Sample, SamplingRun, Task
 from lenvm_rl.vllm import generate, room
 from lenvm_rl.vllm.generate_run import guidance_of, tasks_of_rollouts
 from lenvm_rl.vllm.options import GuidanceOptions, checkpoint_config

@@ -13,7 +13,7 @@ from vllm.platforms import current_platform
 
 from lenvm_rl.demo import policy_path
 from lenvm_rl.model import load_tokenizer
-from lenvm_rl.rollouts.sampling_run import SamplingRun, Task
+from lenvm_rl.sampling.run import SamplingRun, Task
 from lenvm_rl.vllm import room as room_module
 from lenvm_rl.vllm.offline import start_llm
 from lenvm_rl.vllm.room import cpu_defaults, room_of

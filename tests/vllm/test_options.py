@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lenvm_rl.scoring import q_head
+from lenvm_rl.guidance.heads import q_head
 from lenvm_rl.vllm import options as options_module
 from lenvm_rl.vllm.options import (
     GuidanceOptions,

@@ -11,11 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lenvm_rl.demo import policy_path
-from lenvm_rl.evals.guided import guided_completions
+from lenvm_rl.guidance import GuidanceSettings
+from lenvm_rl.guidance.heads.q_head import PolicyHeadScorer
 from lenvm_rl.model import LengthValueModel, describe_policy, save_checkpoint
-from lenvm_rl.model.generate import Request
-from lenvm_rl.scoring import GuidanceSettings
-from lenvm_rl.scoring.q_head import PolicyHeadScorer
+from lenvm_rl.sampling.guided import guided_completions
+from lenvm_rl.sampling.transformers.sampler import Request
 from tests.vllm.conftest import ENGINE
 
 pytestmark = pytest.mark.slow

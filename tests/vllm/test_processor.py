@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from lenvm_rl.guidance import PoolExhausted
 from lenvm_rl.model import LengthValueModel
-from lenvm_rl.scoring import PoolExhausted
 
 EQUAL = {"lenvm_mode": "equal", "lenvm_target": 12}
 TILT = {"lenvm_mode": "tilt", "lenvm_beta": -8.0, "lenvm_top_k": 10, "lenvm_min_p": 0}

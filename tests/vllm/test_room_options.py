@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lenvm_rl.cli import app
-from lenvm_rl.scoring.memory import parse_bytes
+from lenvm_rl.guidance.exact.memory import parse_bytes
 from lenvm_rl.vllm import generate, sample, serve
 from tests.vllm.fake_engine import FakeLLM
 

@@ -7,10 +7,10 @@ import pytest
 
 from lenvm_rl.demo import policy_path
 from lenvm_rl.demo.prompts import demo_prompts
-from lenvm_rl.evals.encoding import tasks_of_prompts
 from lenvm_rl.rollouts import RolloutReader
-from lenvm_rl.rollouts.fill import fill
-from lenvm_rl.rollouts.sampling_run import SamplingRun, Task
+from lenvm_rl.sampling.encoding import tasks_of_prompts
+from lenvm_rl.sampling.fill import fill
+from lenvm_rl.sampling.run import SamplingRun, Task
 from lenvm_rl.vllm import ray_engine, sample
 from lenvm_rl.vllm.offline import OfflineEngine
 from lenvm_rl.vllm.ray_engine import RayEngine, RayWorker

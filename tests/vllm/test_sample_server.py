@@ -12,11 +12,11 @@ import pytest
 
 from lenvm_rl.demo import policy_path
 from lenvm_rl.demo.prompts import demo_prompts
-from lenvm_rl.evals.encoding import encode_prompt
-from lenvm_rl.evals.openai_engine import ServerSettings
-from lenvm_rl.evals.openai_sampling import sample_from_servers
+from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.rollouts import RolloutReader
-from lenvm_rl.rollouts.prompts import Prompt
+from lenvm_rl.sampling.encoding import encode_prompt
+from lenvm_rl.sampling.server.engine import ServerSettings
+from lenvm_rl.sampling.server.sampling import sample_from_servers
 from lenvm_rl.vllm.serve import vllm_program
 
 pytestmark = pytest.mark.slow

@@ -14,10 +14,10 @@ import pytest
 
 from lenvm_rl.demo import policy_path
 from lenvm_rl.demo.prompts import demo_prompts
-from lenvm_rl.evals.lifebench_run import run_lifebench
-from lenvm_rl.evals.lifebench_settings import LifebenchSettings
-from lenvm_rl.evals.served import ServedPolicy, ServedSampler
-from lenvm_rl.model.generate import Request
+from lenvm_rl.evals.length_control.lifebench_run import run_lifebench
+from lenvm_rl.evals.length_control.lifebench_settings import LifebenchSettings
+from lenvm_rl.sampling.served import ServedPolicy, ServedSampler
+from lenvm_rl.sampling.transformers.sampler import Request
 
 pytestmark = pytest.mark.slow
 NAME = str(policy_path())

@@ -1,0 +1,1 @@
+"""Grids of small training runs: scaling and ablation."""

@@ -1,0 +1,1 @@
+"""Length control: does a guided policy end where it is asked to?"""

@@ -1,0 +1,1 @@
+"""Which words change the expected length."""

@@ -1,0 +1,203 @@
+"""Which words make a response longer, and which bring it to its end?
+
+Every response token has a one-step TD score (`core.td_scores`; up = longer):
+
+    s_t = gamma u_t - u_{t-1} + (1 - gamma),      u = 0 after EOS
+
+and a word of k tokens that follow state s_a has the k-step score, which is the same for k = 1:
+
+    s = gamma**k u_{a+k} - u_a + (1 - gamma**k) = sum_{i=1..k} gamma**(i-1) s_{a+i}
+
+An occurrence is *positive* when its score is above the threshold and *negative* when it is below
+minus the threshold (the paper's figure 4 counts these). Per token id and per word: occurrences,
+positive and negative ones and their shares, mean, standard deviation, least and greatest score, and
+a few occurrences with the text around them, drawn at random from the positive and the negative.
+
+Two rankings, because they answer different questions: by `positive` (or `negative`) count, as the
+paper's word clouds, where frequent words lead; and by mean score among words that occur often
+enough, and in enough prompts, where words lead that always change the length. A perfect model
+scores 0 on average over what may come next, so a word's mean score says by how much it differs from
+its alternatives.
+
+The file is read as a stream; memory grows with the number of different tokens and words.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lenvm_rl.core import horizon_to_length, td_scores, value_of_logit
+from lenvm_rl.evals.length_tokens.report import LengthTokenReport, make_report
+from lenvm_rl.evals.length_tokens.tally import MOST_PROMPTS, Tally
+from lenvm_rl.evals.length_tokens.words import visible, word_label, word_starts
+from lenvm_rl.model import LengthValueModel, check_tokenizer, load_tokenizer
+from lenvm_rl.model.forward import iter_logits, model_space
+from lenvm_rl.model.policy_check import open_rollouts
+from lenvm_rl.pages.view_tokens import token_texts
+from lenvm_rl.rollouts import Rollout
+from lenvm_rl.rollouts.progress import progress_bar
+
+BEFORE, AFTER = 24, 12  # tokens of context
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthTokenSettings:
+    """What counts, and what is shown."""
+
+    threshold: float = 0.01
+    """Least |score| of a positive or negative occurrence, unitless (paper: .01)."""
+    min_count: int = 20
+    """Occurrences that a word needs to be ranked by its mean."""
+    min_prompts: int = 5
+    """And different prompts: a word of one prompt says what that prompt is about."""
+    top: int = 30
+    """Words per ranking."""
+    seed: int = 0
+    """Of the choice of examples."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold < 1:
+            raise ValueError(
+                f"threshold must be in [0, 1), got {self.threshold}: scores lie in (-1, 1)."
+            )
+        if self.min_count < 1 or self.top < 1:
+            raise ValueError(
+                f"min_count and top must be at least 1, got {self.min_count} and {self.top}."
+            )
+        if not 0 <= self.min_prompts <= MOST_PROMPTS:
+            raise ValueError(
+                f"min_prompts must be in 0..{MOST_PROMPTS}, got {self.min_prompts}: prompts of a "
+                "word are counted no further."
+            )
+
+
+def run_length_tokens(
+    lenvm: str | Path,
+    rollouts: str | Path,
+    out: str | Path,
+    *,
+    settings: LengthTokenSettings | None = None,
+    limit: int | None = None,
+    any_policy: bool = False,
+    progress: bool = False,
+) -> LengthTokenReport:
+    """Score every token of a rollout file and save everything into `out`.
+
+    Args:
+        lenvm: directory of the value model; its tokenizer decodes the tokens.
+        rollouts: rollout file.
+        out: result directory.
+        limit: use at most so many completions.
+        any_policy: accept rollouts of another policy than the LenVM's.
+    Raises:
+        ValueError: a file of another tokenizer or policy, or rows beyond the LenVM's context.
+    """
+    model = LengthValueModel.from_pretrained(lenvm)
+    tokenizer = load_tokenizer(lenvm)
+    check_tokenizer(model.config, tokenizer)
+    reader = open_rollouts(model, rollouts, any_policy=any_policy)
+    rows = islice(reader.iter_rows(), limit)
+    total = len(reader) if limit is None else min(limit, len(reader))
+    with progress_bar("scoring tokens", total, shown=progress) as advance:
+        report = analyse(model, tokenizer, _counted(rows, advance), settings)
+    report.save(out)
+    return report
+
+
+def _counted(rows: Iterable[Any], advance: Any) -> Iterator[Any]:
+    for row in rows:
+        yield row
+        advance(1)
+
+
+def analyse(
+    model: LengthValueModel,
+    tokenizer: Any,
+    rows: Iterable[Rollout],
+    settings: LengthTokenSettings | None = None,
+) -> LengthTokenReport:
+    """Score and count every token and word of the rows, which are read once."""
+    settings = settings or LengthTokenSettings()
+    rng = random.Random(settings.seed)
+    gamma = model.config.require_gamma()
+    special = set(getattr(tokenizer, "all_special_ids", []))
+    tokens: dict[int, Tally] = {}
+    words: dict[str, Tally] = {}
+    completions = cut = 0
+    for row, z in iter_logits(model, rows):
+        completions += 1
+        cut += row.cut
+        u = -value_of_logit(z.double(), **model_space(model))
+        pieces = token_texts(tokenizer, row.response_ids, before=row.prompt_ids)
+        starts = word_starts(pieces, row.response_ids, special)
+        along = _Along(row, u, pieces, gamma)
+        for i, score in enumerate(td_scores(u, gamma=gamma, ended=not row.cut).tolist()):
+            key = row.response_ids[i]
+            if not math.isnan(score):  # the last token before a cut has no state after it
+                tally = tokens.get(key) or tokens.setdefault(
+                    key, Tally(text=_token_label(tokenizer, key, pieces[i]))
+                )
+                tally.add(score, settings.threshold, row.prompt_id)
+        for a, b, score in along.word_scores(starts):
+            label = word_label("".join(pieces[a:b]))
+            tally = words.get(label) or words.setdefault(label, Tally(text=label))
+            sign = tally.add(score, settings.threshold, row.prompt_id)
+            if sign and (place := tally.place(sign, rng)) is not None:
+                tally.examples[sign][place : place + 1] = [along.example(a, b, score, starts)]
+    if not completions:
+        raise ValueError("no completion to analyse: the rollout file is empty, or limit is 0.")
+    return make_report(tokens, words, special, completions, cut, gamma, settings)
+
+
+@dataclass(frozen=True, eq=False)
+class _Along:
+    """One response with the horizons along it."""
+
+    row: Rollout
+    u: Tensor  # [L] before each token
+    pieces: list[str]
+    gamma: float
+
+    def word_scores(self, starts: Sequence[int]) -> Iterator[tuple[int, int, float]]:
+        """First token, end, and k-step score of every word whose end state is known."""
+        after = torch.nan if self.row.cut else 0.0
+        u = torch.cat([self.u, torch.tensor([after], dtype=torch.float64)])
+        ends = [*starts[1:], self.row.length]
+        a, b = torch.tensor(starts), torch.tensor(ends)
+        decay = self.gamma ** (b - a).double()
+        scores = decay * u[b] - u[a] + (1.0 - decay)
+        for first, end, score in zip(starts, ends, scores.tolist(), strict=True):
+            if not math.isnan(score):
+                yield first, end, score
+
+    def example(self, a: int, b: int, score: float, starts: Sequence[int]) -> dict[str, Any]:
+        """The word with the text around it, and the remaining length before and after."""
+        before = horizon_to_length(self.u[a], gamma=self.gamma).item()
+        left = 0.0
+        if b < self.row.length:
+            left = horizon_to_length(self.u[b], gamma=self.gamma).item()
+        return {
+            "prompt_id": self.row.prompt_id,
+            "sample_id": self.row.sample_id,
+            "position": a,
+            "score": score,
+            "length_before": before,
+            "length_after": left,
+            "before": "".join(self.pieces[max(0, a - BEFORE) : a]),
+            "word": "".join(self.pieces[a:b]),
+            "after": "".join(self.pieces[b : b + AFTER]),
+        }
+
+
+def _token_label(tokenizer: Any, token: int, piece: str) -> str:
+    """How a token looks: its text with spaces visible, or its own name where it is no text yet."""
+    return visible(piece) if piece else str(tokenizer.convert_ids_to_tokens(token))

@@ -1,0 +1,1 @@
+"""Length prediction: how good, where, beside which baselines."""

@@ -1,0 +1,1 @@
+"""Exact values of candidates: each one is run through the LenVM."""

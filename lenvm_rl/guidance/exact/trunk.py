@@ -1,0 +1,247 @@
+"""How does a trunk keep the keys and values of many rows, each in a slot of its own?
+
+The part that the scorers with a trunk of their own share: memory that is allocated once, forward
+passes over tokens of several slots (`scoring.attention`), and slots that rows open and close.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lenvm_rl.guidance.exact.attention import PREFIX_ATTENTION, Attends, Pass, Probe
+from lenvm_rl.guidance.exact.key_values import ALIGN, KeyValueShape, KeyValueStore
+from lenvm_rl.guidance.exact.memory import ScorerMemory, available_memory
+from lenvm_rl.guidance.exact.slots import SlotTable
+from lenvm_rl.guidance.interface import History
+from lenvm_rl.model import LengthValueModel
+from lenvm_rl.model.decoder import FOREIGN, attending_by
+
+
+@dataclass
+class ScorerStats:
+    """What a scorer has done since it was made; tokens and rows, cumulative."""
+
+    steps: int = 0
+    """Calls of `score`."""
+    rows: int = 0
+    candidates: int = 0
+    """Candidates run through the trunk."""
+    committed: int = 0
+    """Tokens whose keys and values were taken over from a candidate."""
+    caught_up: int = 0
+    """History tokens run beside the candidates of a step."""
+    prefilled: int = 0
+    """History tokens run in passes of their own."""
+    reused: int = 0
+    """Tokens that a newly opened slot held already."""
+    copied: int = 0
+    """Tokens copied from another slot."""
+    passes: int = 0
+    """Forward passes of the trunk."""
+
+
+class CachedTrunk:
+    """A LenVM's trunk with the keys and values of its rows' histories.
+
+    Args:
+        model: on its device, in the dtype to compute in. It is put in evaluation mode. While a
+            pass runs, the trunk's configuration names this package's attention; it is put back
+            afterwards, so the model stays usable elsewhere, though not in another thread meanwhile.
+        slots: rows that can be open at once.
+        max_length: longest history plus candidate in tokens.
+        max_candidates: most candidates per row.
+        spare: columns of a slot behind its longest history, for tokens that may not be kept.
+        padding_slots: slots of the store that no row gets, behind the others.
+        align: a slot has a multiple of so many columns.
+        memory: bytes that keys and values may take; None: what the device has left.
+    Raises:
+        ValueError: another head, a trunk whose state is not keys and values, a number out of
+            range, or keys and values that do not fit.
+    """
+
+    _head = "state"  # the one this scorer reads
+
+    def __init__(
+        self,
+        model: LengthValueModel,
+        *,
+        slots: int,
+        max_length: int,
+        max_candidates: int,
+        spare: int,
+        padding_slots: int = 0,
+        align: int = ALIGN,
+        memory: int | None = None,
+    ):
+        if max_candidates < 1:
+            raise ValueError(f"max_candidates must be at least 1, got {max_candidates}.")
+        if model.config.head != self._head:
+            raise ValueError(
+                f"this LenVM has a {model.config.head!r} head, but {type(self).__name__} reads a "
+                f"{self._head!r} head: use QHeadScorer for candidate heads, ExactScorer for others."
+            )
+        self.model, self.config, self.stats = model.eval(), model.config, ScorerStats()
+        self._trunk = model.model
+        check_trunk(self._trunk.config.get_text_config(), max_length)
+        self.max_length, self.max_candidates = max_length, max_candidates
+        self.device = next(model.parameters()).device
+        self._table = SlotTable(slots, max_length)
+        shapes = self._probe()
+        self.memory = ScorerMemory(
+            weights=sum(p.nbytes for p in model.parameters()),
+            bytes_per_token=sum(shape.bytes for shape in shapes),
+            spare=spare,
+            align=align,
+            padding_slots=padding_slots,
+        )
+        self.memory.check(slots, max_length, budget=memory, free=available_memory(self.device))
+        self._store = KeyValueStore(
+            shapes,
+            slots=slots + padding_slots,
+            capacity=self.memory.columns(max_length),
+            device=self.device,
+        )
+
+    @property
+    def head(self) -> torch.nn.Module:
+        """The LenVM's own layers on top of the trunk."""
+        return self.model.score
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of all slots, allocated at the start."""
+        return self._store.bytes
+
+    @property
+    def in_use(self) -> int:
+        """Open slots."""
+        return self._table.in_use
+
+    def open(self, history: History) -> int:
+        """Claim a slot; raises PoolExhausted, or ValueError for a history that cannot fit."""
+        self._check_length(history)
+        slot, reused = self._table.claim(history.tail(0))
+        self.stats.reused += reused
+        return slot
+
+    def close(self, slot: int) -> None:
+        """Free a slot and keep its content."""
+        self._check_open(slot)
+        self._table.free(slot)
+
+    # --- passes ----------------------------------------------------------------------------
+
+    def _forward(self, ids: Tensor, step: Pass) -> Tensor:
+        """[T] ids -> [T, hidden size], the last hidden states."""
+        self.stats.passes += 1
+        return self._run_trunk(ids, step.position, step)
+
+    def _run_trunk(self, ids: Tensor, position: Tensor, step: Attends) -> Tensor:
+        with attending_by(self._trunk.config, PREFIX_ATTENTION):
+            output = self._trunk(
+                input_ids=ids[None], position_ids=position[None], use_cache=False, lenvm_pass=step
+            )
+        return output.last_hidden_state[0]
+
+    @torch.inference_mode()
+    def _probe(self) -> list[KeyValueShape]:
+        """What each layer keeps of a token, seen in a forward pass over one token."""
+        probe = Probe()
+        zero = torch.zeros(1, dtype=torch.long, device=self.device)
+        try:
+            self._run_trunk(zero, zero, probe)
+        except ValueError:
+            raise
+        except FOREIGN as error:
+            raise ValueError(
+                f"{type(self._trunk).__name__} cannot attend to cached tokens here "
+                f"({type(error).__name__}: {error}): put the LenVM on another trunk, e.g. Qwen or "
+                "Llama."
+            ) from error
+        shapes = [shape for _, shape in sorted(probe.shapes.items())]
+        layers = self._trunk.config.get_text_config().num_hidden_layers
+        if len(shapes) != layers or len(set(shapes)) != 1:
+            raise ValueError(
+                f"{len(shapes)} of the {layers} layers of {type(self._trunk).__name__} keep keys "
+                f"and values, of {len(set(shapes))} shapes: the exact scorer needs all layers to "
+                "keep them, in one shape. Put the LenVM on another trunk, e.g. Qwen or Llama."
+            )
+        return shapes
+
+    # --- checks ----------------------------------------------------------------------------
+
+    def _check_step(self, slots, histories, candidates: Tensor, mask: Tensor) -> None:
+        if candidates.dim() != 2 or candidates.shape != mask.shape:
+            raise ValueError(
+                f"candidates and mask must both be [R, K], got {tuple(candidates.shape)} and "
+                f"{tuple(mask.shape)}."
+            )
+        rows, width = candidates.shape
+        if not rows == len(slots) == len(histories) == len(set(slots)):
+            raise ValueError(
+                f"{rows} rows of candidates, {len(slots)} slots ({len(set(slots))} different) and "
+                f"{len(histories)} histories: every row needs one of each."
+            )
+        if width > self.max_candidates:
+            raise ValueError(
+                f"{width} candidates per row, but the scorer was built for {self.max_candidates}: "
+                "lower top_k, or build it with a larger max_candidates."
+            )
+        for slot, history in zip(slots, histories, strict=True):
+            self._check_open(slot)
+            self._check_length(history)
+            if len(history) < self._table.lengths[slot]:
+                raise ValueError(
+                    f"the history in slot {slot} has {len(history)} tokens, fewer than the "
+                    f"{self._table.lengths[slot]} seen: histories only grow. Close the slot and "
+                    "open it anew after taking tokens back."
+                )
+
+    def _check_open(self, slot: int) -> None:
+        if not self._table.is_open(slot):
+            raise ValueError(f"slot {slot} is not open: call open(history) first, close() once.")
+
+    def _check_length(self, history: History) -> None:
+        if len(history) + 1 > self.max_length:
+            raise ValueError(
+                f"a history of {len(history)} tokens and a candidate do not fit into max_length "
+                f"{self.max_length}: build the scorer with the engine's longest sequence."
+            )
+
+    def _check_ids(self, ids: np.ndarray) -> None:
+        size = self.config.vocab_size
+        if len(ids) and (ids.min() < 0 or ids.max() >= size):
+            worst = int(ids.min()) if ids.min() < 0 else int(ids.max())
+            raise ValueError(
+                f"token id {worst} is outside the LenVM's vocabulary of {size}: it was trained for "
+                "another tokenizer. Use a LenVM of this policy."
+            )
+
+
+def check_trunk(config: Any, max_length: int) -> None:
+    """Refuse a trunk (ValueError) whose keys cannot be kept, or not for sequences this long."""
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    others = sorted(kinds - {"full_attention", "sliding_attention"})
+    if others:
+        raise ValueError(
+            f"{type(config).__name__} has layers of kind {', '.join(others)}, whose state is not "
+            "keys and values of each token: put the LenVM on a trunk with attention in every layer."
+        )
+    context = getattr(config, "max_position_embeddings", None) or max_length
+    if max_length > context:
+        raise ValueError(
+            f"max_length {max_length} is longer than the LenVM's context of {context} tokens: "
+            "serve shorter sequences, or train the LenVM on a trunk with a longer context."
+        )
+    rope = getattr(config, "rope_parameters", None) or {}
+    original = rope.get("original_max_position_embeddings") or context
+    if rope.get("rope_type") in ("dynamic", "longrope") and max_length > original:
+        raise ValueError(
+            f"rope type {rope['rope_type']!r} turns earlier keys anew beyond {original} tokens, so "
+            f"they cannot be kept; max_length is {max_length}. Serve at most {original} tokens."
+        )

@@ -1,0 +1,1 @@
+"""Candidate heads: all values from one hidden state, and how they are distilled."""

@@ -1,0 +1,1 @@
+"""HTML pages to open from disk: the viewer and the report."""

@@ -1,0 +1,1 @@
+"""Prompt files and prompt sets: what is sampled, and what graders need."""

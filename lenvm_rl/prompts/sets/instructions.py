@@ -1,0 +1,112 @@
+"""Instructions: WildChat with the paper's script filter, IFEval and MT-Bench.
+
+No grader of this project reads them; IFEval's records carry what its own checker asks for.
+"""
+
+from __future__ import annotations
+
+import re
+
+from lenvm_rl.prompts.prompt import Prompt
+from lenvm_rl.prompts.sets.prompt_set import PromptSet, Row
+from lenvm_rl.prompts.sets.templates import ask
+
+LANGUAGES = ("English", "Chinese")
+_LATIN = "A-Za-z\u00c0-\u00ff\u0100-\u017f\u0180-\u024f\u1e00-\u1eff"
+_GREEK = "Α-Ωα-ωϵϑϕϖ"  # noqa: RUF001 - letters of formulas, without accents
+_CJK = (
+    "\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002a6df\U0002a700-\U0002b73f"
+    "\U0002b740-\U0002b81f\U0002b820-\U0002ceaf\uf900-\ufaff"
+)
+_OTHER = re.compile(f"[^\x00-\x7f{_LATIN}{_GREEK}{_CJK}]")
+
+
+def known_scripts(text: str) -> bool:
+    """Whether every letter is Latin, Chinese or a Greek one of formulas; anything else may be."""
+    return text.isascii() or not any(found.group().isalpha() for found in _OTHER.finditer(text))
+
+
+def wildchat_prompt(row: Row) -> Prompt | None:
+    """The first message of a conversation; None for other languages, other scripts, and blanks."""
+    conversation = row.need("conversation")
+    first = conversation[0]
+    if first.get("role") != "user":
+        raise ValueError(f"{row.where}: the conversation begins with {first.get('role')!r}.")
+    text, language = first.get("content") or "", row.need("language")
+    if language not in LANGUAGES or not text.strip() or not known_scripts(text):
+        return None
+    return Prompt(
+        prompt_id=row.id("wildchat"),
+        messages=ask("instructions", text),
+        data_source=f"wildchat/{language}",
+        extra=row.kept("conversation_id", "conversation_hash", "language", "toxic", "redacted"),
+    )
+
+
+def ifeval_prompt(row: Row) -> Prompt:
+    """A prompt of IFEval with its instructions and their arguments.
+
+    The hub's Parquet has the arguments of all instructions in every row, as None: these are left
+    out, or the checker would be called with them.
+    """
+    names = row.need("instruction_id_list", why="the instructions, which the grader needs")
+    given = row.need("kwargs", why="their arguments, which the grader needs")
+    if len(names) != len(given):
+        raise ValueError(f"{row.where}: {len(names)} instructions, but {len(given)} 'kwargs'.")
+    arguments = [{k: v for k, v in (one or {}).items() if v is not None} for one in given]
+    return Prompt(
+        prompt_id=row.id("ifeval", "key"),
+        messages=ask("plain", row.text("prompt")),
+        data_source="ifeval",
+        extra={"instruction_id_list": list(names), "kwargs": arguments, **row.kept("key")},
+    )
+
+
+def mt_bench_prompt(row: Row) -> Prompt:
+    """The first turn of an MT-Bench question; `extra` has all turns and the reference answers."""
+    turns = row.need("turns", "prompt")
+    if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
+        raise ValueError(f"{row.where}: the turns must be texts, got {turns!r:.80}.")
+    category = row.need("category", why="by which the judge picks its words")
+    return Prompt(
+        prompt_id=row.id("mt_bench", "question_id", "prompt_id"),
+        messages=ask("plain", turns[0]),
+        data_source=f"mt_bench/{category}",
+        extra={"turns": list(turns), "category": category, **row.kept("reference")},
+    )
+
+
+WILDCHAT = PromptSet(
+    name="wildchat",
+    about="WildChat, English and Chinese, the paper's instructions (529k)",
+    hub="allenai/WildChat",
+    split="train",
+    columns=("conversation", "language"),
+    fields=("conversation_id", "language", "toxic", "redacted"),
+    template="instructions",
+    licence="ODC-BY",
+    drop=("openai_moderation", "detoxify_moderation"),
+    build=wildchat_prompt,
+)
+IFEVAL = PromptSet(
+    name="ifeval",
+    about="541 prompts with checkable instructions",
+    hub="google/IFEval",
+    split="train",
+    columns=("prompt", "instruction_id_list", "kwargs"),
+    fields=("key", "instruction_id_list", "kwargs"),
+    template="plain",
+    licence="Apache-2.0",
+    build=ifeval_prompt,
+)
+MT_BENCH = PromptSet(
+    name="mt_bench",
+    about="80 questions of two turns, the first is asked",
+    hub="HuggingFaceH4/mt_bench_prompts",
+    split="train",
+    columns=("turns", "category"),
+    fields=("turns", "category", "reference"),
+    template="plain",
+    licence="Apache-2.0",
+    build=mt_bench_prompt,
+)

@@ -1,0 +1,1 @@
+"""Sampling runs: prompts to rollout files, whatever engine completes them."""

@@ -1,0 +1,128 @@
+"""What is shown while a run samples: throughput, share cut, failures, remaining time."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from lenvm_rl.rollouts.record import Rollout
+from lenvm_rl.sampling.resume import Completed
+
+_WINDOW = 60.0  # seconds over which throughput is averaged: a run starts slowly and ends slowly
+_LOG_EVERY = 30.0  # seconds between lines where stderr is a file, which has no bar
+
+
+class SamplingCounts:
+    """Running totals of a run.
+
+    Args:
+        found: what was there when it started.
+        total: completions of the whole run.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, found: Completed, *, total: int, clock: Callable[[], float] = time.monotonic
+    ):
+        self.total = total
+        self.rows, self.tokens, self.cut = len(found.keys), found.tokens, found.cut
+        self.with_unknown_ids = found.with_unknown_ids
+        self.new_rows = self.new_tokens = 0
+        self.failures: Counter[str] = Counter()
+        self._clock = clock
+        self._marks = [(clock(), 0, 0)]  # (time, new rows, new tokens), oldest first
+
+    @property
+    def left(self) -> int:
+        """Completions that are neither made nor given up."""
+        return self.total - self.rows - self.failures.total()
+
+    @property
+    def share_cut(self) -> float:
+        """Share of rows cut by the token limit, in [0, 1]; 0 without rows."""
+        return self.cut / self.rows if self.rows else 0.0
+
+    def add(self, row: Rollout, *, unknown_ids: bool = False) -> None:
+        """Count a completion, and whether it holds ids that stand for no token."""
+        self.with_unknown_ids += unknown_ids
+        self.rows += 1
+        self.new_rows += 1
+        self.tokens += row.length
+        self.new_tokens += row.length
+        self.cut += row.cut
+
+    def fail(self, kind: str, count: int) -> None:
+        """Count completions that could not be made."""
+        self.failures[kind] += count
+
+    def rates(self) -> tuple[float, float]:
+        """Completions and tokens per second of the last minute."""
+        now = self._clock()
+        if now - self._marks[-1][0] > 1.0:
+            self._marks.append((now, self.new_rows, self.new_tokens))
+        while len(self._marks) > 1 and self._marks[1][0] <= now - _WINDOW:
+            self._marks.pop(0)
+        then, rows, tokens = self._marks[0]
+        seconds = max(now - then, 1e-9)
+        return (self.new_rows - rows) / seconds, (self.new_tokens - tokens) / seconds
+
+    def line(self) -> str:
+        """`812/5000  64.2/s  7,120 tok/s  cut 0.4 %  failed 3  left 0:01:05`."""
+        per_s, tokens_per_s = self.rates()
+        remaining = f"{_clock_face(self.left / per_s)}" if self.new_rows and per_s else "-"
+        failed = f"  failed {self.failures.total()}" if self.failures else ""
+        return (
+            f"{self.rows}/{self.total}  {per_s:.1f}/s  {tokens_per_s:,.0f} tok/s  "
+            f"cut {self.share_cut:.1%}{failed}  left {remaining}"
+        )
+
+
+def _clock_face(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+@contextmanager
+def sampling_progress(counts: SamplingCounts, *, shown: bool) -> Iterator[Callable[[], None]]:
+    """Yield `show()`, called after every change of `counts`; on stderr, a bar or a line now and
+    then (needs rich); nothing when not `shown`."""
+    if not shown:
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(counts, console.print)
+        return
+    columns = (TextColumn("sampling"), BarColumn(), TextColumn("{task.fields[line]}"))
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("sampling", total=counts.total, completed=counts.rows, line="")
+        last = 0.0
+
+        def show() -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last > 0.2 or not counts.left:
+                last = now
+                bar.update(task, completed=counts.rows, line=counts.line())
+
+        yield show
+
+
+class _Lines:
+    """A line every so often, for logs."""
+
+    def __init__(self, counts: SamplingCounts, write: Callable[[str], None]):
+        self._counts, self._write = counts, write
+        self._last = time.monotonic()
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now - self._last > _LOG_EVERY or not self._counts.left:
+            self._last = now
+            self._write(f"sampling  {self._counts.line()}")

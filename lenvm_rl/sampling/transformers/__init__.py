@@ -1,0 +1,1 @@
+"""Sampler on transformers: continuous batching in this process."""

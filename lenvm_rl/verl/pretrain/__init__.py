@@ -1,0 +1,1 @@
+"""Pretraining of a LenVM with verl's critic workers."""

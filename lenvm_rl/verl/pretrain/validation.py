@@ -1,0 +1,149 @@
+"""How good is a length value model on held-out completions? Metrics, accumulated batch by batch.
+
+    mse                      token-weighted squared error in the space of the training target
+    r2                       share of the variance of the returns G_t that V(s_t) explains
+    mre_s0                   mean over prompts of |L_hat - L_GT| / L_GT at the prompt boundary, with
+                             L_GT the length of the mean horizon of the prompt's completions
+    mre_s0_noise_floor       what sampling alone puts into mre_s0; with 2+ completions per prompt
+    relative_error/<p>       mean |l_hat - l| / l at p % of each response
+    share_cut                share of completions that the token limit cut; they carry no weight
+
+Memory grows with prompts and completions (a few numbers each), not with tokens.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from lenvm_rl.core import (
+    POSITIONS,
+    discounted_returns,
+    label,
+    masked_sum,
+    mean_relative_error,
+    noise_floor,
+    predict,
+    predicted_length,
+    prompt_boundary_length,
+    relative_error_by_position,
+    remaining_length,
+    squared_error,
+    value_of_logit,
+)
+from lenvm_rl.rollouts import Rollout
+from lenvm_rl.verl.pretrain.loss import LengthValueLoss, states_of_responses
+
+
+@dataclass
+class _Prompt:
+    lengths: list[int] = field(default_factory=list)
+    predicted: float = 0.0
+
+
+class HeldOut:
+    """Accumulates what the metrics need.
+
+    Args:
+        loss: supplies gamma, target and length_scale.
+    """
+
+    def __init__(self, loss: LengthValueLoss):
+        self._loss = loss
+        self._space = {
+            "target": loss.target,
+            "gamma": loss.gamma,
+            "length_scale": loss.length_scale,
+        }
+        self._prompts: dict[str, _Prompt] = defaultdict(_Prompt)
+        self._errors: list[Tensor] = []
+        self._rows = self._cut = 0
+        self._tokens = 0.0
+        self._target_error = self._value_error = 0.0
+        self._returns = self._returns_squared = 0.0
+
+    def update(self, logits: Tensor, batch: TensorDict, rows: Sequence[Rollout]) -> None:
+        """Add one batch.
+
+        Args:
+            logits: the model's outputs z at every token, nested [B, P + L].
+            batch: the batch they were computed on (`make_batch` of `rows`).
+            rows: its completions.
+        """
+        states, mask = states_of_responses(logits, batch["prompt_length"], batch["response_length"])
+        real = batch["row_index"] >= 0
+        keep = real & batch["finished"]
+        self._rows += int(real.sum())
+        self._cut += int((real & ~batch["finished"]).sum())
+        if not keep.any():
+            return
+        z, mask = states[keep, :-1].double(), mask[keep]
+        self._add_tokens(z, mask)
+        lengths = predicted_length(z, **self._space)
+        error = relative_error_by_position(lengths, remaining_length(mask).double(), mask)
+        self._errors.append(error.float())
+        for i, predicted in zip(batch["row_index"][keep].tolist(), lengths[:, 0], strict=True):
+            prompt = self._prompts[rows[i].prompt_id]
+            prompt.lengths.append(rows[i].length)
+            prompt.predicted = float(predicted)  # a function of the prompt alone
+
+    def metrics(self) -> dict[str, float]:
+        """All metrics, under their names without a prefix.
+
+        Raises:
+            ValueError: no completion that ended by itself was seen.
+        """
+        if not self._prompts:
+            raise ValueError(
+                f"none of the {self._rows} held-out completions ended by itself, so no length is "
+                "known to compare with. Sample them with more tokens."
+            )
+        errors = torch.cat(self._errors).mean(0)
+        mean = self._returns / self._tokens
+        variance = self._returns_squared / self._tokens - mean**2
+        result = {
+            "mse": self._target_error / self._tokens,
+            "share_cut": self._cut / self._rows,
+            "completions": float(self._rows),
+            "tokens": self._tokens,
+            **self._prompt_metrics(),
+        }
+        if variance > 0:
+            result["r2"] = 1.0 - self._value_error / self._tokens / variance
+        for position, value in zip(POSITIONS, errors.tolist(), strict=True):
+            result[f"relative_error/{round(100 * position):02d}"] = value
+        return result
+
+    def _add_tokens(self, z: Tensor, mask: Tensor) -> None:
+        weights = mask.double()
+        returns = discounted_returns(mask, gamma=self._loss.gamma).double()
+        wanted = label(remaining_length(mask).double(), **self._space)
+        error = squared_error(predict(z, target=self._loss.target), wanted)
+        value_error = squared_error(value_of_logit(z, **self._space), returns)
+        self._tokens += float(weights.sum())
+        self._target_error += float(masked_sum(error, weights))
+        self._value_error += float(masked_sum(value_error, weights))
+        self._returns += float(masked_sum(returns, weights))
+        self._returns_squared += float(masked_sum(returns * returns, weights))
+
+    def _prompt_metrics(self) -> dict[str, float]:
+        prompts = list(self._prompts.values())
+        widest = max(len(prompt.lengths) for prompt in prompts)
+        lengths = torch.zeros(len(prompts), widest)
+        for row, prompt in zip(lengths, prompts, strict=True):
+            row[: len(prompt.lengths)] = torch.tensor(prompt.lengths)
+        mask = lengths > 0
+        truth = prompt_boundary_length(lengths, gamma=self._loss.gamma, mask=mask)
+        predicted = torch.tensor([prompt.predicted for prompt in prompts])
+        result = {
+            "prompts": float(len(prompts)),
+            "mre_s0": mean_relative_error(predicted, truth),
+        }
+        if mask.sum(1).min() >= 2:
+            result["mre_s0_noise_floor"] = noise_floor(lengths, gamma=self._loss.gamma, mask=mask)
+        return result

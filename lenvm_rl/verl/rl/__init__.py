@@ -1,0 +1,1 @@
+"""A policy in training beside its length critic."""
