@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from gpu_check.sections import SECTIONS, Skipped
 
 QUICK_SECONDS = 60

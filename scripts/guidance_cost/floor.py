@@ -22,11 +22,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from guidance_cost.loop import synchronize
+from guidance_cost.shapes import GAMMA
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from guidance_cost.loop import synchronize
-from guidance_cost.shapes import GAMMA
 from lenvm_rl.guidance import History
 from lenvm_rl.guidance.exact.scorer import ExactScorer
 from lenvm_rl.model import LengthValueConfig, LengthValueModel

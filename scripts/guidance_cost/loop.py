@@ -6,9 +6,9 @@ import time
 from dataclasses import dataclass, field
 
 import torch
+from guidance_cost.shapes import Pair
 from torch import Tensor
 
-from guidance_cost.shapes import Pair
 from lenvm_rl.guidance import CandidateScorer, GuidanceSettings, History
 from lenvm_rl.guidance.guide import Guide, GuidedRow
 from lenvm_rl.model.decoder import attending_by

@@ -6,10 +6,9 @@ import math
 import statistics
 from typing import Any
 
+from guidance_cost.loop import Loop
 from rich.console import Console
 from rich.table import Table
-
-from guidance_cost.loop import Loop
 
 BARS = {
     "exact_to_two_forward": ("exact_to_two_forward", "scorer_ms", 0.7),

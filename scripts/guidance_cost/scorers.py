@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 
 from guidance_cost.shapes import Pair
+
 from lenvm_rl.guidance import CandidateScorer
 from lenvm_rl.guidance.exact.scorer import ExactScorer
 from lenvm_rl.guidance.heads.q_head import PolicyHeadScorer, QHeadScorer

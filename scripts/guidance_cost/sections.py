@@ -10,9 +10,9 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-
 from guidance_cost.loop import Loop, Policy, synchronize
 from guidance_cost.scorers import TwoForwardScorer
+
 from lenvm_rl.guidance import guide
 from lenvm_rl.guidance.exact.attention import Pass
 from lenvm_rl.guidance.exact.scorer import ExactScorer

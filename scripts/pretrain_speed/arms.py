@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from pretrain_speed.presets import Preset
 from tensordict import TensorDict
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -28,7 +29,6 @@ from lenvm_rl.verl.batch import make_batch
 from lenvm_rl.verl.cpu.packed_attention import PACKED_SDPA
 from lenvm_rl.verl.pretrain.loss import LengthValueLoss
 from lenvm_rl.verl.worker import LengthValueWorker
-from pretrain_speed.presets import Preset
 
 GAMMA = 0.997
 LEARNING_RATE = 1e-4

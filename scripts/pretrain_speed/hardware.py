@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable
 
 import torch
-
 from pretrain_speed.presets import Preset
 
 

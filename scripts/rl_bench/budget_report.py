@@ -11,7 +11,6 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen first)
-
 from rl_bench.figures import save_figure  # noqa: E402
 
 FIGURES = ("deviation", "bias", "length", "accuracy", "share_cut")

@@ -26,6 +26,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from rl_bench.methods import Graded, rewards_of, task_advantage
+from rl_bench.training import EVAL_SEED, Settings, World, train
+from rl_bench.warm_up import Start
 
 from lenvm_rl.core import budget_advantage, combine, normalise_advantage
 from lenvm_rl.demo import policy_path, task
@@ -38,9 +41,6 @@ from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.sampling.transformers.sampler import Completion, ContinuousSampler, Request
 from lenvm_rl.sampling.transformers.to_file import encode_prompt
 from reward_fns import LENGTH_REWARDS
-from rl_bench.methods import Graded, rewards_of, task_advantage
-from rl_bench.training import EVAL_SEED, Settings, World, train
-from rl_bench.warm_up import Start
 
 METHODS = ("l1_exact", "lenvm", "lenvm_right", "lenvm_frozen")
 UNTRAINED = ("start", "guided")

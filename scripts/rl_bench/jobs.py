@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rl_bench.training import Settings
 
 from lenvm_rl.evals.result import finite
 from lenvm_rl.rollouts.atomic import replacing
 from lenvm_rl.rollouts.progress import progress_bar
-from rl_bench.training import Settings
 
 
 def run_missing(

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rl_bench.batches import Grid, length_values, policy_gradient, value_loss
+from rl_bench.methods import Graded, Method, advantages
 
 from lenvm_rl.core import discounted_returns, masked_mean
 from lenvm_rl.demo import policy_path, task
@@ -22,8 +24,6 @@ from lenvm_rl.model import LengthValueModel, load_tokenizer
 from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.sampling.transformers.sampler import Completion, ContinuousSampler, Request
 from lenvm_rl.sampling.transformers.to_file import encode_prompt
-from rl_bench.batches import Grid, length_values, policy_gradient, value_loss
-from rl_bench.methods import Graded, Method, advantages
 
 EVAL_SEED = 90_001  # problems that no run trains on
 References = dict[str, dict[str, float]]

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rl_bench.batches import Grid, policy_gradient, value_loss
+from rl_bench.training import Settings, World
 
 from lenvm_rl.demo import policy_path
 from lenvm_rl.demo.policy_data import UNIT
@@ -22,8 +24,6 @@ from lenvm_rl.model import LengthValueModel, save_checkpoint
 from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.sampling.transformers.sampler import Completion, ContinuousSampler
 from lenvm_rl.sampling.transformers.to_file import encode_prompt
-from rl_bench.batches import Grid, policy_gradient, value_loss
-from rl_bench.training import Settings, World
 
 ROWS = 64  # completions per update
 SAMPLES = 4  # of every problem
