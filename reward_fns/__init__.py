@@ -19,91 +19,33 @@ from reward_fns import (
     l1_exact,
     l1_max,
     laser,
-    laser_d,
     leash,
     o1_pruner,
     shorter_better,
     truncation,
 )
 from reward_fns.graders import GRADERS, get_grader
-from reward_fns.registry import BoundReward, LengthReward
+from reward_fns.kinds import BoundReward, LengthReward
 
-# Strengths run from weak to strong. They and the `bench` arguments suit the shipped policy: 73
-# tokens on average, at most 480, about 40 in its terse style; 71 % right.
 LENGTH_REWARDS: dict[str, LengthReward] = {
-    "l1_exact": LengthReward(
-        kind="sample",
-        fn=l1_exact.l1_exact,
-        strength="alpha",
-        strengths=(0.001, 0.003, 0.01),
-        bench={"target": 40},
-        columns=("target",),
-    ),
-    "l1_max": LengthReward(
-        kind="sample",
-        fn=l1_max.l1_max,
-        strength="alpha",
-        strengths=(0.001, 0.003, 0.01),
-        bench={"target": 40},
-        columns=("target",),
-    ),
-    "kimi": LengthReward(
-        kind="group", fn=kimi.group_rewards, strength="weight", strengths=(0.2, 0.5, 1.0)
-    ),
+    "l1_exact": LengthReward("sample", l1_exact.l1_exact, columns=("target",)),
+    "l1_max": LengthReward("sample", l1_max.l1_max, columns=("target",)),
+    "kimi": LengthReward("group", kimi.group_rewards),
     "o1_pruner": LengthReward(
-        kind="group",
-        fn=o1_pruner.group_rewards,
-        strength="alpha",  # weighs the answer, so less of it presses harder
-        strengths=(10.0, 5.0, 2.0),
-        columns=("reference_tokens", "reference_accuracy"),
+        "group", o1_pruner.group_rewards, columns=("reference_tokens", "reference_accuracy")
     ),
-    "arora_zanette": LengthReward(
-        kind="group", fn=arora_zanette.group_rewards, strength="alpha", strengths=(0.1, 0.2, 0.4)
-    ),
-    "dapo_overlong": LengthReward(
-        kind="sample",
-        fn=dapo_overlong.dapo_overlong,
-        strength="max_tokens",
-        strengths=(192.0, 96.0, 64.0),
-        bench={"buffer": 32.0},
-    ),
-    "truncation": LengthReward(
-        kind="sample", fn=truncation.truncation, strength="limit", strengths=(128.0, 64.0, 40.0)
-    ),
-    "laser": LengthReward(
-        kind="sample", fn=laser.laser, strength="target_tokens", strengths=(128.0, 64.0, 40.0)
-    ),
-    "laser_d": LengthReward(
-        kind="stateful",
-        fn=laser_d.LaserD,
-        strength="bonus",
-        strengths=(0.25, 0.5, 1.0),
-        bench={"shortest": 8.0, "longest": 480.0, "step": 8.0, "every": 5},
-    ),
-    "shorter_better": LengthReward(
-        kind="group",
-        fn=shorter_better.group_rewards,
-        strength="beta",
-        strengths=(0.002, 0.006, 0.02),
-    ),
-    "alp": LengthReward(
-        kind="group", fn=alp.group_rewards, strength="beta", strengths=(0.0005, 0.002, 0.006)
-    ),
-    "grpo_lead": LengthReward(
-        kind="group", fn=grpo_lead.group_rewards, strength="alpha", strengths=(0.05, 0.2, 0.5)
-    ),
-    "hapo": LengthReward(
-        kind="stateful", fn=hapo.Hapo, strength="weight", strengths=(0.25, 0.5, 1.0)
-    ),
-    "a_dlp": LengthReward(
-        kind="stateful", fn=a_dlp.ADlp, strength="reference", strengths=(0.75, 0.7, 0.62)
-    ),
-    "leash": LengthReward(
-        kind="stateful", fn=leash.Leash, strength="target_tokens", strengths=(56.0, 40.0, 28.0)
-    ),
-    "cosine": LengthReward(
-        kind="sample", fn=cosine.cosine, strength="max_tokens", strengths=(480.0, 160.0, 80.0)
-    ),
+    "arora_zanette": LengthReward("group", arora_zanette.group_rewards),
+    "dapo_overlong": LengthReward("sample", dapo_overlong.dapo_overlong),
+    "truncation": LengthReward("sample", truncation.truncation),
+    "laser": LengthReward("sample", laser.laser),
+    "laser_d": LengthReward("stateful", laser.LaserD),
+    "shorter_better": LengthReward("group", shorter_better.group_rewards),
+    "alp": LengthReward("group", alp.group_rewards),
+    "grpo_lead": LengthReward("group", grpo_lead.group_rewards),
+    "hapo": LengthReward("stateful", hapo.Hapo),
+    "a_dlp": LengthReward("stateful", a_dlp.ADlp),
+    "leash": LengthReward("stateful", leash.Leash),
+    "cosine": LengthReward("sample", cosine.cosine),
 }
 
 

@@ -17,10 +17,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reward_fns.inputs import check_finite, clean_group, is_right, mean, scatter
+from reward_fns.inputs import check_finite, is_right, mean
+from reward_fns.kinds import Stateful
 
 
-class ADlp:
+class ADlp(Stateful):
     """Stateful reward; `price` is lambda, reward per token.
 
     Args:
@@ -43,22 +44,19 @@ class ADlp:
         self._reference, self._step = reference, step
         self.price = price
 
-    def group_rewards(
-        self, correct: Sequence[Any], tokens: Sequence[Any], *, prompt_id: str | None = None
+    def rewards(
+        self, correct: Sequence[float], tokens: Sequence[float], prompt_id: str | None
     ) -> list[float]:
-        """Whole rewards of one prompt's samples at the current price."""
-        kept, scores, counts = clean_group(correct, tokens)
-        rewards = [score - self.price * count for score, count in zip(scores, counts, strict=True)]
-        return scatter(rewards, kept, len(tokens))
+        """Rewards at the current price."""
+        return [score - self.price * count for score, count in zip(correct, tokens, strict=True)]
 
-    def update(
-        self, correct: Sequence[Any], tokens: Sequence[Any], prompt_ids: Sequence[str]
+    def learn(
+        self, correct: Sequence[float], tokens: Sequence[float], prompt_ids: Sequence[str]
     ) -> dict[str, float]:
         """Move the price by the batch's accuracy; returns `price` and `accuracy`."""
-        _, scores, _ = clean_group(correct, tokens)
-        if not scores:
+        if not correct:
             return {"price": self.price}
-        accuracy = mean([1.0 if is_right(score) else 0.0 for score in scores])
+        accuracy = mean([1.0 if is_right(score) else 0.0 for score in correct])
         self.price = max(0.0, self.price + self._step * (accuracy - self._reference))
         return {"price": self.price, "accuracy": accuracy}
 

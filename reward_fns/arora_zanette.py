@@ -12,16 +12,11 @@ in `run_rloo_1.5B.sh`. The code scores a response without EOS as wrong: let the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from reward_fns.inputs import (
-    check_finite,
-    group_reward,
-    is_right,
-    mean,
-    population_std,
-    sigmoid,
-)
+from reward_fns.inputs import check_finite, is_right, mean, population_std
+from reward_fns.kinds import group_reward
 
 EPSILON = 1e-7  # tokens
 
@@ -51,3 +46,8 @@ def group_rewards(
         score * (1.0 - alpha * sigmoid((count - centre) / spread)) if is_right(score) else 0.0
         for score, count in zip(correct, tokens, strict=True)
     ]
+
+
+def sigmoid(x: float) -> float:
+    """`1 / (1 + exp(-x))` without overflow."""
+    return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))

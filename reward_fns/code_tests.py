@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from reward_fns.code_truth import Tests, read_tests
-from reward_fns.graders import true_answer
+from reward_fns.graders import verl_grader
 
 SANDBOX = Path(__file__).with_name("code_sandbox.py")
 LONGEST_RESPONSE = 1_000_000  # characters; in a longer one no program is looked for
@@ -258,15 +258,4 @@ def _run(job: dict[str, Any], token: str, stdin: str, limits: Limits) -> tuple[s
         return (None if failed else output), result.read().decode(errors="replace")
 
 
-def compute_score(
-    data_source: str,
-    solution_str: str,
-    ground_truth: str | Mapping[str, Any],
-    extra_info: Mapping[str, Any] | None = None,
-    *,
-    partial: bool = False,
-    **_: Any,
-) -> float:
-    """verl's reward function: the grade alone. `extra_info["entry_point"]` is the function that
-    HumanEval's own `test` text is about."""
-    return grade(solution_str, true_answer("code", ground_truth, extra_info), partial=partial)
+compute_score = verl_grader("code", grade, settings=("partial",))

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import math
 
-from reward_fns.inputs import check_finite, check_positive, is_right, sample_reward
-from reward_fns.sample_score import verl_reward
+from reward_fns.inputs import check_finite, check_positive, is_right
+from reward_fns.kinds import sample_reward, verl_reward
 
 
 @sample_reward

@@ -14,8 +14,8 @@ the limit, one fifth.
 
 from __future__ import annotations
 
-from reward_fns.inputs import check_finite, check_positive, sample_reward
-from reward_fns.sample_score import verl_reward
+from reward_fns.inputs import check_finite, check_positive
+from reward_fns.kinds import sample_reward, verl_reward
 
 BUFFER_SHARE = 0.2  # 4,096 of 20,480
 

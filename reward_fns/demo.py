@@ -1,21 +1,33 @@
-"""Grader of the shipped policy's task: chains of additions and subtractions.
+"""Grader of the demo policy's task: chains of additions and subtractions (`lenvm_rl/demo/task.py`).
 
-    demo: 1 if the response states exactly one answer, at its very end, and it is the right one
-
-The rule itself is the task's own, `lenvm_rl.demo.task.grade`.
+demo: 1 if the response states exactly one answer, at its very end, and it is the right one
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
-from lenvm_rl.demo import task
+from reward_fns.graders import verl_grader
+
+# At most nine digits: a run of thousands of digits is garbage, and int() refuses it.
+_ANSWER = re.compile(r"\banswer is (-?\d+)")
+_FINAL = re.compile(r"\bthe answer is (0|-?[1-9]\d{0,8})\.?\s*\Z")
+
+
+def states_answer(text: str, answer: int | str) -> bool:
+    """Whether a response states one answer, at its very end, and that is `answer`.
+
+    Never raises: no answer, two answers, text after the answer, leading zeros and garbage of any
+    size are all wrong.
+    """
+    if not isinstance(text, str) or len(_ANSWER.findall(text)) != 1:
+        return False
+    final = _FINAL.search(text)
+    return final is not None and final.group(1) == str(answer).strip()
 
 
 def grade(text: str, answer: int | str) -> float:
-    """1.0 where `task.grade` accepts the response, else 0.0; no text raises.
+    """1.0 where `states_answer`, else 0.0; no text raises.
 
     Raises:
         ValueError: `answer`, the ground truth, is no whole number.
@@ -24,15 +36,7 @@ def grade(text: str, answer: int | str) -> float:
         raise ValueError(
             f"the ground truth {str(answer)[:80]!r} is no whole number: the demo's task is sums"
         )
-    return float(task.grade(text, answer))
+    return float(states_answer(text, answer))
 
 
-def compute_score(
-    data_source: str,
-    solution_str: str,
-    ground_truth: int | str,
-    extra_info: Mapping[str, Any] | None = None,
-    **_: Any,
-) -> float:
-    """verl's reward function: the grade alone."""
-    return grade(solution_str, ground_truth)
+compute_score = verl_grader("demo", grade)

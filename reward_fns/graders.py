@@ -1,4 +1,4 @@
-"""Which graders are there, and which one judges a prompt?
+"""Graders by name, which of them judges a prompt, and the way verl calls them.
 
 Each is a file with `grade(text, answer) -> float` in [0, 1]. A grader is imported when it is first
 asked for, so that the ones with a requirement of their own (`math` needs math-verify) cost nothing
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 GRADERS = {
@@ -122,3 +122,29 @@ def check_truth(
     elif answer is not None:
         get_grader(name)("", answer)
     return answer
+
+
+def verl_grader(
+    name: str, grade: Callable[..., float], settings: Sequence[str] = ()
+) -> Callable[..., float]:
+    """verl's `compute_score` of a grader: the grade alone.
+
+    Args:
+        name: of the grader: says what of `extra_info` belongs to the answer, see `true_answer`.
+        grade: `grade(text, answer, **settings) -> float`.
+        settings: arguments of `grade` that `reward.custom_reward_function.reward_kwargs` may set;
+            others that it has are left aside.
+    """
+
+    def compute_score(
+        data_source: str,
+        solution_str: str,
+        ground_truth: Any,
+        extra_info: Mapping[str, Any] | None = None,
+        **given: Any,
+    ) -> float:
+        answer = true_answer(name, ground_truth, extra_info)
+        return grade(solution_str, answer, **{key: given[key] for key in settings if key in given})
+
+    compute_score.__doc__ = f"verl's reward function of the grader `{name}`: see `verl_grader`."
+    return compute_score

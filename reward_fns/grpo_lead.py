@@ -21,7 +21,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from reward_fns.inputs import check_finite, group_reward, is_right, mean, population_std
+from reward_fns.inputs import check_finite, is_right, mean, population_std
+from reward_fns.kinds import group_reward
 
 EPSILON = 1e-6  # tokens
 WRONG = -1.0

@@ -5,7 +5,7 @@ r"""Grader of GSM8K and other word problems with a number as answer.
 The response's number stands after a `####` or inside a `\boxed{}`; of several answers the last
 counts. A heading with words (`#### Step 2: the total`) is no answer, and an answer that is not one
 number (a list, a range, a formula) is wrong. Numbers are compared as numbers: `1,000`, `$1000`,
-`1{,}000` and `1000.0` are the same (`one_number.py`). The true answer may be the number alone or
+`1{,}000` and `1000.0` are the same (`stated.py`). The true answer may be the number alone or
 the whole solution that GSM8K comes with (`... #### 72`).
 """
 
@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from reward_fns.boxed import last_box
-from reward_fns.one_number import one_number
+from reward_fns.graders import verl_grader
+from reward_fns.stated import last_box, one_number
 
 _MARKED = re.compile(r"#{4,}(?:[ \t]*\n)?[ \t]*([^\n]{0,200})")
 _ANNOUNCED = re.compile(
@@ -77,12 +76,4 @@ def _number(truth: Any) -> Fraction | None:
     return one_number(text.strip())
 
 
-def compute_score(
-    data_source: str,
-    solution_str: str,
-    ground_truth: str | int | float,
-    extra_info: Mapping[str, Any] | None = None,
-    **_: Any,
-) -> float:
-    """verl's reward function: the grade alone."""
-    return grade(solution_str, ground_truth)
+compute_score = verl_grader("gsm8k", grade)

@@ -19,12 +19,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reward_fns.inputs import check_finite, clean_group, is_right, scatter
+from reward_fns.inputs import check_finite, is_right
+from reward_fns.kinds import Stateful
 
 LOWEST_RIGHT = -0.7
 
 
-class Hapo:
+class Hapo(Stateful):
     """Stateful reward; `shortest` maps a prompt to the tokens of its shortest right answer.
 
     Args:
@@ -43,10 +44,10 @@ class Hapo:
         self._weight = weight
         self.shortest: dict[str, float] = {}
 
-    def group_rewards(
-        self, correct: Sequence[Any], tokens: Sequence[Any], *, prompt_id: str | None = None
+    def rewards(
+        self, correct: Sequence[float], tokens: Sequence[float], prompt_id: str | None
     ) -> list[float]:
-        """Whole rewards of one prompt's samples.
+        """Rewards by the prompt's history.
 
         Raises:
             ValueError: prompt_id is missing: without it there is no history.
@@ -56,26 +57,22 @@ class Hapo:
                 "HAPO remembers prompts across epochs, but this group has no prompt_id: pass one "
                 "that stays the same in every epoch (a data column or a hash of the prompt)"
             )
-        kept, scores, counts = clean_group(correct, tokens)
         history = self.shortest.get(str(prompt_id))
-        rewards = [
+        return [
             score + self._weight * _length_reward(count, history, right=is_right(score))
-            for score, count in zip(scores, counts, strict=True)
+            for score, count in zip(correct, tokens, strict=True)
         ]
-        return scatter(rewards, kept, len(tokens))
 
-    def update(
-        self, correct: Sequence[Any], tokens: Sequence[Any], prompt_ids: Sequence[str]
+    def learn(
+        self, correct: Sequence[float], tokens: Sequence[float], prompt_ids: Sequence[str]
     ) -> dict[str, float]:
         """Remember the batch's shortest right answers.
 
         Returns:
             `prompts_with_history`, the number of prompts ever answered right.
         """
-        kept, scores, counts = clean_group(correct, tokens, prompt_ids)
-        for position, score, count in zip(kept, scores, counts, strict=True):
+        for score, count, name in zip(correct, tokens, prompt_ids, strict=True):
             if is_right(score):
-                name = str(prompt_ids[position])
                 self.shortest[name] = min(count, self.shortest.get(name, count))
         return {"prompts_with_history": float(len(self.shortest))}
 

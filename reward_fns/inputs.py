@@ -1,4 +1,4 @@
-"""What may a length reward be given? Checks and cleaning that every reward shares.
+"""Checks and cleaning of what length rewards are given, and the statistics that they share.
 
 Numbers of one prompt's samples arrive as two lists, `correct` (task score in [0, 1]) and `tokens`
 (response tokens, EOS included). A count is never read off text: a missing one is an error. A count
@@ -8,9 +8,8 @@ that sample earns 0 and is left out of its group's statistics; training goes on.
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 LONGEST = 1e12  # tokens; a larger count is garbage
@@ -75,18 +74,6 @@ def check_positive(**values: float) -> None:
             raise ValueError(f"{name} is {value!r}, but must be above 0: set a positive number")
 
 
-def sample_reward(fn: Callable[..., float]) -> Callable[..., float]:
-    """Clean the first two arguments of `fn(correct, tokens, ...)`; 0 for an unusable count."""
-
-    @functools.wraps(fn)
-    def cleaned(correct: Any, tokens: Any, *args: Any, **params: Any) -> float:
-        count = clean_count(tokens)
-        reward = fn(clean_score(correct), 0.0 if count is None else count, *args, **params)
-        return 0.0 if count is None else float(reward)
-
-    return cleaned
-
-
 def clean_group(
     correct: Sequence[Any], tokens: Sequence[Any], prompt_ids: Sequence[str] | None = None
 ) -> tuple[list[int], list[float], list[float]]:
@@ -113,28 +100,6 @@ def clean_group(
     return kept, scores, [count for count in counts if count is not None]
 
 
-def scatter(rewards: Sequence[float], kept: Sequence[int], size: int) -> list[float]:
-    """Rewards of the kept positions in a list of `size`, 0 elsewhere."""
-    spread = [0.0] * size
-    for position, reward in zip(kept, rewards, strict=True):
-        spread[position] = float(reward)
-    return spread
-
-
-def group_reward(fn: Callable[..., Sequence[float]]) -> Callable[..., list[float]]:
-    """Clean the first two arguments of `fn(correct, tokens, ...)`, lists of one prompt's samples.
-
-    `fn` sees only samples with a usable count; the others get 0.
-    """
-
-    @functools.wraps(fn)
-    def cleaned(correct: Sequence[Any], tokens: Sequence[Any], **params: Any) -> list[float]:
-        kept, scores, counts = clean_group(correct, tokens)
-        return scatter(fn(scores, counts, **params) if kept else [], kept, len(tokens))
-
-    return cleaned
-
-
 def mean(values: Sequence[float]) -> float:
     """Arithmetic mean of at least one value."""
     return math.fsum(values) / len(values)
@@ -146,8 +111,3 @@ def population_std(values: Sequence[float]) -> float:
     if min(values) == max(values):
         return 0.0
     return math.sqrt(mean([(value - centre) ** 2 for value in values]))
-
-
-def sigmoid(x: float) -> float:
-    """`1 / (1 + exp(-x))` without overflow."""
-    return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))

@@ -11,8 +11,8 @@ Source: Aggarwal and Welleck, "L1", arXiv 2503.04697 (LCPO-Exact); official code
 
 from __future__ import annotations
 
-from reward_fns.inputs import check_finite, check_positive, sample_reward
-from reward_fns.sample_score import verl_reward
+from reward_fns.inputs import check_finite, check_positive
+from reward_fns.kinds import sample_reward, verl_reward
 
 
 @sample_reward

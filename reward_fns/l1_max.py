@@ -14,9 +14,9 @@ slopes was trained is open; here alpha is the paper's.
 
 from __future__ import annotations
 
-from reward_fns.inputs import check_finite, sample_reward
+from reward_fns.inputs import check_finite
+from reward_fns.kinds import sample_reward, verl_reward
 from reward_fns.l1_exact import check_target
-from reward_fns.sample_score import verl_reward
 
 
 @sample_reward

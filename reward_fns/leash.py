@@ -16,10 +16,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reward_fns.inputs import check_finite, check_positive, clean_group, mean, scatter
+from reward_fns.inputs import check_finite, check_positive, mean
+from reward_fns.kinds import Stateful
 
 
-class Leash:
+class Leash(Stateful):
     """Stateful reward; `multiplier` is lambda.
 
     Args:
@@ -50,25 +51,23 @@ class Leash:
         self._target, self._step, self._largest = target_tokens, step, largest
         self.multiplier = multiplier
 
-    def group_rewards(
-        self, correct: Sequence[Any], tokens: Sequence[Any], *, prompt_id: str | None = None
+    def rewards(
+        self, correct: Sequence[float], tokens: Sequence[float], prompt_id: str | None
     ) -> list[float]:
-        """Whole rewards of one prompt's samples at the current multiplier."""
-        kept, scores, counts = clean_group(correct, tokens)
+        """Rewards at the current multiplier."""
         rewards = []
-        for score, count in zip(scores, counts, strict=True):
+        for score, count in zip(correct, tokens, strict=True):
             excess = max(0.0, count / self._target - 1.0)
             rewards.append(min(max(score - self.multiplier * excess, -1.0), 1.0))
-        return scatter(rewards, kept, len(tokens))
+        return rewards
 
-    def update(
-        self, correct: Sequence[Any], tokens: Sequence[Any], prompt_ids: Sequence[str]
+    def learn(
+        self, correct: Sequence[float], tokens: Sequence[float], prompt_ids: Sequence[str]
     ) -> dict[str, float]:
         """Dual ascent by the batch's mean length; returns `multiplier` and `excess`."""
-        _, _, counts = clean_group(correct, tokens)
-        if not counts:
+        if not tokens:
             return {"multiplier": self.multiplier}
-        excess = mean(counts) / self._target - 1.0
+        excess = mean(tokens) / self._target - 1.0
         self.multiplier = min(max(self.multiplier + self._step * excess, 0.0), self._largest)
         return {"multiplier": self.multiplier, "excess": excess}
 

@@ -24,7 +24,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from reward_fns.boxed import last_boxed
+from reward_fns.graders import verl_grader
+from reward_fns.stated import last_boxed
 
 LONGEST_ANSWER = 1_000  # characters; a longer box is garbage
 TIME_LIMIT = 10.0  # seconds for one comparison
@@ -151,12 +152,4 @@ def _plain(formula: str) -> str:
     return bare.rstrip(".")
 
 
-def compute_score(
-    data_source: str,
-    solution_str: str,
-    ground_truth: str,
-    extra_info: Mapping[str, Any] | None = None,
-    **_: Any,
-) -> float:
-    """verl's reward function: the grade alone."""
-    return grade(solution_str, ground_truth)
+compute_score = verl_grader("math", grade)

@@ -7,7 +7,7 @@ The truth is an object (or its JSON) with MathVista's own fields: `answer`, `que
 The answer of a multi_choice question is the *text* of the right option, while policies answer with
 its letter: the letter is looked up in `choices`, and the option's text counts as well. An integer
 is cut to whole, a float rounded to `precision` decimals, lists are compared number by number; what
-is not one number where one is asked for (`one_number.py`) is wrong.
+is not one number where one is asked for (`stated.py`) is wrong.
 
 The response's answer is its last `\boxed{}`, or else its last `Answer: ...` / `answer is ...`.
 Deviation from the benchmark: it has a language model extract the answer and then takes the option
@@ -24,10 +24,9 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from reward_fns.boxed import last_boxed
-from reward_fns.graders import true_answer
+from reward_fns.graders import verl_grader
 from reward_fns.multiple_choice import chosen_letter
-from reward_fns.one_number import one_number
+from reward_fns.stated import last_boxed, one_number
 
 _STATED = re.compile(r"\banswer\s{0,3}(?:is|[:=])\s{0,3}([^\n]{1,200})", re.IGNORECASE)
 _WRAPPED = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s{0,3}\{([^{}]{0,200})\}")
@@ -139,13 +138,4 @@ def _plain(text: str) -> str:
     return " ".join(text.lower().strip("$ .").split())
 
 
-def compute_score(
-    data_source: str,
-    solution_str: str,
-    ground_truth: str | Mapping[str, Any],
-    extra_info: Mapping[str, Any] | None = None,
-    **_: Any,
-) -> float:
-    """verl's reward function: the grade alone. The fields may be in `extra_info`, or in its `extra`
-    (an object or its JSON), where the prompt set `mathvista` has them."""
-    return grade(solution_str, true_answer("mathvista", ground_truth, extra_info))
+compute_score = verl_grader("mathvista", grade)

@@ -12,10 +12,9 @@ Only capital letters count in prose ("the answer is a number" names no option).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
-from reward_fns.boxed import last_boxed
+from reward_fns.graders import verl_grader
+from reward_fns.stated import last_boxed
 
 LONGEST = 1_000  # characters of an answer that begins with a label
 
@@ -113,12 +112,4 @@ def _unframed(frame: re.Match[str]) -> str:
     return f"({frame[1]})" if re.fullmatch("[A-J]", frame[1].strip()) else frame[1]
 
 
-def compute_score(
-    data_source: str,
-    solution_str: str,
-    ground_truth: str,
-    extra_info: Mapping[str, Any] | None = None,
-    **_: Any,
-) -> float:
-    """verl's reward function: the grade alone."""
-    return grade(solution_str, ground_truth)
+compute_score = verl_grader("multiple_choice", grade)

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reward_fns.inputs import check_finite, check_positive, group_reward, mean
+from reward_fns.inputs import check_finite, check_positive, mean
+from reward_fns.kinds import group_reward
 
 LOWEST, HIGHEST = -2.0, 4.0
 

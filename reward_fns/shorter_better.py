@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reward_fns.inputs import check_finite, group_reward, is_right, mean
+from reward_fns.inputs import check_finite, is_right, mean
+from reward_fns.kinds import group_reward
 
 
 @group_reward

@@ -15,8 +15,8 @@ estimator, not of a reward.
 
 from __future__ import annotations
 
-from reward_fns.inputs import check_positive, sample_reward
-from reward_fns.sample_score import verl_reward
+from reward_fns.inputs import check_positive
+from reward_fns.kinds import sample_reward, verl_reward
 
 
 @sample_reward

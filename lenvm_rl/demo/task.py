@@ -11,14 +11,12 @@ import random
 import re
 from dataclasses import dataclass
 
+from reward_fns.demo import states_answer
+
 MIN_OPERANDS, MAX_OPERANDS = 2, 12
 MAX_TERM = 20  # operands are 1..20
 MAX_TOTAL = 99  # partial sums are 0..99
 STYLES = ("bare", "terse", "wordy", "checking")
-
-# At most nine digits: a run of thousands of digits is garbage, and int() refuses it.
-_ANSWER = re.compile(r"\banswer is (-?\d+)")
-_FINAL = re.compile(r"\bthe answer is (0|-?[1-9]\d{0,8})\.?\s*\Z")
 
 
 @dataclass(frozen=True)
@@ -102,15 +100,8 @@ def messages(problem: Problem) -> list[dict[str, str]]:
 
 
 def grade(text: str, answer: int | str) -> bool:
-    """Whether a response is right: it states one answer, at its very end, and that is `answer`.
-
-    Never raises: no answer, two answers, text after the answer, leading zeros and garbage of any
-    size are all wrong.
-    """
-    if not isinstance(text, str) or len(_ANSWER.findall(text)) != 1:
-        return False
-    final = _FINAL.search(text)
-    return final is not None and final.group(1) == str(answer).strip()
+    """Whether a response is right: the rule of the grader `demo`, but no ground truth raises."""
+    return states_answer(text, answer)
 
 
 def style(text: str) -> str:

@@ -47,6 +47,7 @@ from lenvm_rl.core import (
     value_to_logit,
 )
 from reward_fns import LENGTH_REWARDS, BoundReward
+from rl_bench.strengths import STRENGTHS
 
 NONE = "none"
 LENVM = {
@@ -95,7 +96,7 @@ class Method:
         if self.family == NONE:
             return None
         lenvm = self.family == "lenvm"
-        values = LENVM[self.name][1] if lenvm else LENGTH_REWARDS[self.name].strengths
+        values = LENVM[self.name][1] if lenvm else STRENGTHS[self.name].values
         if self.level < len(values):
             return values[self.level]
         beyond = values[2] * values[2] / values[1]
@@ -110,8 +111,7 @@ class Method:
         """The published reward with its parameters; None for the others."""
         if self.family != "published":
             return None
-        reward = LENGTH_REWARDS[self.name]
-        return reward.bind(**{**reward.bench, reward.strength: self.strength})
+        return LENGTH_REWARDS[self.name].bind(**STRENGTHS[self.name].params(self.strength))
 
 
 def all_methods(names: Sequence[str] | None, levels: Sequence[int]) -> list[Method]:

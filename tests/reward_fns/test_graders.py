@@ -14,8 +14,8 @@ from reward_fns import (
     mathvista,
     multiple_choice,
 )
-from reward_fns.boxed import last_boxed
 from reward_fns.graders import grader_of, true_answer
+from reward_fns.stated import last_boxed
 
 HUGE = "\\boxed{" * 60_000 + "#### answer is (" * 30_000 + "```python\n" * 10_000 + "9" * 200_000
 VISTA = {

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward_fns import LENGTH_REWARDS, get_length_reward
+from tests.reward_fns.strengths import STRENGTHS
 
 NAMES = sorted(LENGTH_REWARDS)
 # L1-Exact pays for deviation on both sides of its target
@@ -21,8 +22,8 @@ GARBAGE = st.lists(st.tuples(GARBAGE_SCORE, GARBAGE_COUNT), min_size=1, max_size
 
 def bench_reward(name, level=1, *, history=None):
     """A reward as the benchmark sets it, after a batch that gives stateful ones something."""
-    reward = get_length_reward(name)
-    bound = reward.bind(**reward.bench_params(level))
+    strengths = STRENGTHS[name]
+    bound = get_length_reward(name).bind(**strengths.params(strengths.values[level]))
     for _ in range(6 if history else 0):
         bound.update(*history)
     return bound

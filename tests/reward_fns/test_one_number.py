@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from reward_fns.one_number import one_number
+from reward_fns.stated import one_number
 
 
 @pytest.mark.parametrize(

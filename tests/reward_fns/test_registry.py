@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from reward_fns import LENGTH_REWARDS, get_length_reward
+from tests.reward_fns.strengths import STRENGTHS
 
 PUBLISHED = {
     "l1_exact", "l1_max", "kimi", "o1_pruner", "arora_zanette", "dapo_overlong", "truncation",
@@ -22,9 +23,10 @@ def test_every_published_reward_is_registered():
 def test_settings_name_real_arguments(name):
     reward = get_length_reward(name)
     arguments = inspect.signature(reward.fn).parameters
-    for argument in (reward.strength, *reward.bench, *reward.columns):
+    strengths = STRENGTHS[name]
+    for argument in (*strengths.params(1.0), *reward.columns):
         assert argument in arguments
-    assert len(set(reward.strengths)) == 3
+    assert len(set(strengths.values)) == 3
     # whatever is not given by the data has the source's default
     needed = {n for n, p in arguments.items() if p.default is p.empty and p.kind != p.VAR_KEYWORD}
     assert needed <= {"correct", "tokens"}

@@ -7,7 +7,7 @@ import pytest
 
 from reward_fns.a_dlp import ADlp
 from reward_fns.hapo import Hapo
-from reward_fns.laser_d import LaserD, difficulty
+from reward_fns.laser import LaserD, difficulty
 from reward_fns.leash import Leash
 
 

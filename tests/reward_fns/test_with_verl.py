@@ -11,6 +11,7 @@ from verl.trainer.ppo import core_algos  # noqa: E402
 from verl.trainer.ppo.reward import get_custom_reward_fn  # noqa: E402
 
 from reward_fns import GRADERS, LENGTH_REWARDS  # noqa: E402
+from tests.reward_fns.strengths import STRENGTHS  # noqa: E402
 
 TEXT = "5 + 3 = 8 the answer is 8"
 
@@ -33,7 +34,9 @@ def call(function, tokens):
 @pytest.mark.parametrize("name", [n for n, r in LENGTH_REWARDS.items() if r.kind == "sample"])
 def test_verl_loads_every_sample_reward(name):
     reward = LENGTH_REWARDS[name]
-    params = {k: v for k, v in reward.bench_params(1).items() if k not in reward.columns}
+    strengths = STRENGTHS[name]
+    params = strengths.params(strengths.values[1])
+    params = {key: value for key, value in params.items() if key not in reward.columns}
     result = call(load(f"pkg://reward_fns.{name}", **params), tokens=50)
     assert result["score"] == pytest.approx(
         reward.bind(**params).group_rewards([1], [50], columns={"target": 40})[0]

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from lenvm_rl.verl.rl.rollout_batch import RolloutBatch
-from reward_fns import get_length_reward
-from reward_fns.registry import BoundReward
+from reward_fns import BoundReward, get_length_reward
 
 
 class GroupReward:

@@ -1,5 +1,6 @@
-r"""Which one number does an answer state? `\$1{,}200.50`, `3 \times 10^5`, `1\frac{1}{2}`, `72 m^2`
+r"""What a response states: its last `\boxed{...}`, and the one number of an answer.
 
+Numbers are read as people write them: `\$1{,}200.50`, `3 \times 10^5`, `1\frac{1}{2}`, `72 m^2`.
 Digits may be grouped by threes (with `,` `{,}` `,\!` `\,` `\ ` or a thin or unbreakable space).
 Fractions and mixed numbers are read exactly; a percent sign and units are left aside; of an
 equation the last side counts. What is not one number (two of them, a range, a list, a formula) is
@@ -10,6 +11,51 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+
+_MARK = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is a sign, no group: \left\{
+# without braces TeX boxes one token; people mean the number, or the one sign before the math ends
+_BARE = re.compile(
+    r"\s*(-?\d[\d.,/]*(?<![.,/])|\\[dt]?frac\s*(?:\{[^{}]*\}|\d)\s*(?:\{[^{}]*\}|\d)"
+    r"|\S(?=\s*(?:\$|\\\)|\\\])))"
+)
+
+
+def last_boxed(text: str) -> str | None:
+    r"""Content of the last `\boxed{...}` with its braces balanced; None where there is none.
+
+    An unfinished box (the response was cut) is none, even if an earlier one is whole: the last
+    box is the answer. `\boxed` without content is a mention, not a box. Linear in the text.
+    """
+    return last_box(text)[1]
+
+
+def last_box(text: str) -> tuple[int, str | None]:
+    """Position and content of the last box, as in `last_boxed`; position -1 where there is none."""
+    for mark in reversed(list(_MARK.finditer(text))):
+        start = mark.end()
+        while start < len(text) and text[start].isspace():
+            start += 1
+        if not text.startswith("{", start):
+            bare = _BARE.match(text, mark.end())
+            if bare is not None:
+                return mark.start(), bare[1]
+            continue
+        content = _group(text, start)
+        if content != "":
+            return mark.start(), content
+    return -1, None
+
+
+def _group(text: str, opening: int) -> str | None:
+    """What stands between the brace at `opening` and its partner; None where there is none."""
+    depth = 0
+    for found in _BRACE.finditer(text, opening):
+        depth += {"{": 1, "}": -1}.get(found[0], 0)
+        if depth == 0:
+            return text[opening + 1 : found.start()].strip()
+    return None
+
 
 LONGEST = 200  # characters; a longer answer is garbage
 _LARGEST_POWER = 300  # of ten
