@@ -28,7 +28,7 @@ BASELINES = ("right", "group", "all")
 CLAMP = 0.25
 """Share of a right answer's lead that its length term may take. In a world where 90 % of long and
 30 % of short answers are right, .5 costs 5 points of accuracy, .25 less than one
-(scripts/bench_right_answers.py --right mostly_long)."""
+(scripts/bench/right_answers.py --right mostly_long)."""
 
 
 def centre_right(x: Tensor, mask: Tensor, right: Tensor, groups: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_check.sections import SECTIONS, Skipped
+
+from scripts.gpu_check.sections import SECTIONS, Skipped
 
 QUICK_SECONDS = 60
 """Of any section in small shapes."""
@@ -87,7 +88,8 @@ def run_here(args: argparse.Namespace) -> int:
 def run_apart(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """One section in a process of its own."""
     limit = args.timeout or (QUICK_SECONDS if args.quick else SECTIONS[name].seconds)
-    command = [sys.executable, "-m", "gpu_check", "--section", name, "--device", args.device]
+    command = [sys.executable, "-m", "scripts.gpu_check", "--section", name]
+    command += ["--device", args.device]
     result = last_object_of(command + ["--quick"] * args.quick, limit)
     print(
         f"{name}: {result['status']}, {result['seconds']} s {result.get('reason', '')}",

@@ -19,7 +19,15 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from guidance_cost.floor import (
+from torch import Tensor
+
+from lenvm_rl.core import length_to_value, squared_error, value_of_logit
+from lenvm_rl.guidance import GuidanceSettings, Guide, GuidedRow, History
+from lenvm_rl.guidance.exact.prefix_kernels import KERNELS, checked
+from lenvm_rl.guidance.exact.scorer import ExactScorer
+from lenvm_rl.model import LengthValueModel
+from lenvm_rl.vllm.flash import VLLM_KERNELS
+from scripts.bench.step_cost.floor import (
     FLOOR_SHAPES,
     OVERHEAD_BAR,
     STEP_BAR,
@@ -30,15 +38,7 @@ from guidance_cost.floor import (
     product_rate,
     step_flops,
 )
-from guidance_cost.loop import synchronize
-from torch import Tensor
-
-from lenvm_rl.core import length_to_value, squared_error, value_of_logit
-from lenvm_rl.guidance import GuidanceSettings, Guide, GuidedRow, History
-from lenvm_rl.guidance.exact.prefix_kernels import KERNELS, checked
-from lenvm_rl.guidance.exact.scorer import ExactScorer
-from lenvm_rl.model import LengthValueModel
-from lenvm_rl.vllm.flash import VLLM_KERNELS
+from scripts.bench.step_cost.loop import synchronize
 
 GAMMA = 0.997
 SMALL = Shape(hidden=256, layers=3, heads=4, kv_heads=2, intermediate=512, vocab=2048)

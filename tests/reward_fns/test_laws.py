@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reward_fns import LENGTH_REWARDS, get_length_reward
-from tests.reward_fns.strengths import STRENGTHS
+from scripts.bench.grpo.strengths import STRENGTHS
 
 NAMES = sorted(LENGTH_REWARDS)
 # L1-Exact pays for deviation on both sides of its target

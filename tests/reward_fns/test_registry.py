@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from reward_fns import LENGTH_REWARDS, get_length_reward
-from tests.reward_fns.strengths import STRENGTHS
+from scripts.bench.grpo.strengths import STRENGTHS
 
 PUBLISHED = {
     "l1_exact", "l1_max", "kimi", "o1_pruner", "arora_zanette", "dapo_overlong", "truncation",

@@ -11,7 +11,7 @@ from verl.trainer.ppo import core_algos  # noqa: E402
 from verl.trainer.ppo.reward import get_custom_reward_fn  # noqa: E402
 
 from reward_fns import GRADERS, LENGTH_REWARDS  # noqa: E402
-from tests.reward_fns.strengths import STRENGTHS  # noqa: E402
+from scripts.bench.grpo.strengths import STRENGTHS  # noqa: E402
 
 TEXT = "5 + 3 = 8 the answer is 8"
 

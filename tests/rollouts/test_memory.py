@@ -3,17 +3,15 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench_rollouts.py"
 
 
 @pytest.mark.slow
 def test_peak_memory_is_flat(tmp_path):
     """The benchmark at small scale: 6 times the tokens, the same peak. Imports are taken off."""
-    command = [sys.executable, str(BENCH), "--tokens", "1e6,6e6", "--window-rows", "512"]
+    command = [sys.executable, "-m", "scripts.bench", "rollouts", "--tokens", "1e6,6e6"]
+    command += ["--window-rows", "512"]
     command += ["--dir", str(tmp_path), "--json", str(tmp_path / "bench.json")]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     figures = json.loads(done.stdout.splitlines()[-1])

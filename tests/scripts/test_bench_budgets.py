@@ -1,36 +1,31 @@
-"""bench_budgets.py: prompts with budgets, the two advantages, the warm-up, a tiny whole bench."""
+"""bench/budgets.py: prompts with budgets, the two advantages, the warm-up, a tiny whole bench."""
 
 import json
-import sys
 from concurrent.futures import Future
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
-import bench_budgets  # noqa: E402  (scripts are not a package)
-from rl_bench import jobs  # noqa: E402
-from rl_bench.budget_report import budget_rows  # noqa: E402
-from rl_bench.budgets import (  # noqa: E402
+from lenvm_rl.demo import policy_path, task
+from lenvm_rl.model import (
+    LengthValueModel,
+    describe_policy,
+    load_tokenizer,
+    save_checkpoint,
+)
+from lenvm_rl.sampling.transformers.sampler import Completion
+from scripts.bench import budgets as bench_budgets
+from scripts.bench.grpo import jobs
+from scripts.bench.grpo.budget_report import budget_rows
+from scripts.bench.grpo.budgets import (
     BudgetSettings,
     advantage_of,
     budget_world,
     deviation,
     figures,
 )
-from rl_bench.methods import Graded, task_advantage  # noqa: E402
-from rl_bench.warm_up import asked, hindsight  # noqa: E402
-
-from lenvm_rl.demo import policy_path, task  # noqa: E402
-from lenvm_rl.model import (  # noqa: E402
-    LengthValueModel,
-    describe_policy,
-    load_tokenizer,
-    save_checkpoint,
-)
-from lenvm_rl.sampling.transformers.sampler import Completion  # noqa: E402
+from scripts.bench.grpo.methods import Graded, task_advantage
+from scripts.bench.grpo.warm_up import asked, hindsight
 
 TINY = (
     "--updates 2 --prompts 2 --samples 3 --max-tokens 48 --pool 4 --eval-prompts 2 "

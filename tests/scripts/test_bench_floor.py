@@ -1,16 +1,12 @@
 """The floor of a step, worked by hand in tiny, and a run of its measurement."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
-import bench_guidance  # noqa: E402  (scripts are not a package)
-from guidance_cost.floor import (  # noqa: E402
+from scripts.bench import guidance as bench_guidance
+from scripts.bench.step_cost.floor import (
     Shape,
     against_the_floor,
     copy_bandwidth,

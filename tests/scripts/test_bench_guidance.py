@@ -1,23 +1,18 @@
 """The guidance benchmark, in tiny: its scorers, its policy loop, its arithmetic, a run."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from lenvm_rl.guidance import History
 from lenvm_rl.model import LengthValueConfig, LengthValueModel
+from scripts.bench import guidance as bench_guidance
+from scripts.bench.step_cost.loop import Loop, Policy, Timed, cut_prompts
+from scripts.bench.step_cost.report import summarize, within_bars
+from scripts.bench.step_cost.scorers import SCORERS
+from scripts.bench.step_cost.shapes import SHAPES, Pair
 from tests.tiny import VOCAB, make_policy
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
-import bench_guidance  # noqa: E402  (scripts are not a package)
-from guidance_cost.loop import Loop, Policy, Timed, cut_prompts  # noqa: E402
-from guidance_cost.report import summarize, within_bars  # noqa: E402
-from guidance_cost.scorers import SCORERS  # noqa: E402
-from guidance_cost.shapes import SHAPES, Pair  # noqa: E402
 
 
 def tiny() -> Pair:

@@ -1,9 +1,7 @@
 """The training-speed benchmark, in tiny: its data, its three trainers, its arithmetic, a run."""
 
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +9,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from lenvm_rl.rollouts import RolloutWriter
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
-import bench_pretrain  # noqa: E402  (scripts are not a package)
-from pretrain_speed.hardware import matmul_ceiling, training_flops, trunk_parameters  # noqa: E402
-from pretrain_speed.presets import PRESETS, drawn_lengths, file_lengths, make_rows  # noqa: E402
-from pretrain_speed.report import summarize  # noqa: E402
+from scripts.bench import pretrain as bench_pretrain
+from scripts.bench.trainers.hardware import matmul_ceiling, training_flops, trunk_parameters
+from scripts.bench.trainers.presets import PRESETS, drawn_lengths, file_lengths, make_rows
+from scripts.bench.trainers.report import summarize
 
 TINY = replace(
     PRESETS["cpu-25m"],
@@ -43,7 +38,7 @@ TINY = replace(
 def trainers(tmp_path_factory):
     """The three trainers around the same weights, and one step's completions."""
     bench_pretrain.prepare_process("cpu")
-    from pretrain_speed import arms
+    from scripts.bench.trainers import arms
 
     path = tmp_path_factory.mktemp("bench") / "lenvm"
     model = arms.save_fresh_model(TINY, path)

@@ -3,7 +3,6 @@
 import gzip
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,14 +12,11 @@ from lenvm_rl.core import discounted_returns
 from lenvm_rl.model import LengthValueModel, from_scratch, tokenizer_sha
 from lenvm_rl.model.training import Recipe, learning_rate, micro_batches, train
 from lenvm_rl.rollouts import Rollout, RolloutReader, RolloutWriter, shared_prompts
+from scripts.bench import real_text as bench_real_text
+from scripts.bench.text.comparison import Errors, compare, margin
+from scripts.bench.text.figure import plot_positions
+from scripts.bench.text.sources import completions_source, story_prompts
 from tests.tiny import make_policy, make_tokenizer
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
-import bench_real_text  # noqa: E402  (scripts are not a package)
-from real_text.comparison import Errors, compare, margin  # noqa: E402
-from real_text.figure import plot_positions  # noqa: E402
-from real_text.sources import completions_source, story_prompts  # noqa: E402
 
 GAMMA = 0.95
 EOS = 1

@@ -1,18 +1,13 @@
-"""bench_right_answers.py: its values against plain means, and small worlds as sceptics try them."""
+"""bench/right_answers.py: its values against plain means, and small worlds as sceptics try them."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
-import bench_right_answers as bench  # noqa: E402  (scripts are not a package)
-
-from lenvm_rl.core import logit_to_length, logit_to_value  # noqa: E402
+from lenvm_rl.core import logit_to_length, logit_to_value
+from scripts.bench import right_answers as bench
 
 SIZES = {"short": 20, "long": 60, "jitter": 3, "gamma": 0.98, "groups": 8, "updates": 40}
 SMALL = [f"--{name}={value}" for name, value in {**SIZES, "seeds": 1}.items()]

@@ -1,4 +1,4 @@
-"""bench_rl.py: the batch layout, the methods' advantages, the comparison, a tiny whole bench."""
+"""bench/rl.py: the batch layout, the methods' advantages, the comparison, a tiny whole bench."""
 
 import json
 import math
@@ -13,13 +13,22 @@ import psutil
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
-import bench_rl  # noqa: E402  (scripts are not a package)
-from rl_bench import jobs  # noqa: E402
-from rl_bench.batches import Grid, length_values, policy_gradient  # noqa: E402
-from rl_bench.comparison import answer, compare, updates_to  # noqa: E402
-from rl_bench.methods import (  # noqa: E402
+from lenvm_rl.demo import policy_path
+from lenvm_rl.model import (
+    LengthValueModel,
+    describe_policy,
+    load_tokenizer,
+    save_checkpoint,
+)
+from lenvm_rl.sampling.transformers.sampler import Completion, ContinuousSampler
+from lenvm_rl.verl.rl.length_terms import length_term
+from lenvm_rl.verl.rl.policy_settings import PolicyLengthSettings
+from reward_fns import LENGTH_REWARDS
+from scripts.bench import rl as bench_rl
+from scripts.bench.grpo import jobs
+from scripts.bench.grpo.batches import Grid, length_values, policy_gradient
+from scripts.bench.grpo.comparison import answer, compare, updates_to
+from scripts.bench.grpo.methods import (
     LENVM,
     Graded,
     Method,
@@ -28,19 +37,7 @@ from rl_bench.methods import (  # noqa: E402
     rewards_of,
     task_advantage,
 )
-
-from lenvm_rl.demo import policy_path  # noqa: E402
-from lenvm_rl.model import (  # noqa: E402
-    LengthValueModel,
-    describe_policy,
-    load_tokenizer,
-    save_checkpoint,  # noqa: E402
-)
-from lenvm_rl.sampling.transformers.sampler import Completion, ContinuousSampler  # noqa: E402
-from lenvm_rl.verl.rl.length_terms import length_term  # noqa: E402
-from lenvm_rl.verl.rl.policy_settings import PolicyLengthSettings  # noqa: E402
-from reward_fns import LENGTH_REWARDS  # noqa: E402
-from tests.tiny import FORWARD  # noqa: E402
+from tests.tiny import FORWARD
 
 GAMMA = 0.98
 TINY = (
@@ -350,9 +347,9 @@ def test_nonsense_is_refused(lenvm, tmp_path, capsys):
 
 PARENT = """
 import os, sys, time
-sys.path.insert(0, {scripts!r})
+sys.path.insert(0, {root!r})
 from pathlib import Path
-from rl_bench.jobs import run_missing
+from scripts.bench.grpo.jobs import run_missing
 import killed_run
 
 if __name__ == "__main__":
@@ -370,9 +367,9 @@ def run(out):
 
 def test_a_worker_ends_with_a_bench_that_is_killed(tmp_path):
     out = tmp_path / "run.json"
-    scripts = str(Path(bench_rl.__file__).parent)
+    root = str(Path(bench_rl.__file__).parents[2])
     (tmp_path / "killed_run.py").write_text(RUN)
-    (tmp_path / "parent.py").write_text(PARENT.format(scripts=scripts, out=str(out)))
+    (tmp_path / "parent.py").write_text(PARENT.format(root=root, out=str(out)))
     parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")], cwd=tmp_path)
     pid_file = Path(f"{out}.pid")
     wait_for(lambda: pid_file.exists() and pid_file.read_text())

@@ -1,13 +1,8 @@
 """The cost of a length critic: reading a log, the ratio, the estimate's arithmetic."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-
-import bench_rl_cost as bench  # noqa: E402
+from scripts.bench import rl_cost as bench
 
 LINE = "(Task) step:{n} - timing_s/adv:{adv} - timing_s/verl_adv:{verl} - timing_s/step:{step} - "
 LOG = "\n".join(

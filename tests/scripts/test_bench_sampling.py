@@ -1,16 +1,10 @@
 """The account of the kill benchmark; the benchmark itself starts servers."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
 from lenvm_rl.demo.prompts import demo_prompts
 from lenvm_rl.rollouts import Rollout, RolloutWriter
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
-import bench_sampling  # noqa: E402  (scripts are not a package)
+from scripts.bench import sampling as bench_sampling
 
 KEYS = [(prompt.prompt_id, k) for prompt in demo_prompts(3, seed=0) for k in range(2)]
 

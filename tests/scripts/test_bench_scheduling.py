@@ -1,16 +1,11 @@
 """The scheduling benchmark, in tiny: it trains once, simulates, and says what it needs."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
+from scripts.bench import scheduling as bench_scheduling
 from tests.scripts.test_bench_real_text import answers  # noqa: F401  (a fixture)
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
-import bench_scheduling  # noqa: E402  (scripts are not a package)
 
 
 def test_it_trains_once_and_simulates(answers, tmp_path, capsys):  # noqa: F811

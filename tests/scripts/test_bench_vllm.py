@@ -3,17 +3,13 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from lenvm_rl.demo import policy_path
 from lenvm_rl.model import LengthValueModel, load_tokenizer
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
-import bench_endurance  # noqa: E402  (scripts are not a package)
-import bench_exactness  # noqa: E402
+from scripts.bench import endurance as bench_endurance
+from scripts.bench import exactness as bench_exactness
 
 
 def test_growth_is_the_slope_of_the_last_two_thirds():

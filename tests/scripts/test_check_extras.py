@@ -1,11 +1,6 @@
 """What an extra brings is read off metadata; the rest of the environment is hidden."""
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-
-import check_extras  # noqa: E402
+from scripts import check_extras
 
 
 def test_an_extra_brings_what_its_requirements_require():

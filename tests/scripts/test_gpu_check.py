@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
+from scripts.gpu_check import __main__ as runner
+from scripts.gpu_check.sections import SECTIONS, Skipped
 
-from gpu_check import __main__ as runner  # noqa: E402  (scripts are not a package)
-from gpu_check.sections import SECTIONS, Skipped  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def python(program):

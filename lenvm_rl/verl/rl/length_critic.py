@@ -206,7 +206,7 @@ class LengthCritic:
             logger.warning(
                 "lenvm.baseline=all with lenvm.applies_to=right is an ablation: where right "
                 "answers are the long ones it teaches to be wrong "
-                "(scripts/bench_right_answers.py). Leave lenvm.baseline=auto to train a policy "
+                "(scripts/bench/right_answers.py). Leave lenvm.baseline=auto to train a policy "
                 "that is to be used."
             )
         samples = config.actor_rollout_ref.rollout.n

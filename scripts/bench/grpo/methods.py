@@ -1,0 +1,245 @@
+"""What is compared: no length term, published length rewards, and LenVM in several forms.
+
+Everything else of a run (data, optimiser, batch, updates, seeds) is the same. A method turns one
+batch of graded completions into advantages per token. Published rewards go through GRPO:
+
+    A = (r - mean_group) / (std_group + 1e-6)            the same at every token (verl's `grpo`)
+
+and so does the bare answer, which all LenVM forms start from:
+
+    objective   A + s A_len          A_len: GAE over -(1 - gamma), LenVM as baseline; `_refresh`
+                                     with a LenVM that learns on
+    right       A + s c A_len        in right answers alone, as the recipes do it: against a LenVM
+                                     of right answers where --lenvm is one, else against the right
+                                     answers of the prompt; bounded by the lead over wrong ones
+    objective_right, right_lam0, right_lam1
+                A + s c A_len        the same against values of all answers, unbounded, at the run's
+                                     lambda, 0 and 1: harmless only where right answers are short
+    shaping     r + sum_t F_t        F_t = s (Phi_{t+1} - Phi_t), Phi = V: GRPO sums token rewards,
+                                     and at gamma_shape 1 the sum is the same for all samples of a
+                                     prompt (but cut ones), so nothing should change
+    budget      A + s A_n            A_n: GAE towards -max(0, L - n) / n; n as a strength
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lenvm_rl.core import (
+    CLAMP,
+    budget_advantage,
+    centre_right,
+    clamp_to_lead,
+    combine,
+    discounted_returns,
+    lam_for_length,
+    length_advantage,
+    logit_to_value,
+    normalise_advantage,
+    recalibrate,
+    right_term,
+    shaping_rewards,
+    value_to_logit,
+)
+from reward_fns import LENGTH_REWARDS, BoundReward
+from scripts.bench.grpo.strengths import STRENGTHS
+
+NONE = "none"
+LENVM = {
+    "objective": ("scale", (0.1, 0.3, 1.0)),
+    "right": ("scale", (0.3, 1.0, 3.0)),
+    "objective_right": ("scale", (0.3, 1.0, 3.0)),
+    "objective_refresh": ("scale", (0.1, 0.3, 1.0)),
+    "right_lam0": ("scale", (0.3, 1.0, 3.0)),
+    "right_lam1": ("scale", (0.3, 1.0, 3.0)),
+    "shaping": ("scale", (0.1, 0.3, 1.0)),
+    "budget": ("tokens", (56.0, 40.0, 28.0)),
+}
+"""Forms, what their strength is, and its three values from weak to strong."""
+BUDGET_SCALE = 1.0
+LAMBDAS = {"right_lam0": 0.0, "right_lam1": 1.0}
+"""Forms with a lambda of their own; the others take the run's."""
+DEFAULT = (
+    NONE,
+    *("kimi", "l1_max", "arora_zanette", "dapo_overlong", "truncation", "laser"),
+    *("shorter_better", "alp"),
+    *("objective", "right", "objective_refresh", "shaping", "budget"),
+)
+"""What is compared unless names are given; ALL stands for everything there is."""
+LEVELS = ("0", "1", "2", "3")
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of the table: a name and a strength."""
+
+    name: str
+    level: int = 0
+    """0, 1, 2: weak, middle, strong; 3: as far beyond strong as strong is beyond middle."""
+
+    @property
+    def family(self) -> str:
+        """none, published or lenvm."""
+        if self.name == NONE:
+            return NONE
+        return "lenvm" if self.name in LENVM else "published"
+
+    @property
+    def strength(self) -> float | None:
+        """Value of the method's own strength parameter."""
+        if self.family == NONE:
+            return None
+        lenvm = self.family == "lenvm"
+        values = LENVM[self.name][1] if lenvm else STRENGTHS[self.name].values
+        if self.level < len(values):
+            return values[self.level]
+        beyond = values[2] * values[2] / values[1]
+        return round(beyond) if isinstance(values[2], int) else beyond
+
+    @property
+    def refreshes(self) -> bool:
+        """Whether the LenVM is trained on every batch of the run."""
+        return self.name.endswith("_refresh")
+
+    def bind(self) -> BoundReward | None:
+        """The published reward with its parameters; None for the others."""
+        if self.family != "published":
+            return None
+        return LENGTH_REWARDS[self.name].bind(**STRENGTHS[self.name].params(self.strength))
+
+
+def all_methods(names: Sequence[str] | None, levels: Sequence[int]) -> list[Method]:
+    """`none` once, the others at every level, or at the one that `name:level` says.
+
+    Args:
+        names: methods; None is `DEFAULT`, `["all"]` everything.
+        levels: 0 .. 3 for names without a level of their own.
+    Raises:
+        ValueError: an unknown name or level.
+    """
+    known = [NONE, *LENGTH_REWARDS, *LENVM]
+    wanted = list(DEFAULT) if names is None else known if list(names) == [ALL] else names
+    methods = []
+    for text in wanted:
+        name, colon, level = text.partition(":")
+        if name not in known or (colon and level not in LEVELS):
+            raise ValueError(
+                f"unknown method {text!r}: use {ALL}, or some of {', '.join(known)}; name:0, "
+                "name:1 and name:2 are its weak, middle and strong form, name:3 one beyond"
+            )
+        own = [int(level)] if colon else levels if name != NONE else levels[:1]
+        methods += [Method(name, k) for k in own]
+    return sorted(set(methods), key=lambda m: (known.index(m.name), m.level))
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A batch of B completions on a grid of T positions; position t of a response is s_t."""
+
+    correct: list[float]
+    lengths: list[int]
+    prompt_ids: list[str]
+    """Rows of a prompt lie together."""
+    mask: Tensor
+    """[B, T] states s_0 .. s_{L-1}."""
+    finished: Tensor
+    """[B] bool."""
+    values: Tensor
+    """[B, T] V of the length value model."""
+    lengths_left: Tensor
+    """[B, T] its remaining lengths in tokens."""
+    gamma: float
+    """Discount of the values."""
+    answers: str
+    """Whose lengths the values are of: all or right."""
+    columns: dict[str, dict[str, Any]]
+    """Per prompt: what published rewards ask of the data."""
+
+
+def task_advantage(rewards: Sequence[float], prompt_ids: Sequence[str]) -> Tensor:
+    """GRPO's advantage of every completion, [B]; 0 in groups whose rewards are all equal."""
+    r = torch.tensor(rewards, dtype=torch.float32)
+    out = torch.zeros_like(r)
+    for prompt in dict.fromkeys(prompt_ids):
+        rows = torch.tensor([i for i, p in enumerate(prompt_ids) if p == prompt])
+        group = r[rows]
+        out[rows] = (group - group.mean()) / (group.std(unbiased=True) + 1e-6)
+    return out
+
+
+def rewards_of(batch: Graded, bound: BoundReward | None) -> list[float]:
+    """The answer's score, or the published reward; stateful ones then learn from the batch."""
+    if bound is None:
+        return batch.correct
+    rewards: list[float] = []
+    for prompt in dict.fromkeys(batch.prompt_ids):
+        rows = [i for i, p in enumerate(batch.prompt_ids) if p == prompt]
+        rewards += bound.group_rewards(
+            [batch.correct[i] for i in rows],
+            [batch.lengths[i] for i in rows],
+            prompt_id=prompt,
+            columns=batch.columns[prompt],
+        )
+    bound.update(batch.correct, batch.lengths, batch.prompt_ids)
+    return rewards
+
+
+def advantages(method: Method, batch: Graded, bound: BoundReward | None, *, lam: float) -> Tensor:
+    """[B, T] advantages of the batch under a method."""
+    rewards = rewards_of(batch, bound)
+    if method.name == "shaping":
+        scale = float(method.strength or 0)
+        term = shaping_rewards(batch.values, batch.mask, batch.finished, gamma=1.0, scale=scale)
+        rewards = [r + f for r, f in zip(rewards, term.sum(1).tolist(), strict=True)]
+    per_row = task_advantage(rewards, batch.prompt_ids)
+    task = per_row[:, None] * batch.mask
+    if method.family != "lenvm" or method.name == "shaping":
+        return task
+    if method.name == "budget":
+        tokens = torch.full((len(batch.lengths),), float(method.strength or 0))
+        dense = budget_advantage(
+            batch.lengths_left, batch.mask, batch.finished, tokens, kind="at_most", lam=lam
+        )
+        return combine(task, dense, batch.mask, scale=BUDGET_SCALE)
+    if method.name == "right":
+        dense = float(method.strength or 0) * _right_term(batch)
+        right, groups = torch.tensor(batch.correct), _groups(batch)
+        dense = clamp_to_lead(dense, task, batch.mask, right, groups, share=CLAMP)
+        return combine(task, dense, batch.mask, scale=1.0)
+    lam = LAMBDAS.get(method.name, lam)
+    dense = length_advantage(batch.values, batch.mask, batch.finished, gamma=batch.gamma, lam=lam)
+    dense = normalise_advantage(dense, batch.mask, how="batch_std")
+    scale = torch.full((len(batch.lengths), 1), float(method.strength or 0))
+    if method.name.endswith("_right") or method.name in LAMBDAS:
+        scale = scale * torch.tensor(batch.correct)[:, None]
+    return combine(task, dense, batch.mask, scale=scale)
+
+
+def _right_term(batch: Graded) -> Tensor:
+    """A_len of right answers as `lenvm.applies_to=right` makes it, in units of its own spread."""
+    right, mask, done = torch.tensor(batch.correct), batch.mask, batch.finished
+    if batch.answers != "right":
+        returns = length_advantage(
+            torch.zeros_like(batch.values), mask, done, gamma=batch.gamma, lam=1.0
+        )
+        dense = centre_right(returns, mask, right, _groups(batch))
+    else:
+        fitted = mask & (done & (right > 0))[:, None]
+        logits = value_to_logit(batch.values)
+        fit = recalibrate(logits, discounted_returns(fitted, gamma=batch.gamma), fitted)
+        lengths = [n for n, c in zip(batch.lengths, batch.correct, strict=True) if c > 0]
+        lam = lam_for_length(sum(lengths) / len(lengths)) if lengths else 1.0
+        values = logit_to_value(fit(logits))
+        dense = length_advantage(values, mask, done, gamma=batch.gamma, lam=lam)
+    return right_term(dense, mask, right, how="batch_std")
+
+
+def _groups(batch: Graded) -> Tensor:
+    number = {prompt: i for i, prompt in enumerate(dict.fromkeys(batch.prompt_ids))}
+    return torch.tensor([number[prompt] for prompt in batch.prompt_ids])

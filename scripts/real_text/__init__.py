@@ -1,1 +1,0 @@
-"""Parts of bench_real_text.py: rollout files from real text, training, comparison, figure."""

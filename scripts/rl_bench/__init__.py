@@ -1,1 +1,0 @@
-"""Parts of bench_rl.py: the methods, one training run, the comparison, the figures."""
