@@ -17,7 +17,7 @@ ARROWS = {
     "model": {"core", "rollouts"},
     "guidance": {"core", "model", "rollouts"},
     "sampling": {"core", "guidance", "model", "prompts", "rollouts"},
-    "pages": {"core", "evals", "model", "rollouts"},
+    "pages": {"core", "model", "rollouts"},
     "evals": {"core", "guidance", "model", "pages", "prompts", "rollouts", "sampling"},
     "demo": {"core", "evals", "guidance", "model", "prompts", "rollouts", "sampling"},
     "verl": {"core", "guidance", "model", "rollouts", "sampling"},

@@ -1,8 +1,8 @@
-"""How do the numbers of an evaluation lie on disk?
+"""The result of an evaluation, and how it lies on disk.
 
-    <name>.json           all figures, one object
-    <name>.jsonl          every row of every table, with "table" saying which
-    <name>_<table>.csv    the same, one file per table
+    NAME.json           all figures, one object; and `headline`: which of them head a report
+    NAME.jsonl          every row of every table, with "table" saying which
+    NAME_TABLE.csv      the same, one file per table
 
 Numbers first: figures are drawn from these tables and can be drawn again without the model.
 """
@@ -11,14 +11,62 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lenvm_rl.rollouts.atomic import replacing
+from lenvm_rl.pages.result_files import load_tables, read_figures
+from lenvm_rl.rollouts.atomic import finite, replacing, write_json
 
 Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """Figures and tables of one evaluation."""
+
+    name: str
+    """Of its files, e.g. `prediction`."""
+    figures: Mapping[str, Any]
+    """Every number by name, objects within objects allowed; NaN where one is not defined."""
+    tables: Mapping[str, Sequence[Row]]
+    """Rows by name of the table."""
+    headline: Sequence[tuple[str, str, str]] = ()
+    """(figure, label, format) of the few that head a report: the name of the figure (`a.b` inside
+    an object), what stands beside it, and a format of Python's, or `words` for a list of texts."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Figures for JSON: None where a number is not defined."""
+        return finite(self.figures)
+
+    def save(self, out: str | Path) -> list[Path]:
+        """Write the files of this module (each whole or not at all); returns their paths."""
+        out = Path(out)
+        figures = self.to_dict()
+        if self.headline:
+            figures["headline"] = [list(entry) for entry in self.headline]
+        paths = [write_json(out / f"{self.name}.json", figures), out / f"{self.name}.jsonl"]
+        with replacing(paths[1]) as file, file.open("w") as stream:
+            for key, rows in self.tables.items():
+                for row in rows:
+                    line = finite({"table": key, **row})
+                    stream.write(json.dumps(line, allow_nan=False) + "\n")
+        for key, rows in self.tables.items():
+            if rows:
+                paths.append(out / f"{self.name}_{key}.csv")
+                with replacing(paths[-1]) as file, file.open("w", newline="") as stream:
+                    writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+                    writer.writeheader()
+                    writer.writerows(rows)
+        return paths
+
+    @classmethod
+    def load(cls, path: str | Path) -> Result:
+        """The result of a NAME.json and the NAME.jsonl beside it; None where a number was NaN."""
+        path = Path(path)
+        figures, headline = read_figures(path)
+        return cls(path.stem, figures, load_tables(path.with_suffix(".jsonl")), headline)
 
 
 def save_results(
@@ -26,42 +74,7 @@ def save_results(
     name: str,
     figures: Mapping[str, Any],
     tables: Mapping[str, Sequence[Row]],
+    headline: Sequence[tuple[str, str, str]] = (),
 ) -> list[Path]:
-    """Write all files of one evaluation (each whole or not at all); returns their paths."""
-    out = Path(out)
-    paths = [out / f"{name}.json", out / f"{name}.jsonl"]
-    with replacing(paths[0]) as file:
-        file.write_text(json.dumps(finite(figures), indent=2, allow_nan=False) + "\n")
-    with replacing(paths[1]) as file:
-        lines = [{"table": key, **row} for key, rows in tables.items() for row in rows]
-        text = (json.dumps(finite(line), allow_nan=False) + "\n" for line in lines)
-        file.write_text("".join(text))
-    for key, rows in tables.items():
-        if rows:
-            paths.append(out / f"{name}_{key}.csv")
-            with replacing(paths[-1]) as file, file.open("w", newline="") as stream:
-                writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
-    return paths
-
-
-def load_tables(path: str | Path) -> dict[str, list[dict[str, Any]]]:
-    """Tables of a `<name>.jsonl` written by `save_results`."""
-    tables: dict[str, list[dict[str, Any]]] = {}
-    with Path(path).open() as lines:
-        for line in lines:
-            row = json.loads(line)
-            tables.setdefault(row.pop("table"), []).append(row)
-    return tables
-
-
-def finite(value: Any) -> Any:
-    """The value with NaN and infinities as None, which JSON can hold."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(inner) for inner in value]
-    return value
+    """`Result.save` of these."""
+    return Result(name, figures, tables, headline).save(out)

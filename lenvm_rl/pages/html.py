@@ -1,4 +1,4 @@
-"""How does data get into an HTML page that opens from disk, whatever strings the data holds?
+"""HTML pages that open from disk, safe for whatever strings their data holds.
 
 Text of models and users goes through JSON in a block that no browser executes, or through jinja2's
 escaping; the page's own script is allowed by its hash and nothing else is: no other script, no
@@ -16,7 +16,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from lenvm_rl.evals.result import finite
+from lenvm_rl.rollouts.atomic import finite
 
 # json.dumps writes ASCII, so U+2028, U+2029 and lone surrogates are escaped already.
 _ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})

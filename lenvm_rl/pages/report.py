@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from lenvm_rl.pages.html import render
-from lenvm_rl.pages.report_files import Found, Result, find_results
-from lenvm_rl.pages.report_headlines import flatten, headlines
+from lenvm_rl.pages.result_files import Found, FoundResult, find_results
 from lenvm_rl.rollouts.atomic import replacing
 
 _ROWS = 30  # rows of a table on the page; the rest is in its file
+_MOST = 4  # numbers on a card of a result that names none to stand first
 _NAMED = 60  # unknown files named on the page
 
 
@@ -67,20 +67,20 @@ def report_html(found: Found, run: Path) -> str:
     )
 
 
-def _shown(result: Result, run: Path) -> dict[str, Any]:
+def _shown(result: FoundResult, run: Path) -> dict[str, Any]:
     return {
         "id": f"r-{_where(result, run)}",
         "name": result.name.replace("_", " ").replace("-", " "),
         "where": _where(result, run),
         "written": f"{result.written:%Y-%m-%d %H:%M}",
-        "headlines": headlines(result.name, result.figures),
+        "headlines": headlines(result.figures, result.headline),
         "figures": [(key, _cell(value)) for key, value in flatten(result.figures).items()],
         "pictures": [(picture.stem, _data_uri(picture)) for picture in result.pictures],
         "tables": [_table(name, rows) for name, rows in result.tables.items() if rows],
     }
 
 
-def _where(result: Result, run: Path) -> str:
+def _where(result: FoundResult, run: Path) -> str:
     return str((result.folder / result.name).relative_to(run))
 
 
@@ -117,3 +117,48 @@ def _cell(value: Any) -> str:
 
 def _data_uri(picture: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+
+
+def headlines(
+    figures: Mapping[str, Any], headline: Sequence[tuple[str, str, str]]
+) -> list[tuple[str, str]]:
+    """(label, number as text) of those that stand first; where none is named, the first numbers.
+
+    Args:
+        figures: objects within objects allowed.
+        headline: (figure, label, format), see `evals.result.Result`.
+    """
+    flat = flatten(figures)
+    named = [
+        (label, text)
+        for path, label, form in headline
+        if (text := _written(flat.get(path), form)) is not None
+    ]
+    if named:
+        return named
+    numbers = [(key, _written(value, ".4g")) for key, value in flat.items()]
+    return [(key.replace("_", " "), text) for key, text in numbers if text is not None][:_MOST]
+
+
+def flatten(figures: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Objects within objects as `outer.inner`; lists stay as they are."""
+    flat: dict[str, Any] = {}
+    for key, value in figures.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _written(value: Any, form: str) -> str | None:
+    """The value as text; None where it is missing or of another kind than expected."""
+    if form == "words":
+        fits = isinstance(value, list) and value and all(isinstance(x, str) for x in value)
+        return ", ".join(value[:4]) if fits else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    try:
+        return format(int(value) if form.endswith("d") else value, form)
+    except ValueError:  # no format of Python's
+        return f"{value:.4g}"

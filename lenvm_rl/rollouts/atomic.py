@@ -1,10 +1,12 @@
-"""How does a result appear whole or not at all?"""
+"""Files that appear whole or not at all."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,25 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> Path:
+    """Write `value` as indented JSON, `finite`, whole or not at all; returns the path."""
+    path = Path(path)
+    with replacing(path) as file:
+        file.write_text(json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+    return path
+
+
+def finite(value: Any) -> Any:
+    """The value with NaN and infinities as None, which JSON can hold."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    return value
 
 
 @contextmanager

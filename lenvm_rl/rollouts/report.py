@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lenvm_rl.core import gamma_for_length
-from lenvm_rl.rollouts.atomic import replacing
+from lenvm_rl.rollouts.atomic import replacing, write_json
 from lenvm_rl.rollouts.columns import list_lengths, name_digests
 from lenvm_rl.rollouts.distinct import DistinctDigests
 from lenvm_rl.rollouts.histogram import LengthHistogram
@@ -29,6 +28,13 @@ CUT_WARNING = 0.01
 _MOST_SOURCES = 64
 OTHER_SOURCES = "(other sources)"
 
+_HEADLINE = (
+    ("rows", "completions", ",d"),
+    ("mean", "mean length, tokens", ".1f"),
+    ("share_cut", "cut by the limit", ".2%"),
+    ("suggested_gamma", "gamma that suits", ".5f"),
+)
+"""(figure, label, format) of those that stand first on a page of results."""
 _GROUPED = 0.9
 """Share of completions beside one of the same prompt from which on their spread means something."""
 
@@ -100,8 +106,7 @@ class LengthReport:
         directory = Path(directory)
         names = ("lengths.json", "lengths.csv", "length_histogram.csv", "lengths.png")
         paths = [directory / name for name in names]
-        with replacing(paths[0]) as temporary:
-            temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        write_json(paths[0], {**self.to_dict(), "headline": _HEADLINE})
         _write_csv(paths[1], [_flat(entry) for entry in (self.overall, *self.sources)])
         _write_csv(paths[2], self._histogram_rows())
         with replacing(paths[3]) as temporary:

@@ -6,10 +6,9 @@ import re
 
 import pytest
 
-from lenvm_rl.evals.result import save_results
-from lenvm_rl.pages.report import write_report
-from lenvm_rl.pages.report_files import find_results
-from lenvm_rl.pages.report_headlines import headlines
+from lenvm_rl.evals.result import Result
+from lenvm_rl.pages.report import headlines, write_report
+from lenvm_rl.pages.result_files import find_results
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -23,12 +22,13 @@ def run(tmp_path):
     root = tmp_path / "run"
     figures = {"mre_s0": 0.1234, "mre_noise_floor": 0.05, "kendall_tau_s0": None, "prompts": 12}
     rows = [{"prompt_id": EVIL, "lenvm": 12.5, "right": True}, {"prompt_id": "b", "lenvm": None}]
-    save_results(root / "prediction", "prediction", figures, {"prompts": rows})
+    headline = [("mre_s0", "mean relative error at the prompt", ".3f")]
+    Result("prediction", figures, {"prompts": rows}, headline).save(root / "prediction")
     (root / "prediction" / "prediction_prompts.png").write_bytes(PNG)
     (root / "prediction" / "states").mkdir()
     (root / "prediction" / "states" / "part-00000.parquet").write_bytes(b"x")
     many = [{"i": i} for i in range(100)]
-    save_results(root / "mine", "new_thing", {"outer": {"inner": 3}}, {"many": many})
+    Result("new_thing", {"outer": {"inner": 3}}, {"many": many}).save(root / "mine")
     (root / "model").mkdir()
     (root / "model" / "config.json").write_text('{"model_type": "lenvm"}')
     (root / "run.log").write_text("hello")
@@ -72,16 +72,33 @@ def test_the_page_holds_everything(run):
     assert write_report(run, run / "report.html")["unknown"] == figures["unknown"]
 
 
-def test_headlines_of_known_and_unknown_evaluations():
+def test_the_first_numbers_are_those_that_the_result_names():
     given = {"mre_s0": 0.1234, "mre_noise_floor": float("nan"), "prompts": 12}
-    assert headlines("prediction", given) == [("mean relative error at the prompt", "0.123")]
+    named = [("mre_s0", "mean relative error", ".3f"), ("mre_noise_floor", "noise floor", ".3f")]
+    assert headlines(given, named) == [("mean relative error", "0.123")]
     given = {"top": {"positive_by_mean": ["wait", "hmm"]}, "share_positive": 0.25}
-    assert headlines("length_tokens", given) == [
+    named = [
+        ("top.positive_by_mean", "longer after", "words"),
+        ("share_positive", "tokens over the threshold", ".1%"),
+        ("share_positive", "with no format", "{}"),
+        ("top", "no number", ".1%"),
+    ]
+    assert headlines(given, named) == [
         ("longer after", "wait, hmm"),
         ("tokens over the threshold", "25.0%"),
+        ("with no format", "0.25"),
     ]
     given = {"flag": True, "outer": {"inner": 3, "text": "x"}, "half_way": 0.5}
-    assert headlines("new_thing", given) == [("outer.inner", "3"), ("half way", "0.5")]
+    assert headlines(given, []) == [("outer.inner", "3"), ("half way", "0.5")]
+
+
+def test_the_headline_of_a_file_is_no_figure(run):
+    prediction = find_results(run).results[1]
+    assert prediction.headline == [("mre_s0", "mean relative error at the prompt", ".3f")]
+    assert "headline" not in prediction.figures
+    write_report(run, run / "report.html")
+    page = (run / "report.html").read_text()
+    assert "mean relative error at the prompt" in page and "0.123" in page
 
 
 def test_tables_come_from_csv_where_the_lines_are_broken(run):

@@ -31,6 +31,12 @@ METRICS = (
 """Of `heldout.heldout_errors`."""
 
 
+HEADLINE = (
+    ("runs", "runs", "d"),
+    ("run_seconds", "seconds of training", ",.0f"),
+)
+
+
 @dataclass(frozen=True)
 class Variant:
     """One run under one question."""
@@ -61,7 +67,7 @@ class GridReport:
         """Write NAME.json, .jsonl, one CSV per table, and the figures into `out`."""
         from lenvm_rl.evals.grids.grid_plots import PLOTS, figure_of
 
-        paths = save_results(out, self.name, self.figures, self.tables)
+        paths = save_results(out, self.name, self.figures, self.tables, HEADLINE)
         for file, plot in PLOTS[self.name].items():
             if (figure := figure_of(plot, self.tables)) is None:
                 continue

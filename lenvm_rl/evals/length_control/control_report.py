@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from lenvm_rl.evals.length_control.control import ControlSettings
 
 
+HEADLINE = (
+    ("equal_guided_score", "equal: score", ".1f"),
+    ("at_most_guided_score", "at most: score", ".1f"),
+    ("at_least_guided_score", "at least: score", ".1f"),
+    ("equal_guided_deviation", "equal: deviation, %", ".1f"),
+)
+
+
 @dataclass(frozen=True, eq=False)
 class ControlReport:
     """Figures and tables of one evaluation."""
@@ -33,7 +41,7 @@ class ControlReport:
         """Write control.json, .jsonl, one CSV per table, and control.png into `out`."""
         from lenvm_rl.evals.length_control.control_plots import plot_control
 
-        paths = save_results(out, "control", self.figures, self.tables)
+        paths = save_results(out, "control", self.figures, self.tables, HEADLINE)
         return [*paths, plot_control(self.tables, Path(out) / "control.png")]
 
 

@@ -21,6 +21,14 @@ Row = dict[str, Any]
 _TABLE_2 = ("deviation", *CONTROLS)
 
 
+HEADLINE = (
+    ("equal_guided_score", "equal: score", ".1f"),
+    ("equal_unguided_score", "equal unguided: score", ".1f"),
+    ("at_most_guided_score", "at most: score", ".1f"),
+    ("at_least_guided_score", "at least: score", ".1f"),
+)
+
+
 @dataclass(frozen=True, eq=False)
 class LifebenchReport:
     """Figures and tables of one evaluation."""
@@ -38,7 +46,7 @@ class LifebenchReport:
         """Write lifebench.json, .jsonl, one CSV per table, and lifebench.png into `out`."""
         from lenvm_rl.evals.length_control.lifebench_draw import plot_lifebench
 
-        paths = save_results(out, "lifebench", self.figures, self.tables)
+        paths = save_results(out, "lifebench", self.figures, self.tables, HEADLINE)
         return [*paths, plot_lifebench(self.tables, self.figures, Path(out) / "lifebench.png")]
 
 

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from lenvm_rl.evals.length_tokens.evaluate import LengthTokenSettings
 
 
+HEADLINE = (
+    ("top.positive_by_mean", "longer after", "words"),
+    ("top.negative_by_mean", "shorter after", "words"),
+    ("share_positive", "tokens over the threshold", ".1%"),
+    ("share_negative", "below it", ".1%"),
+)
+
+
 @dataclass(frozen=True, eq=False)
 class LengthTokenReport:
     """Figures and tables of one analysis."""
@@ -39,7 +47,7 @@ class LengthTokenReport:
         """Write length_tokens.json, .jsonl, CSVs, .html, and a word cloud for each sign."""
         from lenvm_rl.evals.length_tokens.draw import draw_clouds, write_page
 
-        paths = save_results(out, "length_tokens", self.figures, self.tables)
+        paths = save_results(out, "length_tokens", self.figures, self.tables, HEADLINE)
         return [*paths, write_page(self, Path(out)), *draw_clouds(self, Path(out))]
 
 

@@ -55,6 +55,14 @@ if TYPE_CHECKING:
 _CUT_WARNING = 0.01
 
 
+HEADLINE = (
+    ("mre_s0", "mean relative error at the prompt", ".3f"),
+    ("mre_noise_floor", "noise floor", ".3f"),
+    ("kendall_tau_s0", "Kendall tau", ".3f"),
+    ("r2_monte_carlo", "R2 inside responses", ".3f"),
+)
+
+
 @dataclass(frozen=True, eq=False)
 class PredictionReport:
     """Figures and tables of one evaluation."""
@@ -79,7 +87,7 @@ class PredictionReport:
         """Write prediction.json, .jsonl, one CSV per table, and the PNG figures into `out`."""
         from lenvm_rl.evals.prediction.draw import plot_prediction
 
-        paths = save_results(out, "prediction", self.figures, self.tables)
+        paths = save_results(out, "prediction", self.figures, self.tables, HEADLINE)
         return paths + plot_prediction(self.figures, self.tables, Path(out))
 
 

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from lenvm_rl.evals.scheduling.evaluate import SchedulingSettings
 
 
+HEADLINE = (
+    ("share_predicted_lenvm", "way from FCFS to perfect knowledge", ".1%"),
+    ("share_remaining_lenvm", "same, by remaining length", ".1%"),
+    ("load", "at load", ".2f"),
+    ("completions", "completions", ",d"),
+)
+
+
 @dataclass(frozen=True, eq=False)
 class SchedulingReport:
     """Figures and tables of one evaluation."""
@@ -43,7 +51,7 @@ class SchedulingReport:
         """Write scheduling.json, .jsonl, one CSV per table, and scheduling.png into `out`."""
         from lenvm_rl.evals.scheduling.draw import plot_scheduling
 
-        paths = save_results(out, "scheduling", self.figures, self.tables)
+        paths = save_results(out, "scheduling", self.figures, self.tables, HEADLINE)
         return [*paths, plot_scheduling(self, Path(out))]
 
 

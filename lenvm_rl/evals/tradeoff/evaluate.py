@@ -31,6 +31,14 @@ from lenvm_rl.sampling.encoding import encode_prompt
 BETAS = (-200.0, -100.0, -50.0, -25.0, -12.0, -6.0, -3.0, 0.0, 3.0, 6.0)
 
 
+HEADLINE = (
+    ("unguided_accuracy", "accuracy unguided", ".1%"),
+    ("unguided_length", "tokens unguided", ".0f"),
+    ("accuracy_kept_there", "kept where a hard budget keeps half", ".1%"),
+    ("largest_gap_to_budget", "largest lead over the hard budget", ".1%"),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TradeoffSettings:
     """What to sample."""
@@ -82,7 +90,7 @@ class TradeoffReport:
         """Write tradeoff.json, .jsonl, one CSV per table, and tradeoff.png into `out`."""
         from lenvm_rl.evals.tradeoff.draw import plot_tradeoff
 
-        paths = save_results(out, "tradeoff", self.figures, self.tables)
+        paths = save_results(out, "tradeoff", self.figures, self.tables, HEADLINE)
         return [*paths, plot_tradeoff(self.tables, self.figures, Path(out) / "tradeoff.png")]
 
 

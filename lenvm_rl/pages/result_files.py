@@ -1,10 +1,10 @@
-"""Which results lie under a run directory, and which files are none?
+"""Results under a run directory, read from their files, and what else lies there.
 
-A result is a JSON object beside the tables or pictures of the same name (`results.save_results`):
-NAME.json, NAME.jsonl with rows that name their table, or NAME_<table>.csv, and NAME*.png. Tables
-are read from the JSON lines where there are any. Models, checkpoints and rollout files are named
-and not entered, hidden folders are passed over. Every other file is named as unknown; none is an
-error.
+A result is a JSON object beside the tables or pictures of the same name (`evals.result` writes
+them): NAME.json, NAME.jsonl with rows that name their table, or NAME_TABLE.csv, and NAME*.png.
+Tables are read from the JSON lines where there are any. Models, checkpoints and rollout files are
+named and not entered, hidden folders are passed over. Every other file is named as unknown; none
+is an error.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lenvm_rl.evals.result import load_tables
-
 _PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 _LOGS = {".log", ".out", ".err"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class FoundResult:
     """One evaluation as found on disk."""
 
     name: str
     """NAME of its files, e.g. `prediction`."""
     folder: Path
     figures: dict[str, Any]
+    headline: list[tuple[str, str, str]]
+    """(figure, label, format) of the few that stand first; empty where the file names none."""
     tables: dict[str, list[dict[str, Any]]]
     pictures: list[Path]
     written: datetime
@@ -42,12 +42,37 @@ class Result:
 class Found:
     """Everything under a run directory; each list sorted by path."""
 
-    results: list[Result] = field(default_factory=list)
+    results: list[FoundResult] = field(default_factory=list)
     broken: list[tuple[Path, str]] = field(default_factory=list)
     """Files that look like results and cannot be read, with the reason."""
     unknown: list[Path] = field(default_factory=list)
     data: list[Path] = field(default_factory=list)
     """Model directories, rollout files and logs: known, but no results."""
+
+
+def read_figures(path: Path) -> tuple[dict[str, Any], list[tuple[str, str, str]]]:
+    """Figures of a NAME.json, and its (figure, label, format) of those that stand first."""
+    figures = json.loads(path.read_text())
+    given = figures.get("headline") if isinstance(figures, dict) else None
+    entries = given if isinstance(given, list) else []
+    headline = [
+        (entry[0], entry[1], entry[2])
+        for entry in entries
+        if isinstance(entry, list) and len(entry) == 3 and all(isinstance(x, str) for x in entry)
+    ]
+    if headline:
+        del figures["headline"]
+    return figures, headline
+
+
+def load_tables(path: str | Path) -> dict[str, list[dict[str, Any]]]:
+    """Tables of a NAME.jsonl."""
+    tables: dict[str, list[dict[str, Any]]] = {}
+    with Path(path).open() as lines:
+        for line in lines:
+            row = json.loads(line)
+            tables.setdefault(row.pop("table"), []).append(row)
+    return tables
 
 
 def find_results(root: str | Path) -> Found:
@@ -111,17 +136,18 @@ def _read_folder(folder: Path, files: list[str], found: Found) -> None:
     found.results.sort(key=lambda result: (str(result.folder), result.name))
 
 
-def _read_result(folder: Path, name: str, files: set[str], found: Found) -> Result | None:
+def _read_result(folder: Path, name: str, files: set[str], found: Found) -> FoundResult | None:
     """The result, or None for a JSON file that stands alone or holds no figures."""
     path = folder / f"{name}.json"
-    figures = json.loads(path.read_text())
+    figures, headline = read_figures(path)
     alone = not any(file.endswith((".jsonl", ".csv", ".png")) for file in files)
     if alone or not isinstance(figures, dict) or not figures:
         return None
-    return Result(
+    return FoundResult(
         name=name,
         folder=folder,
         figures=figures,
+        headline=headline,
         tables=_tables(folder, name, files, found),
         pictures=_pictures(folder, files, found),
         written=datetime.fromtimestamp(path.stat().st_mtime, UTC),
