@@ -1,0 +1,75 @@
+"""Figures of version 0.1, still the same."""
+
+import json
+
+import pytest
+
+from tests.golden import subjects
+from tests.tiny import FORWARD
+from tests.verl.test_policy_trainer import KEYS, Queue, composed, step
+
+__all__ = ["composed", "step"]  # fixtures
+
+# Figures of float32 forwards on another processor: a logit's error is multiplied by up to the
+# remaining length when it is read as tokens.
+FORWARDS = 100 * FORWARD
+
+
+def test_sampled_token_ids(sampled):
+    assert sampled == json.loads(subjects.ROLLOUTS.read_text())
+
+
+def test_prediction(golden, rollouts, tmp_path):
+    golden("prediction", subjects.prediction(rollouts, tmp_path), rel=FORWARDS)
+
+
+def test_prediction_against_monte_carlo(golden, samples_alike, rollouts, tmp_path):
+    golden("prediction_of_states", subjects.prediction_of_states(rollouts, tmp_path))
+
+
+def test_predict(golden):
+    golden("predict", subjects.predictions(), rel=FORWARDS)
+
+
+@pytest.mark.parametrize("table", ["control", "lifebench", "tradeoff"])
+def test_guided_tables(golden, samples_alike, tmp_path, table):
+    golden(table, getattr(subjects, table)(tmp_path))
+
+
+def test_stream_order(golden, tmp_path):
+    golden("stream_order", subjects.stream_order(tmp_path))
+
+
+def test_advantages_of_the_bench(golden):
+    golden("bench_advantages", subjects.bench_advantages())
+
+
+BLOCKS = {
+    "objective": {"use": "objective"},
+    "objective_std": {"use": "objective", "normalise": "batch_std", "lam": "auto"},
+    "objective_refresh": {"use": "objective", "refresh": True},
+    "objective_right": {"use": "objective", "applies_to": "right"},
+    "objective_right_values": {"use": "objective", "applies_to": "right", "answers": "right"},
+    "shaping": {"use": "shaping", "scale": 0.3},
+    "budget": {"use": "budget", "budget_column": "budget"},
+    "budget_at_most": {"use": "budget", "budget_column": "budget", "budget_kind": "at_most"},
+    "length_reward": {
+        "use": "none",
+        "checkpoint": None,
+        "scale": None,
+        "length_reward": {"name": "kimi", "weight": 1.0},
+    },
+}
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "gae", "rloo"])
+def test_advantages_of_one_step(golden, step, estimator):  # noqa: F811 (the fixture)
+    """As the trainer computes them: verl's estimator, and the length term on top."""
+    found = {}
+    for name, block in BLOCKS.items():
+        queue = Queue(scores=[1.0, 0.0, 0.5, 1.0])
+        queue.columns["budget"] = dict(zip(KEYS, [3, 3, 8, 8, 3], strict=True))
+        algorithm = {"adv_estimator": estimator, "gamma": 0.97, "lam": 0.9}
+        step(algorithm, queue=queue, **block)
+        found[name] = {x: queue.padded(x).tolist() for x in ("advantages", "returns")}
+    golden(f"step_{estimator}", found)
