@@ -104,7 +104,7 @@ def check_truths(prompts: Sequence[Prompt]) -> None:
     first by file and row."""
     refused = []
     for prompt in prompts:
-        name = _by_source(prompt.data_source)
+        name = by_source(prompt.data_source)
         if name != "none" and prompt.ground_truth is not None:
             try:
                 judged(name, [prompt])
@@ -118,7 +118,7 @@ def check_truths(prompts: Sequence[Prompt]) -> None:
 
 
 def _common(prompts: Sequence[Prompt]) -> str:
-    found = sorted({_by_source(prompt.data_source) for prompt in prompts})
+    found = sorted({by_source(prompt.data_source) for prompt in prompts})
     if len(found) > 1:
         raise ValueError(
             f"these prompts need different graders ({', '.join(found)}): evaluate one set at a "
@@ -127,7 +127,7 @@ def _common(prompts: Sequence[Prompt]) -> str:
     return found[0] if found else "none"
 
 
-def _by_source(source: str) -> str:
+def by_source(source: str) -> str:
     """Grader of a data source; "none" where nothing tells."""
     from reward_fns.graders import grader_of
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lenvm_rl.cli.app import JsonOption, OutOption, SeedOption, app, console, emit
-from lenvm_rl.cli.graders import GraderOption, row_judge
+from lenvm_rl.cli.graders import GraderOption, by_source, row_judge
 from lenvm_rl.cli.rendering import (
     ChatTemplateArgs,
     EndTokens,
@@ -88,6 +88,7 @@ def grade(
         out,
         decode=lambda ids: tokens.decode(ids, skip_special_tokens=True),
         judge=row_judge(grader),
+        grader_of=by_source if grader == "auto" else lambda source: grader,
         progress=True,
     )
     emit(kept.to_dict(), json_file)

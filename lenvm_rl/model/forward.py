@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lenvm_rl.model import LengthValueConfig, LengthValueModel
 from lenvm_rl.rollouts import Rollout
+from lenvm_rl.rollouts.record import check_all_generated
 
 _WINDOW = 4096  # rows sorted by length together: little padding at flat memory
 
@@ -89,8 +90,10 @@ def check_readable(config: LengthValueConfig, row: Rollout) -> None:
 
     Raises:
         ValueError: longer than its context, or with ids that its trunk has no embedding for: a
-            policy's vocabulary may be padded further than that of the LenVM's trunk.
+            policy's vocabulary may be padded further than that of the LenVM's trunk; or with
+            context in its response, see `check_all_generated`.
     """
+    check_all_generated(row)
     name = f"prompt {row.prompt_id!r}, sample {row.sample_id}"
     limit = getattr(config.text_config, "max_position_embeddings", None)
     if limit is not None and _fed(row) > limit:

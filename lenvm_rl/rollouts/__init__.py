@@ -2,6 +2,7 @@
 
 record, columns      one row, its checks, its content digest
 writer, reader       Parquet shards
+media                pictures, each stored once
 stream               shuffled epochs for training, exact resume
 split, duplicates    by prompt content
 right_rows           the right answers alone

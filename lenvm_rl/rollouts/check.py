@@ -6,8 +6,11 @@ ones at the cost of a pass over the columns that are loaded anyway.
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -67,6 +70,9 @@ def check_batch(
         _check_finish(batch, names, eos_ids, fail)
     if {"response_logprobs", "response_ids"} <= names:
         _check_logprobs(batch, fail)
+    for name in names.intersection(_EXTRAS):
+        if batch.column(name).null_count < batch.num_rows:
+            _check_extra(batch, name, fail)
 
 
 def check_row(
@@ -141,3 +147,83 @@ def _check_logprobs(batch: pa.RecordBatch, fail: Fail) -> None:
             "log-probabilities of another length",
             f"response_logprobs has {got[row]} entries for {want[row]} response tokens.",
         )
+
+
+def _check_extra(batch: pa.RecordBatch, name: str, fail: Fail) -> None:
+    """Cell by cell: few files have these columns, and their cells are short."""
+    kind, find = _EXTRAS[name]
+    lengths: list[int] | list[None] = [None] * batch.num_rows
+    if "response_ids" in batch.schema.names:
+        lengths = list_lengths(batch.column("response_ids")).tolist()
+    for row, (cell, length) in enumerate(zip(batch.column(name).to_pylist(), lengths, strict=True)):
+        if cell is not None and (reason := find(cell, length)):
+            fail(row, kind, f"{name} {reason}")
+
+
+def _guidance(cell: str, length: int | None) -> str | None:
+    try:
+        whole = isinstance(json.loads(cell), dict)
+    except ValueError:
+        whole = False
+    return None if whole else f"is {cell!r:.60}, not a JSON object."
+
+
+def _loss_mask(cell: list[int], length: int | None) -> str | None:
+    if None in cell or min(cell, default=1) < 0 or 0 in cell[1:]:
+        return (
+            f"is {cell!r:.60}: run lengths are at least 1 token, but for a first 0 where the "
+            "response begins with context."
+        )
+    if length is not None and sum(cell) != length:
+        return (
+            f"covers {sum(cell)} of {length} response tokens: its runs (generated, context, "
+            "generated, ...) must sum to the response's length."
+        )
+    return (
+        None if sum(cell[::2]) else "leaves no generated token: the policy wrote none of the row."
+    )
+
+
+def _segments(cell: list[dict[str, Any] | None], length: int | None) -> str | None:
+    for part in cell:
+        if part is None or None in part.values():
+            return f"has {part}: each has a name, a start and an end."
+        if not 0 <= part["start"] <= part["end"] or (length is not None and part["end"] > length):
+            return (
+                f"has {part}, which does not lie in the response"
+                f"{f' of {length} tokens' if length is not None else ''}: 0 <= start <= end <= "
+                "length."
+            )
+    return None
+
+
+def _turn(cell: int, length: int | None) -> str | None:
+    return f"is {cell}: turns of a session count from 0." if cell < 0 else None
+
+
+def _reward(cell: float, length: int | None) -> str | None:
+    return None if math.isfinite(cell) else f"is {cell}: give a finite number, or none."
+
+
+def _pictures(cell: list[str | None], length: int | None) -> str | None:
+    bad = next((name for name in cell if not _SHA256.fullmatch(name or "")), "")
+    return (
+        None
+        if bad == ""
+        else (
+            f"names {bad!r:.80}, which is no SHA-256 in hexadecimal digits: give what "
+            "RolloutWriter.add_picture returns."
+        )
+    )
+
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_EXTRAS = {
+    "guidance": ("guidance is no object", _guidance),
+    "loss_mask": ("a loss mask that does not fit", _loss_mask),
+    "segments": ("a segment outside the response", _segments),
+    "turn": ("a negative turn", _turn),
+    "reward": ("a reward that is no number", _reward),
+    "pictures": ("a picture without its hash", _pictures),
+}
+"""Column -> kind of fault, and a function of (cell, response length or None) that finds it."""

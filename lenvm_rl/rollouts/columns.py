@@ -18,26 +18,30 @@ def is_int_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) and pa.types.is_integer(kind.value_type)
 
 
-def int_list_array(cells: Sequence[Sequence[int]]) -> pa.ListArray:
+def int_list_array(
+    cells: Sequence[Sequence[int] | None], *, nullable: bool = False
+) -> pa.ListArray:
     """Rows of integers as a list<int32> column; Arrow itself would cut 1.5 down to 1.
 
     Args:
         cells: N sequences, numpy arrays or CPU tensors of integers.
+        nullable: whether a cell may be None.
     Raises:
         TypeError: a cell is no sequence of integers.
         OverflowError: an integer does not fit int32.
     """
-    rows = []
+    rows, nothing = [], np.empty(0, dtype=np.int32)
     for cell in cells:
-        row = np.asarray(cell)
+        row = nothing if nullable and cell is None else np.asarray(cell)
         if row.ndim != 1 or (row.size and row.dtype.kind not in "iu"):
             raise TypeError(f"{cell!r:.60} is no sequence of integers")
         if row.size and not (row.min() >= -(1 << 31) and row.max() < 1 << 31):
             raise OverflowError(f"{row.max() if row.max() >= 1 << 31 else row.min()} is not int32")
         rows.append(row.astype(np.int32))
     offsets = np.cumsum([0, *map(len, rows)], dtype=np.int32)
-    values = np.concatenate([np.empty(0, dtype=np.int32), *rows])
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+    values = np.concatenate([nothing, *rows])
+    null = pa.array([cell is None for cell in cells])
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values), mask=null)
 
 
 def list_view(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
+import math
 import os
 import zlib
 from collections import Counter
@@ -301,6 +302,29 @@ def require(row: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -> 
         names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         raise BadRow("wrong_type", f"{key!r} is {_short(value)}, expected {names}.")
     return value
+
+
+def said_of(row: Mapping[str, Any], notes: Counter[str]) -> dict[str, Any]:
+    """Reward, grader, session and turn of a completion, as far as its source says them.
+
+    Args:
+        row: `reward` or `score`, `grader`, `session_id`, `turn`; what is none is noted, not taken.
+    """
+    found: dict[str, Any] = {}
+    reward = row["reward"] if row.get("reward") is not None else row.get("score")
+    turn = row.get("turn")
+    if isinstance(reward, int | float) and math.isfinite(reward):
+        found["reward"] = float(reward)
+    elif reward is not None:
+        notes["a reward that is no finite number, left out"] += 1
+    if isinstance(turn, int) and not isinstance(turn, bool) and 0 <= turn < 1 << 31:
+        found["turn"] = turn
+    elif turn is not None:
+        notes["a turn that is no number from 0, left out"] += 1
+    for key in ("session_id", "grader"):
+        if isinstance(row.get(key), str | int):
+            found[key] = str(row[key])
+    return found
 
 
 def read_response(

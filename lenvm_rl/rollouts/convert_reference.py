@@ -30,6 +30,7 @@ from lenvm_rl.rollouts.convert import (
     find_sources,
     read_response,
     require,
+    said_of,
 )
 from lenvm_rl.rollouts.record import Rollout
 from lenvm_rl.rollouts.text import TextCodec, with_reasoning
@@ -99,6 +100,7 @@ def convert_reference(
                 key: meta.get(key) for key in ("temperature", "top_p", "top_k", "max_tokens")
             },
             policy={"name": meta.get("model_name")},
+            **said_of(meta, notes),
         )
         samples[prompt_id] += 1
         notes["a token count unlike answer_token_length"] += len(response_ids) != expected

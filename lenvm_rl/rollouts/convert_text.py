@@ -9,7 +9,8 @@ Accepted objects (extra keys are ignored):
 the assistant; its `reasoning_content` (or `reasoning`, also beside a text completion) is put back
 in front of the content, as the policy writes it. Optional keys: `prompt_id` (default: a digest of
 the prompt's tokens), `system` (put before a text prompt), `data_source`, `ground_truth`, the finish
-reasons, and the source's own count of the completion's tokens (`answer_token_length`,
+reasons, `reward` or `score` (`rewards`, a list, of several completions), `grader`, `session_id`,
+`turn`, and the source's own count of the completion's tokens (`answer_token_length`,
 `completion_tokens` or `usage.completion_tokens`), which is compared. Other names are brought in
 with `rename`, e.g. `{"gt": "ground_truth"}`.
 
@@ -36,6 +37,7 @@ from lenvm_rl.rollouts.convert import (
     find_sources,
     read_response,
     require,
+    said_of,
 )
 from lenvm_rl.rollouts.record import Rollout
 from lenvm_rl.rollouts.text import TextCodec, with_reasoning
@@ -88,7 +90,7 @@ def convert_text(
         prompt_id = prompt_name(prompt_ids) if given is None else str(given)
         truth = row.get("ground_truth")
         messages = None if isinstance(prompt, str) else list(map(_role_and_content, prompt))
-        for completion, said in _completions(row):
+        for completion, said, reward in _completions(row):
             sample_id = samples[prompt_id]
             samples[prompt_id] += 1
             try:
@@ -115,6 +117,7 @@ def convert_text(
                 ground_truth=truth_text(truth),
                 sampling=dict(sampling or {}),
                 policy=dict(policy or {}),
+                **said_of({**row, "reward": reward, "score": None}, notes),
             )
 
     return convert_lines(
@@ -153,14 +156,15 @@ def _role_and_content(message: Any) -> dict[str, str]:
     return {"role": message["role"], "content": message["content"]}
 
 
-def _completions(row: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
-    """(completion, finish reason or None) of each completion in the object."""
+def _completions(row: dict[str, Any]) -> Iterator[tuple[Any, Any, Any]]:
+    """(completion, finish reason or None, reward or None) of each completion in the object."""
     if ("completion" in row) == ("completions" in row):
         raise BadRow(
             "no_completion", "the object needs 'completion' or 'completions', one of the two."
         )
     if "completion" in row:
-        yield row["completion"], row.get("finish_reason")
+        reward = row["reward"] if row.get("reward") is not None else row.get("score")
+        yield row["completion"], row.get("finish_reason"), reward
         return
     texts = require(row, "completions", list)
     reasons = row.get("finish_reasons")
@@ -170,9 +174,14 @@ def _completions(row: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
         raise BadRow(
             "bad_finish_reasons", f"{len(texts)} completions but finish_reasons {reasons!r:.80}."
         )
+    rewards = row.get("rewards")
+    if rewards is None:  # one beside several completions would be nobody's
+        rewards = [None] * len(texts)
+    if not isinstance(rewards, list) or len(rewards) != len(texts):
+        raise BadRow("bad_rewards", f"{len(texts)} completions but rewards {rewards!r:.80}.")
     if not texts:
         raise BadRow("no_completion", "'completions' is an empty list.")
-    yield from zip(texts, reasons, strict=True)
+    yield from zip(texts, reasons, rewards, strict=True)
 
 
 def _assistant(completion: Any, row: Mapping[str, Any]) -> Mapping[str, Any]:

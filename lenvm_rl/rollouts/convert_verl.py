@@ -10,7 +10,7 @@ the ids are made again from text, and the prompt's are those of a text without i
 fit for length statistics and for training on prompts rendered the same way, not a record of what
 the policy read. There is no finish reason: a completion of `max_tokens` tokens
 (`data.max_response_length`) or more counts as cut, and the limit must be given. The policy's
-revision becomes `global_step_<step>`; scores are not kept.
+revision becomes `global_step_<step>`, `score` the reward.
 
 verl's other dumps (`gen_batch.dp`, `tq_batch.pt` of its rollout skip) are pickled tensors; they
 hold the ids, and are read with verl itself.
@@ -30,6 +30,7 @@ from lenvm_rl.rollouts.convert import (
     find_sources,
     read_response,
     require,
+    said_of,
 )
 from lenvm_rl.rollouts.convert_text import prompt_name
 from lenvm_rl.rollouts.record import Rollout
@@ -88,6 +89,7 @@ def convert_verl(
             ground_truth=truth_text(row.get("gts")),
             sampling=dict(sampling or {}),
             policy={"name": policy_name, "revision": f"global_step_{step}"},
+            **said_of(row, notes),
         )
         samples[prompt_id] += 1
 

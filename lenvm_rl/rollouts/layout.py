@@ -4,10 +4,12 @@ A rollout file is one `.parquet`, or a directory of shards `part-00000.parquet, 
 and so on. A shard gets its name only when it is complete (written as `*.tmp`, synced, renamed), so
 a name that matches is a whole shard and `*.tmp` is what a killed writer left: ignored, reported.
 Every shard carries, under the metadata key `lenvm`, a JSON object with `version`, `tokenizer_sha`,
-`vocab_size` and `eos_ids`; `guidance` where the rows were sampled under length guidance, which is
-to say not by the policy alone; `retokenized` where the source gave text and no token ids;
+`vocab_size` and `eos_ids`; `retokenized` where the source gave text and no token ids;
 `chat_template_args` where the chat template got some; and `answers` ("right") where only those
 were kept that a grader called right.
+
+Version 2 has columns that version 1 lacks, and every row its own `guidance`: in version 1 one entry
+of the metadata stands for all rows of the shard. Both are read, and may lie side by side.
 """
 
 from __future__ import annotations
@@ -29,13 +31,13 @@ DERIVED_METADATA = (
     "tokenizer_sha",
     "vocab_size",
     "eos_ids",
-    "guidance",
     "retokenized",
     "chat_template_args",
     "answers",
 )
 """What all shards of a file agree on, and a file made from its rows takes over."""
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READ_VERSIONS = (1, 2)
 DECODING_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
 """What pyarrow raises on damaged bytes; names inside a damaged footer need not be UTF-8."""
 _SHARD = re.compile(r"part-(\d{5,})\.parquet")
@@ -120,7 +122,7 @@ def check_schema(schema: pa.Schema, path: Path) -> None:
 
 def read_metadata(schema: pa.Schema, path: Path) -> dict[str, Any]:
     """The `lenvm` entry of a shard's metadata: version, tokenizer_sha, vocab_size, eos_ids, and
-    guidance, retokenized, chat_template_args and answers where there was some."""
+    retokenized, chat_template_args and answers where there was some; of version 1 guidance too."""
     raw = (schema.metadata or {}).get(METADATA_KEY)
     if raw is None:
         raise ValueError(
@@ -135,10 +137,10 @@ def read_metadata(schema: pa.Schema, path: Path) -> dict[str, Any]:
             f"{path}: its 'lenvm' metadata is not JSON ({error}): the file is damaged. Restore it "
             "from a copy."
         ) from error
-    if metadata.get("version") != FORMAT_VERSION:
+    if metadata.get("version") not in READ_VERSIONS:
         raise ValueError(
             f"{path} has rollout format version {metadata.get('version')}, this release reads "
-            f"{FORMAT_VERSION}. Install the release that wrote it."
+            f"{' and '.join(map(str, READ_VERSIONS))}. Install the release that wrote it."
         )
     return metadata
 
@@ -148,7 +150,6 @@ def encode_metadata(
     tokenizer_sha: str,
     vocab_size: int | None,
     eos_ids: list[int] | None,
-    guidance: dict[str, Any] | None = None,
     retokenized: bool = False,
     chat_template_args: dict[str, Any] | None = None,
     answers: str | None = None,
@@ -160,8 +161,6 @@ def encode_metadata(
         "vocab_size": vocab_size,
         "eos_ids": eos_ids,
     }
-    if guidance is not None:
-        entry["guidance"] = guidance
     if retokenized:
         entry["retokenized"] = True
     if chat_template_args:

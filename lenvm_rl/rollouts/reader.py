@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ from lenvm_rl.rollouts.layout import (
     open_parquet,
     read_metadata,
 )
+from lenvm_rl.rollouts.media import MediaReader
 from lenvm_rl.rollouts.record import (
     SCHEMA,
     Rollout,
     batch_to_dicts,
     batch_to_rows,
+    guidance_text,
 )
 
 
@@ -62,7 +65,7 @@ class RolloutReader:
     Attributes:
         shards: paths of the whole shards.
         leftovers: `*.tmp` files of killed writers: ignored, with a warning.
-        metadata: dict with version, tokenizer_sha, vocab_size, eos_ids, and guidance, retokenized,
+        metadata: dict with version, tokenizer_sha, vocab_size, eos_ids, and retokenized,
             chat_template_args and answers if any.
         row_groups: sizes of all row groups.
     Raises:
@@ -93,6 +96,7 @@ class RolloutReader:
                 f"{self.path}: ignored unfinished {names} (a writer was killed or is at work)",
                 stacklevel=2,
             )
+        self._guidance: dict[Path, str] = {}  # of version 1, where it is one for all rows
         self.metadata, self.row_groups = self._read_footers()
         if not len(self):
             raise ValueError(f"{self.path} holds no rows: nothing was sampled into it.")
@@ -131,6 +135,11 @@ class RolloutReader:
         convert = batch_to_rows if columns is None else batch_to_dicts
         for batch in self.iter_batches(columns):
             yield from convert(batch)
+
+    @cached_property
+    def media(self) -> MediaReader:
+        """The pictures that rows name: `reader.media[hash]` is one's type and bytes."""
+        return MediaReader(self.path)
 
     def lengths(self) -> np.ndarray:
         """Response length of every row in tokens, [N] int32 (4 bytes per row; the rest streams)."""
@@ -190,7 +199,7 @@ class RolloutReader:
             except DECODING_ERRORS as error:
                 raise damaged(path, group, error) from error
             missing -= batch.num_rows
-            yield _with_columns(batch, names)
+            yield _with_columns(batch, names, self._guidance.get(path))
         if missing:
             raise damaged(path, group, f"{missing} rows fewer than its footer says")
 
@@ -200,6 +209,8 @@ class RolloutReader:
         for number, path in enumerate(self.shards):
             with open_parquet(path) as file:
                 metadata = read_metadata(file.schema_arrow, path)
+                if (guidance := metadata.pop("guidance", None)) is not None:
+                    self._guidance[path] = guidance_text(guidance)
                 footer = file.metadata
                 for group in range(footer.num_row_groups):
                     info = footer.row_group(group)
@@ -229,14 +240,17 @@ def check_columns(columns: Sequence[str] | None) -> list[str]:
     return list(columns)
 
 
-def _with_columns(batch: pa.RecordBatch, names: list[str]) -> pa.RecordBatch:
-    """The batch in the asked order; an optional column that the file lacks reads as null."""
-    arrays = [
-        batch.column(name)
-        if name in batch.schema.names
-        else pa.nulls(batch.num_rows, SCHEMA.field(name).type)
-        for name in names
-    ]
+def _with_columns(batch: pa.RecordBatch, names: list[str], guidance: str | None) -> pa.RecordBatch:
+    """The batch in the asked order; an optional column that the file lacks reads as null, but for
+    the `guidance` that its metadata gives."""
+    arrays = []
+    for name in names:
+        if name in batch.schema.names:
+            arrays.append(batch.column(name))
+        elif name == "guidance" and guidance is not None:
+            arrays.append(pa.repeat(pa.scalar(guidance), batch.num_rows))
+        else:
+            arrays.append(pa.nulls(batch.num_rows, SCHEMA.field(name).type))
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema([SCHEMA.field(n) for n in names]))
 
 

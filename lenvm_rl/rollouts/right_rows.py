@@ -17,6 +17,7 @@ from lenvm_rl.rollouts.atomic import whole_rollout_file
 from lenvm_rl.rollouts.layout import DERIVED_METADATA
 from lenvm_rl.rollouts.progress import progress_bar
 from lenvm_rl.rollouts.reader import RolloutReader
+from lenvm_rl.rollouts.record import SCHEMA
 
 Judge = Callable[[str, str, str], bool]
 """Of (data source, response text, ground truth): is it right?"""
@@ -42,6 +43,7 @@ def keep_right(
     *,
     decode: Callable[[Sequence[int]], str],
     judge: Judge,
+    grader_of: Callable[[str], str] | None = None,
     progress: bool = False,
 ) -> RightReport:
     """Write the rows of a rollout file whose response is right, in one pass.
@@ -54,6 +56,8 @@ def keep_right(
         out: where they go; must not exist. It appears when whole.
         decode: response token ids to text.
         judge: whether a text is right.
+        grader_of: name of the judge of a data source: the rows kept get it as `grader`, and the
+            reward 1. None leaves both columns as they are.
         progress: show a bar.
     Raises:
         ValueError: no row has a ground truth, or none is right; and what the judge raises.
@@ -77,7 +81,8 @@ def keep_right(
             without += batch.column("ground_truth").null_count
             right += sum(kept)
             if any(kept):
-                writer.append_batch(batch.filter(pa.array(kept)))
+                part = _graded(batch.filter(pa.array(kept)), grader_of)
+                writer.append_batch(part, media=reader.media)
             advance(batch.num_rows)
         if not right:
             raise ValueError(
@@ -86,3 +91,13 @@ def keep_right(
                 "theirs."
             )
     return RightReport(rows=len(reader), right=right, without_truth=without)
+
+
+def _graded(batch: pa.RecordBatch, grader_of: Callable[[str], str] | None) -> pa.RecordBatch:
+    if grader_of is None:
+        return batch
+    graders = [grader_of(source) for source in batch.column("data_source").to_pylist()]
+    for name, cells in (("reward", [1.0] * len(graders)), ("grader", graders)):
+        field = SCHEMA.field(name)
+        batch = batch.set_column(SCHEMA.get_field_index(name), field, pa.array(cells, field.type))
+    return batch

@@ -12,11 +12,8 @@ import pyarrow.parquet as pq
 from lenvm_rl.rollouts.layout import sync_directory
 
 _DICTIONARY_COLUMNS = [
-    "prompt_id",
-    "finish_reason",
-    "data_source",
-    "policy.name",
-    "policy.revision",
+    *("prompt_id", "finish_reason", "data_source", "policy.name", "policy.revision", "guidance"),
+    *("segments.list.element.name", "session_id", "grader", "pictures.list.element", "mime"),
 ]
 """Few distinct values per row group; token ids have too many for a dictionary to pay."""
 
@@ -27,9 +24,10 @@ class ShardFile:
     Args:
         target: the name it gets when whole.
         schema: columns and metadata.
+        compression: of Parquet.
     """
 
-    def __init__(self, target: Path, schema: pa.Schema) -> None:
+    def __init__(self, target: Path, schema: pa.Schema, *, compression: str = "zstd") -> None:
         self.rows = 0
         self._target = target
         self._temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
@@ -38,8 +36,8 @@ class ShardFile:
         self._writer = pq.ParquetWriter(
             self._sink,
             schema,
-            compression="zstd",
-            compression_level=1,
+            compression=compression,
+            compression_level=1 if compression == "zstd" else None,
             use_dictionary=_DICTIONARY_COLUMNS,
             write_page_checksum=True,
             write_statistics=False,

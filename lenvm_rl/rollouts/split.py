@@ -87,7 +87,7 @@ def split_by_prompt(
                 part = batch.filter(pa.array(out == side))
                 rows[side] += part.num_rows
                 if part.num_rows:
-                    writer.append_batch(part)
+                    writer.append_batch(part, media=reader.media)
             advance(batch.num_rows)
     return SplitReport(
         train_rows=rows[False],

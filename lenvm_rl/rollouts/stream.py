@@ -26,9 +26,11 @@ import pyarrow as pa
 
 from lenvm_rl.rollouts.order import by_group, shuffled, windows
 from lenvm_rl.rollouts.reader import RolloutReader, check_columns
-from lenvm_rl.rollouts.record import Rollout, batch_to_dicts
+from lenvm_rl.rollouts.record import Rollout, batch_to_dicts, check_all_generated
 
-CORE_COLUMNS = ("prompt_id", "sample_id", "prompt_ids", "response_ids", "finish_reason")
+CORE_COLUMNS = (
+    *("prompt_id", "sample_id", "prompt_ids", "response_ids", "finish_reason", "loss_mask"),
+)
 """Columns that the stream always loads."""
 _BLOCK = 128
 """Rows turned into Python objects at a time."""
@@ -60,7 +62,8 @@ class RolloutStream:
         reader: the `RolloutReader` below (metadata, number of rows).
         skipped: rows refused by `prompt_filter` since the stream was made or loaded.
     Raises:
-        ValueError: as `RolloutReader`; `window_rows` or `epochs` below 1.
+        ValueError: as `RolloutReader`; `window_rows` or `epochs` below 1; while reading, a row with
+            context tokens in its response, see `check_all_generated`.
     """
 
     def __init__(
@@ -217,6 +220,7 @@ class RolloutStream:
             block = table.take(pa.array(rows[start : start + _BLOCK])).combine_chunks()
             for cells in batch_to_dicts(block.to_batches()[0]):
                 row = Rollout(**cells)
+                check_all_generated(row)
                 yield row if self._filter is None or self._filter(row.prompt_ids) else None
 
     def _order(self) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def nested_subset(
             part = batch.filter(pa.array(taken[done : done + batch.num_rows]))
             done += batch.num_rows
             if part.num_rows:
-                writer.append_batch(part)
+                writer.append_batch(part, media=reader.media)
     return SubsetReport(rows=prompts * samples, prompts=prompts, samples=samples, seed=seed)
 
 

@@ -25,6 +25,7 @@ from lenvm_rl.rollouts.layout import (
     shard_name,
     shard_number,
 )
+from lenvm_rl.rollouts.media import MediaReader, MediaWriter, named_pictures
 from lenvm_rl.rollouts.record import SCHEMA, Rollout, rows_to_batch
 from lenvm_rl.rollouts.row_groups import RowGroupBuffer
 from lenvm_rl.rollouts.shard import ShardFile
@@ -49,15 +50,13 @@ class RolloutWriter:
         eos_ids: a row with finish_reason `stop` must end with one of them; None skips the check.
         rows_per_shard: a shard is completed at this many rows (more by up to one row group).
         append: continue a directory that already has shards (same tokenizer).
-        guidance: what shaped the distribution that all rows were sampled from, as JSON can say it
-            (a LenVM and the `lenvm_` arguments of a request); None: the policy alone.
         retokenized: the response ids were made from text, so they need not be the tokens that the
             policy emitted.
         chat_template_args: what the chat template got besides the messages.
         answers: "right" where the rows are the right ones of more; None: all of them.
     Raises:
         ValueError: the path already has rows and `append` is False; another tokenizer, vocabulary,
-            EOS, guidance or source of the ids; another writer is at work in the directory; a
+            EOS or source of the ids; another writer is at work in the directory; a
             malformed row (its name and the remedy).
     """
 
@@ -70,7 +69,6 @@ class RolloutWriter:
         eos_ids: Sequence[int] | None = None,
         rows_per_shard: int = 65_536,
         append: bool = False,
-        guidance: dict[str, Any] | None = None,
         retokenized: bool = False,
         chat_template_args: dict[str, Any] | None = None,
         answers: str | None = None,
@@ -86,7 +84,6 @@ class RolloutWriter:
         self.tokenizer_sha = tokenizer_sha
         self.vocab_size = vocab_size
         self.eos_ids = None if eos_ids is None else [int(i) for i in eos_ids]
-        self.guidance = guidance
         self.retokenized = retokenized
         self.chat_template_args = chat_template_args or {}
         self.answers = answers
@@ -94,6 +91,7 @@ class RolloutWriter:
         self.rows_written = 0
         """Rows in completed shards of this writer."""
         self._buffer = RowGroupBuffer(rows_per_shard)
+        self._media: MediaWriter | None = None
         self._file: ShardFile | None = None
         self._lock: int | None = None
         self._closed = False
@@ -107,7 +105,6 @@ class RolloutWriter:
             tokenizer_sha=tokenizer_sha,
             vocab_size=self.vocab_size,
             eos_ids=self.eos_ids,
-            guidance=guidance,
             retokenized=retokenized,
             chat_template_args=self.chat_template_args,
             answers=answers,
@@ -125,10 +122,13 @@ class RolloutWriter:
         if chunk:
             self.append_batch(rows_to_batch(chunk))
 
-    def append_batch(self, batch: pa.RecordBatch) -> None:
-        """Check and add a record batch of the rollout schema, without making Python rows."""
-        if self._closed:
-            raise ValueError(f"the writer of {self.path} is closed; open another with append=True.")
+    def append_batch(self, batch: pa.RecordBatch, *, media: MediaReader | None = None) -> None:
+        """Check and add a record batch of the rollout schema, without making Python rows.
+
+        Args:
+            media: where the rows' pictures are copied from; None: they were added.
+        """
+        self._check_open()
         unfinished = self._buffer.rows + (self._file.rows if self._file else 0)
         check_batch(
             batch,
@@ -137,8 +137,36 @@ class RolloutWriter:
             vocab_size=self.vocab_size,
             eos_ids=self.eos_ids,
         )
+        for name in named_pictures(batch.column("pictures")):
+            if name not in self._pictures().known:
+                if media is None:
+                    raise ValueError(
+                        f"rows to be written name picture {name}, which was not added: call "
+                        "add_picture(data, mime) before append."
+                    )
+                picture = media[name]
+                self.add_picture(picture.data, picture.mime)
         for group in self._buffer.add(batch):
             self._write_group(group)
+
+    def add_picture(self, data: bytes, mime: str) -> str:
+        """Store a picture beside the rows, once, and return what `Rollout.pictures` names it by.
+
+        Args:
+            data: the encoded file.
+            mime: such as `image/png`.
+        """
+        self._check_open()
+        return self._pictures().add(data, mime)
+
+    def _pictures(self) -> MediaWriter:
+        if self._media is None:
+            self._media = MediaWriter(self.path, single=self._single)
+        return self._media
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError(f"the writer of {self.path} is closed; open another with append=True.")
 
     def flush(self) -> None:
         """Complete the current shard, so that all rows appended so far survive a kill.
@@ -231,11 +259,6 @@ class RolloutWriter:
                 f"tokenizer {self.tokenizer_sha}: their ids mean different text. Write to another "
                 "directory."
             )
-        if metadata.get("guidance") != self.guidance:
-            raise ValueError(
-                f"{path} was sampled with guidance {metadata.get('guidance')}, these rows with "
-                f"{self.guidance}. Write to another directory."
-            )
         if bool(metadata.get("retokenized")) != self.retokenized:
             raise ValueError(
                 f"{path} and these rows differ in whether token ids were made from text. Write to "
@@ -280,6 +303,8 @@ class RolloutWriter:
         return ShardFile(target, self._schema)
 
     def _finish_shard(self) -> None:
+        if self._media is not None:
+            self._media.finish()  # first: a whole shard has all of its pictures
         if self._file is not None:
             self._file.finish()
             self.rows_written += self._file.rows
@@ -288,6 +313,8 @@ class RolloutWriter:
 
     def _release(self) -> None:
         self._closed = True
+        if self._media is not None:
+            self._media.discard()
         if self._file is not None:
             self._file.discard()
             self._file = None

@@ -108,7 +108,6 @@ def fill(
             vocab_size=run.vocab_size,
             eos_ids=None if run.eos_ids is None else sorted(run.eos_ids),
             append=bool(found.keys),
-            guidance=run.guidance,
             retokenized=run.retokenized,
             chat_template_args=run.chat_template_args,
         )

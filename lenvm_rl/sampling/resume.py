@@ -44,17 +44,16 @@ def completed(
     expected: Callable[[str, int], dict[str, Any] | None],
     *,
     tokenizer_sha: str,
-    guidance: dict[str, Any] | None = None,
     retokenized: bool = False,
     token_count: int | None = None,
 ) -> Completed:
     """What the directory `out` holds of a run; nothing when it has no whole shard yet.
 
     Args:
-        expected: called as `expected(prompt_id, sample_id)`; "prompt_ids", "sampling" and "policy"
-            as this run writes them, or None for a completion that it would not make.
+        expected: called as `expected(prompt_id, sample_id)`; "prompt_ids", "sampling", "policy" and
+            "guidance" as this run writes them, or None for a completion that it would not make.
         tokenizer_sha: of the run.
-        guidance, retokenized: of the run, see `RolloutWriter`.
+        retokenized: of the run, see `RolloutWriter`.
         token_count: of the run, see `SamplingRun`.
     Raises:
         ValueError: a completion that this run would not make, one that is there twice, or another
@@ -63,11 +62,6 @@ def completed(
     if not Path(out).is_dir() or not find_shards(out).paths:
         return Completed()
     reader = RolloutReader(out, tokenizer_sha=tokenizer_sha)
-    if reader.metadata.get("guidance") != guidance:
-        raise ValueError(
-            f"{out} holds completions with guidance {reader.metadata.get('guidance')}, this run's "
-            f"is {guidance}. Resume with the same arguments, or write to another directory."
-        )
     if bool(reader.metadata.get("retokenized")) != retokenized:
         raise ValueError(
             f"{out} and this run differ in whether token ids come from the engine or from text. "
@@ -75,7 +69,7 @@ def completed(
         )
     keys: set[tuple[str, int]] = set()
     tokens = cut = unknown = 0
-    for row in reader.iter_rows([*_READ, "sampling", "policy"]):
+    for row in reader.iter_rows([*_READ, "sampling", "policy", "guidance"]):
         key = row["prompt_id"], row["sample_id"]
         _check(out, key, row, expected(*key))
         if key in keys:
@@ -93,6 +87,11 @@ def completed(
 def _check(out: Any, key: tuple[str, int], row: dict[str, Any], wanted: dict | None) -> None:
     if wanted is not None and all(row[name] == wanted[name] for name in wanted):
         return
+    if wanted is not None and row["guidance"] != wanted["guidance"]:
+        raise ValueError(
+            f"{out} holds completions with guidance {row['guidance']}, this run's is "
+            f"{wanted['guidance']}. Resume with the same arguments, or write to another directory."
+        )
     found = None if wanted is None else {name: row[name] for name in ("sampling", "policy")}
     raise ValueError(
         f"{out} holds completion {key[1]} of prompt {key[0]!r}, which this run would "

@@ -90,7 +90,7 @@ class SamplingRun:
     chat_template_args: dict[str, Any] = field(default_factory=dict)
     """What the chat template got besides the messages; see `RolloutWriter`."""
     guidance: dict[str, Any] | None = field(default=None)
-    """What shaped the distribution besides the policy; see `RolloutWriter`."""
+    """What shaped the distribution besides the policy; see `Rollout`."""
     retokenized: bool = False
     """Whether the response ids were made from text; see `RolloutWriter`."""
 
@@ -135,13 +135,13 @@ class SamplingRun:
                 "prompt_ids": list(task.prompt_ids),
                 "sampling": self.sampling(task, sample_id),
                 "policy": {"name": self.policy, "revision": None},
+                "guidance": self.guidance,
             }
 
         return completed(
             out,
             expected,
             tokenizer_sha=self.tokenizer_sha,
-            guidance=self.guidance,
             retokenized=self.retokenized,
             token_count=self.token_count,
         )
@@ -179,6 +179,7 @@ class SamplingRun:
             sampling=self.sampling(task, sample.sample_id),
             policy={"name": self.policy},
             response_logprobs=sample.logprobs,
+            guidance=self.guidance,
         )
         check_row(row, vocab_size=self.vocab_size, eos_ids=self.eos_ids)
         return row

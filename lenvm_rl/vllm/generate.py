@@ -1,10 +1,10 @@
 """How do prompts become guided completions in a rollout file, with vLLM offline?
 
 The file is like any other rollout file: token ids, finish reasons, and the log-probability of every
-token under the distribution that it was sampled from, the guided one. What guided it is in the
-file's metadata, under "guidance", so that nobody takes its lengths for the policy's own. A response
-that guidance ended because its tokens were used up is a row that was cut, like one at the token
-limit: its last EOS was no choice of the policy's, and is not in the row.
+token under the distribution that it was sampled from, the guided one. What guided it stands in the
+row's `guidance`, so that nobody takes its length for the policy's own. A response that guidance
+ended because its tokens were used up is a row that was cut, like one at the token limit: its last
+EOS was no choice of the policy's, and is not in the row.
 
 A run that was killed goes on where its file ends: called again with the same arguments, it makes
 the completions that are missing.
@@ -109,7 +109,7 @@ def generate_to_file(
 def guidance_metadata(
     guidance: GuidanceSettings, options: GuidanceOptions
 ) -> dict[str, Any] | None:
-    """What the file says of its guidance; None where the policy is sampled as it is."""
+    """What rows say of their guidance; None where the policy is sampled as it is."""
     if guidance.changes_nothing:
         return None
     return {"lenvm": options.checkpoint, **guidance.to_args()}

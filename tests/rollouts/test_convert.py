@@ -583,6 +583,41 @@ def test_verl_dumps(tmp_path):
     assert report.notes["finish_reason inferred as cut"] == 1
 
 
+def facts(row):
+    return row.reward, row.grader, row.session_id, row.turn
+
+
+def test_what_a_source_says_of_reward_grader_session_and_turn(tmp_path):
+    said = {"reward": 0.5, "grader": "math", "session_id": "s", "turn": 2}
+    ended = {"codec": CODEC, "assume_finished": True}
+    one = {"prompt": "q", "completion": "a"}
+    text = write_lines(
+        tmp_path / "t.jsonl",
+        {**one, **said},
+        {**one, "score": True, "session_id": 7},
+        {**one, "reward": "good", "turn": -1},
+        {"prompt": "q", "completions": ["a", "b"], "rewards": [1, None], "score": 9},
+    )
+    report = convert_text(text, tmp_path / "text", **ended)
+    rows = [facts(row) for row in read(tmp_path / "text")]
+    assert rows[:2] == [(0.5, "math", "s", 2), (1.0, None, "7", None)]
+    assert [row[0] for row in rows[2:]] == [None, 1.0, None]
+    assert report.notes["a reward that is no finite number, left out"] == 1
+    assert report.notes["a turn that is no number from 0, left out"] == 1
+    bad = write_lines(tmp_path / "bad.jsonl", one, {**one, "rewards": 1},
+                      {"prompt": "q", "completions": ["a"], "rewards": [1, 2]})  # fmt: skip
+    report = convert_text(bad, tmp_path / "bad", errors="report", **ended)
+    assert report.bad == {"bad_rewards": 1}
+    convert_verl(
+        write_lines(tmp_path / "1.jsonl", verl_row(1, score=-0.25)), tmp_path / "verl", **ended
+    )
+    assert facts(read(tmp_path / "verl")[0]) == (-0.25, None, None, None)
+    row = reference_row()
+    row["meta_info"] |= said
+    convert_reference(write_lines(tmp_path / "r.jsonl", row), tmp_path / "reference", **ended)
+    assert facts(read(tmp_path / "reference")[0]) == (0.5, "math", "s", 2)
+
+
 @pytest.mark.parametrize(
     ("row", "kind"),
     [

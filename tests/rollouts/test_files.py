@@ -28,6 +28,10 @@ def rollouts(draw):
     response = draw(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=12))
     message = st.fixed_dictionaries({"role": text, "content": text})
     logprobs = st.lists(float32, min_size=len(response), max_size=len(response))
+    runs = st.sampled_from([[n, len(response) - n] for n in range(1, len(response))] or [[1]])
+    segment = st.integers(0, len(response)).map(
+        lambda end: {"name": "thought", "start": 0, "end": end}
+    )
     return Rollout(
         prompt_id=draw(text),
         sample_id=draw(st.integers(-(2**63), 2**63 - 1)),
@@ -50,6 +54,13 @@ def rollouts(draw):
         ),
         policy=draw(st.fixed_dictionaries({}, optional={"name": text, "revision": text})),
         response_logprobs=draw(st.none() | logprobs),
+        guidance=draw(st.none() | st.dictionaries(text, st.none() | text | st.integers())),
+        loss_mask=draw(st.none() | runs),
+        segments=draw(st.none() | st.lists(segment, max_size=2)),
+        session_id=draw(st.none() | text),
+        turn=draw(st.none() | st.integers(0, 2**31 - 1)),
+        reward=draw(st.none() | st.floats(allow_nan=False, allow_infinity=False)),
+        grader=draw(st.none() | text),
     )
 
 
@@ -69,7 +80,7 @@ def test_metadata_and_shards(write):
     path = write(make_rows(10, 4), rows_per_shard=16)
     reader = RolloutReader(path, tokenizer_sha=SHA)
     assert reader.metadata == {
-        "version": 1,
+        "version": 2,
         "tokenizer_sha": SHA,
         "vocab_size": 64,
         "eos_ids": [0],
@@ -387,9 +398,9 @@ def test_rows_of_other_writers_are_checked_when_read(write, tmp_path):
 
 def test_another_format_version_is_refused(write, tmp_path):
     def change(table):
-        return table.replace_schema_metadata({b"lenvm": json.dumps({"version": 2}).encode()})
+        return table.replace_schema_metadata({b"lenvm": json.dumps({"version": 3}).encode()})
 
-    with pytest.raises(ValueError, match="rollout format version 2, this release reads 1"):
+    with pytest.raises(ValueError, match="rollout format version 3, this release reads 1 and 2"):
         RolloutReader(rewritten(write, tmp_path, change))
 
 

@@ -46,6 +46,17 @@ def test_good_rows_pass_as_they_are():
         ({"finish_reason": None}, "finish_reason is null"),
         ({"data_source": None}, "data_source is null"),
         ({"response_logprobs": [-1.0]}, "1 entries for 2 response tokens"),
+        ({"loss_mask": [1, 2]}, "loss_mask covers 3 of 2 response tokens.*must sum to"),
+        ({"loss_mask": []}, "loss_mask covers 0 of 2"),
+        ({"loss_mask": [1, 0, 1]}, "run lengths are at least 1 token"),
+        ({"loss_mask": [3, -1]}, "run lengths are at least 1 token"),
+        ({"loss_mask": [0, 2]}, "leaves no generated token"),
+        ({"segments": [{"name": "x", "start": 1, "end": 3}]}, "not lie in the response of 2 tok"),
+        ({"segments": [{"name": "x", "start": 1, "end": 0}]}, "0 <= start <= end <= length"),
+        ({"segments": [{"name": "x", "start": 1}]}, "each has a name, a start and an end"),
+        ({"turn": -1}, "turn is -1: turns of a session count from 0"),
+        ({"reward": float("nan")}, "reward is nan: give a finite number, or none"),
+        ({"pictures": ["cat.png"]}, "'cat.png', which is no SHA-256"),
     ],
 )
 def test_the_bad_row_is_named(row, reason):
@@ -53,6 +64,15 @@ def test_the_bad_row_is_named(row, reason):
     with pytest.raises(ValueError, match=reason) as error:
         check({}, {}, row, vocab_size=8, eos_ids=[0])
     assert "shard.parquet, row 102 (prompt_id 'p', sample_id 3)" in str(error.value)
+
+
+def test_guidance_of_other_writers_is_an_object():
+    batch = rows_to_batch([Rollout(**GOOD)])
+    place = SCHEMA.get_field_index("guidance")
+    for text in ("[1]", "at_most"):
+        other = batch.set_column(place, SCHEMA.field(place), pa.array([text]))
+        with pytest.raises(ValueError, match="row 0 .*not a JSON object"):
+            check_batch(other, source="shard.parquet")
 
 
 def test_without_rules_only_what_is_always_wrong_is_refused():
@@ -76,6 +96,10 @@ def test_row_numbers_are_right_in_a_slice():
         ({"prompt_ids": None}, "prompt_ids"),
         ({"prompt_id": 7}, "prompt_id"),
         ({"sampling": {"temperature": "hot"}}, "sampling"),
+        ({"guidance": "at_most"}, "guidance"),
+        ({"guidance": {"lenvm_beta": float("inf")}}, "guidance"),
+        ({"loss_mask": [1.5, 0.5]}, "loss_mask"),
+        ({"reward": "good"}, "reward"),
     ],
 )
 def test_a_value_that_does_not_fit_names_row_and_column(row, column):

@@ -94,16 +94,14 @@ def test_an_interrupted_run_goes_on_and_ends_as_one_that_was_not(run, tmp_path):
     assert again.mean_deviation == 0.75, "one token without EOS where four were asked for"
 
 
-def test_the_file_says_what_guided_it_and_unguided_files_say_nothing(run, tmp_path, lenvm):
+def test_rows_say_what_guided_them_and_unguided_rows_say_nothing(run, tmp_path, lenvm):
     run()
-    shards = RolloutReader(tmp_path / "out")
-    assert shards.metadata["guidance"] == {
-        "lenvm": str(lenvm), "lenvm_mode": "at_most", "lenvm_target": 4,
-    }  # fmt: skip
+    guidance = {"lenvm": str(lenvm), "lenvm_mode": "at_most", "lenvm_target": 4}
+    assert all(row.guidance == guidance for row in RolloutReader(tmp_path / "out").iter_rows())
     run(guidance=GuidanceSettings(), out=tmp_path / "plain")
-    assert "guidance" not in RolloutReader(tmp_path / "plain").metadata
+    assert all(row.guidance is None for row in RolloutReader(tmp_path / "plain").iter_rows())
     split_by_prompt(tmp_path / "out", tmp_path / "a", tmp_path / "b", heldout_prompts=1, seed=0)
-    assert RolloutReader(tmp_path / "b").metadata["guidance"] == shards.metadata["guidance"]
+    assert all(row.guidance == guidance for row in RolloutReader(tmp_path / "b").iter_rows())
 
 
 @pytest.mark.parametrize(
