@@ -47,8 +47,7 @@ def distill(
     import torch
 
     from lenvm_rl.demo.prompts import resolve_policy
-    from lenvm_rl.guidance.heads.distill import Distiller
-    from lenvm_rl.guidance.heads.distill_states import DistillSettings
+    from lenvm_rl.guidance.heads.distill import Distiller, DistillSettings
     from lenvm_rl.model import find_lenvm, load_tokenizer, save_checkpoint
     from lenvm_rl.rollouts import RolloutStream
     from lenvm_rl.rollouts.progress import progress_bar

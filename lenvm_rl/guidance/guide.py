@@ -1,28 +1,261 @@
-"""How does a step's logits become guided logits?
+"""Guidance of one decoding step: from logits to guided logits.
 
     guide = Guide(scorer, eos_token_ids=[2], max_candidates=20)
     guide.apply(logits, rows)     # every step, in place, before temperature and truncation
     guide.close(key)              # when a request has ended
 
-For each steered row: candidates of the policy, their lengths by the scorer, the rule of the row's
+For each guided row: candidates of the policy, their lengths by the scorer, the rule of the row's
 mode, and the guided distribution p' written back as logits. All other rows keep their bits.
 Engines differ in how they name rows and keep tokens; that is all an adapter has to translate.
+
+`GuidedRow` is what is known of one request in one step, `Batch` the same of all of them as tensors:
+most steps guide the same requests as the step before, so that what they ask for is turned into
+tensors once, and only the number of tokens generated is new.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lenvm_rl.core import MODES, guide, predicted_length, select_candidates
-from lenvm_rl.guidance.batch import Batch
+from lenvm_rl.core import MODES, RowNumbers, forbids_eos, guide, predicted_length, select_candidates
+from lenvm_rl.core.tilt import working_dtype
+from lenvm_rl.guidance.exact.cache import to_device
 from lenvm_rl.guidance.interface import CandidateScorer, History, PoolExhausted
-from lenvm_rl.guidance.rows import GuidedRow
+from lenvm_rl.guidance.settings import TARGET_MODES, GuidanceSettings
+
+_COLUMNS = ("temperature", "top_k", "top_p", "min_p", "min_entropy", "mode", *RowNumbers._fields)
+
+
+@dataclass(frozen=True, slots=True)
+class GuidedRow:
+    """One request in one step."""
+
+    index: int
+    """Row of the logits."""
+    key: Hashable
+    """Names the request from its first step to `Guide.close`."""
+    settings: GuidanceSettings
+    """What it asks for."""
+    history: History
+    """Its tokens, the newest included."""
+    prompt_length: int
+    """Tokens of its prompt: the rest of the history is response."""
+    temperature: float = 1.0
+    """What the sampler will divide its logits by; 0 is greedy."""
+    ends: frozenset[int] | None = None
+    """Tokens that end its response; None are the guide's own. Empty: it goes on to its limit, and
+    what is EOS elsewhere is a token like any other."""
+
+    own_ends: bool = False
+    """Whether some of `ends` are this request's alone. The LenVM, which knows how far the policy's
+    EOS is, knows nothing of them: equal and equal_soft take none before n, and one at n."""
+
+    @property
+    def generated(self) -> int:
+        """Response tokens so far."""
+        return len(self.history) - self.prompt_length
+
+    @property
+    def used_up(self) -> bool:
+        """Whether the response has as many tokens as were asked for; no without a target."""
+        settings = self.settings
+        if settings.target is None:
+            return False
+        return settings.target - self.generated - settings.count_eos <= 0
+
+    @property
+    def forces_eos(self) -> bool:
+        """Whether an end is forced once n is used up."""
+        settings = self.settings
+        held = self.own_ends and settings.mode in ("equal", "equal_soft")
+        return settings.forces_eos or (held and settings.force_eos is None)
+
+    @property
+    def steered(self) -> bool:
+        """Whether this step is touched at all: at_least lets go once n is reached."""
+        done = self.settings.mode == "at_least" and self.used_up
+        return not (done or self.settings.changes_nothing)
+
+
+def numbers_of(rows: Sequence[GuidedRow], device: torch.device) -> dict[str, Tensor]:
+    """Every number of the rows as [R] columns, in one transfer."""
+    lines = []
+    for row in rows:
+        s = row.settings
+        by_name = {
+            "temperature": row.temperature,
+            "top_k": max(s.top_k, 0),
+            "top_p": s.top_p,
+            "min_p": s.min_p,
+            "min_entropy": s.min_entropy,
+            "mode": MODES.index(s.mode),
+            "generated": row.generated,
+            "target": s.target or 0,
+            "count_eos": s.count_eos,
+            "force_eos": row.forces_eos,
+            "beta": s.beta or 0.0,
+            "scale": 1.0 if s.scale is None else s.scale,
+            "scale_length": s.scale_of == "length",
+            "value_space": s.space == "value",
+            "extreme": s.extreme,
+            "short_weight": s.short_weight,
+            "max_beta": s.max_beta,
+        }
+        lines.append([float(by_name[name]) for name in _COLUMNS])
+    columns = to_device(np.array(lines).T, device).to(working_dtype(device))
+    return dict(zip(_COLUMNS, columns.unbind(), strict=True))
+
+
+def ends_of(rows: Sequence[GuidedRow], usual: Collection[int], size: int) -> np.ndarray:
+    """[R, E] the tokens that end each row's response; a row with fewer repeats its first one, and
+    one without any has -1.
+
+    Args:
+        usual: ends of the rows that name none.
+        size: of the vocabulary; an id outside of it is never sampled.
+    """
+    ends = [
+        sorted(x for x in (usual if row.ends is None else row.ends) if 0 <= x < size)
+        for row in rows
+    ]
+    width = max(1, *map(len, ends))
+    padded = [(e or [-1]) + (e or [-1])[:1] * (width - max(len(e), 1)) for e in ends]
+    return np.array(padded, dtype=np.int64)
+
+
+class Batch:
+    """Requests that are steered together; R rows.
+
+    Args:
+        rows: of the first such step.
+        device: of the logits.
+        max_candidates: most candidates of a row.
+        ends: tokens that end the response of rows that name none.
+        size: tokens that the policy chooses among.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[GuidedRow],
+        device: torch.device,
+        *,
+        max_candidates: int,
+        ends: Collection[int],
+        size: int,
+    ):
+        self.device = device
+        self.size = size
+        self._names = _names(rows)
+        asked = [row.settings for row in rows]
+        table = numbers_of(rows, device)
+        self.mode = table["mode"].long()
+        self.ends = to_device(ends_of(rows, ends, size), device)
+        """[R, E] tokens that end each row's response, see `rows.ends_of`."""
+        own_ends = np.array([row.own_ends for row in rows])
+        self._own_ends = to_device(own_ends, device) if own_ends.any() else None
+        self.present = {s.mode for s in asked}
+        """Modes that occur."""
+        self.has_targets = not self.present.isdisjoint(TARGET_MODES)
+        self.numbers = {name: table[name] for name in RowNumbers._fields}
+        """What the modes read, [R] each; `generated` is that of the newest step."""
+        limits = [s.top_k if s.top_k > 0 else max_candidates for s in asked]
+        self.width = min(max(limits), max_candidates)
+        """Columns that the row with the most candidates needs."""
+        self.limits = _limits(table, rows, narrower=min(limits) < self.width)
+        """Keyword arguments of `select_candidates`; what changes nothing is left out."""
+        self.min_entropy = table["min_entropy"] if any(s.min_entropy > 0 for s in asked) else None
+        temperature = self.limits.get("temperature")
+        self.scale: Tensor | None = None
+        """[R, 1] what log-probabilities are written times; None is 1."""
+        if temperature is not None:
+            self.scale = torch.where(temperature > 0, temperature, 1.0).float()[:, None]
+        self._place = [row.index for row in rows]
+        first = self._place[0]
+        self._adjacent = self._place == list(range(first, first + len(rows)))
+        self._index = to_device(np.array(self._place), device)
+
+    def is_of(self, rows: Sequence[GuidedRow], device: torch.device, size: int) -> bool:
+        """Whether these are the requests, in these rows of the logits."""
+        return (self.device, self.size) == (device, size) and self._names == _names(rows)
+
+    def take(self, logits: Tensor) -> Tensor:
+        """[R, V] the rows of `logits` (or of anything with a row for each of theirs): themselves
+        where they lie together, else a copy."""
+        if self._adjacent:
+            return logits[self._place[0] : self._place[0] + len(self._place)]
+        return logits.index_select(0, self._index)
+
+    def put(self, logits: Tensor, taken: Tensor) -> None:
+        """Write what `take` gave back to where it was taken from."""
+        if not self._adjacent:
+            logits.index_copy_(0, self._index, taken)
+
+    def fill(self, logits: Tensor, value: float) -> None:
+        """Set these rows of `logits`, whole."""
+        if self._adjacent:
+            self.take(logits).fill_(value)
+        else:
+            logits.index_fill_(0, self._index, value)
+
+    def begin_step(self, rows: Sequence[GuidedRow]) -> Tensor | None:
+        """Take over how far the rows are. Returns [R] bool, those whose tokens are used up; None
+        where there is none."""
+        if not self.has_targets:
+            return None
+        wide = self.numbers["generated"].dtype
+        generated = to_device(np.array([row.generated for row in rows]), self.device)
+        self.numbers["generated"] = generated.to(wide)
+        used_up = np.array([row.used_up for row in rows])
+        return to_device(used_up, self.device) if used_up.any() else None
+
+    def is_end(self, ids: Tensor) -> Tensor:
+        """[R, K] bool: candidates [R, K] that end their row's response."""
+        if self.ends.shape[1] == 1:
+            return ids == self.ends
+        return (ids[:, :, None] == self.ends[:, None]).any(-1)
+
+    def forbidden(self) -> Tensor | None:
+        """[R] bool, rows that may not end yet; None where no mode says so."""
+        if "at_least" not in self.present and self._own_ends is None:
+            return None
+        n = self.numbers
+        forbids = forbids_eos(
+            self.mode,
+            n["generated"],
+            n["target"],
+            count_eos=n["count_eos"],
+            own_ends=False if self._own_ends is None else self._own_ends,
+        )
+        return forbids & (self.ends[:, 0] >= 0)
+
+
+def _names(rows: Sequence[GuidedRow]) -> list[tuple]:
+    return [
+        (row.index, row.key, row.settings, row.temperature, row.ends, row.own_ends) for row in rows
+    ]
+
+
+def _limits(
+    table: dict[str, Tensor], rows: Sequence[GuidedRow], *, narrower: bool
+) -> dict[str, Tensor]:
+    limits, asked = {}, [row.settings for row in rows]
+    has_top_p = any(s.top_p < 1 for s in asked)
+    if any(row.temperature not in (0, 1) for row in rows):
+        limits["temperature"] = table["temperature"]
+    if narrower or has_top_p:  # the mass of top-p is counted among the top k
+        limits["top_k"] = table["top_k"].long()
+    if has_top_p:
+        limits["top_p"] = table["top_p"]
+    if any(s.min_p > 0 for s in asked):
+        limits["min_p"] = table["min_p"]
+    return limits
 
 
 class Guide:

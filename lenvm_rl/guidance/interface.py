@@ -1,4 +1,4 @@
-"""What does guidance ask of a scorer, and what may a scorer rely on?
+"""The interface of a scorer: what guidance asks of it, and what it may rely on.
 
 A scorer values candidate next tokens: for each row (one running request) and each of its K
 candidates it returns the LenVM's raw logit z of the state after that candidate. It keeps whatever

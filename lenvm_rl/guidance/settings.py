@@ -1,4 +1,4 @@
-"""What does one request ask of length guidance? Its settings, checked before any work is done."""
+"""Settings of length guidance for one request, checked before any work is done."""
 
 from __future__ import annotations
 

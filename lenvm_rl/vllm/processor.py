@@ -38,7 +38,7 @@ from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirection
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1Processor
 
 from lenvm_rl.guidance import GuidanceSettings, History
-from lenvm_rl.guidance.exact.key_values import to_device
+from lenvm_rl.guidance.exact.cache import to_device
 from lenvm_rl.guidance.guide import Guide, GuidedRow
 from lenvm_rl.vllm.hidden_states import capture
 from lenvm_rl.vllm.options import GuidanceOptions, eos_token_ids, load_scorer, request_ends

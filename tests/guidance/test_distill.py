@@ -6,8 +6,7 @@ import random
 import pytest
 import torch
 
-from lenvm_rl.guidance.heads.distill import Distiller, check_pair, fresh_head
-from lenvm_rl.guidance.heads.distill_states import DistillSettings
+from lenvm_rl.guidance.heads.distill import Distiller, DistillSettings, check_pair, fresh_head
 from lenvm_rl.model import LengthValueConfig, LengthValueModel
 from tests.guidance.test_exact import make_lenvm
 from tests.tiny import VOCAB, make_policy

@@ -8,12 +8,12 @@ from lenvm_rl.guidance import History
 from lenvm_rl.guidance.exact.fixed_step import (
     Bucket,
     FixedPass,
+    FixedSteps,
     StepInputs,
     bucket_of,
     buckets_of,
     pieces_of,
 )
-from lenvm_rl.guidance.exact.graphs import FixedSteps
 from lenvm_rl.guidance.exact.prefix_kernels import PAGE
 from tests.guidance.prefix_reference import reference_kernel
 from tests.guidance.test_exact import (

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lenvm_rl.guidance import History
-from lenvm_rl.guidance.exact import graphs
+from lenvm_rl.guidance.exact import fixed_step
 from lenvm_rl.guidance.exact.fixed_step import buckets_of
 from tests.guidance.test_exact import K, draw, everything, make_lenvm, make_scorer, prompt
 
@@ -147,7 +147,7 @@ def test_graphs_are_prepared_before_they_are_needed(capturing):
 
 
 def test_there_are_not_more_graphs_than_are_bounded(capturing, monkeypatch):
-    monkeypatch.setattr(graphs, "MAX_GRAPHS", 2)
+    monkeypatch.setattr(fixed_step, "MAX_GRAPHS", 2)
     scorer, cuda = capturing(slots=8)
     assert scorer.prepare(K) == 2
     found, expected = step_of(scorer, rows=8)

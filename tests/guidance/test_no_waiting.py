@@ -18,7 +18,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lenvm_rl.guidance import GuidanceSettings, History, exact
+from lenvm_rl.guidance import GuidanceSettings, History
+from lenvm_rl.guidance.exact import scorer as exact
 from lenvm_rl.guidance.exact.scorer import ExactScorer
 from lenvm_rl.guidance.guide import Guide, GuidedRow
 from tests.guidance.test_exact import VOCAB, make_lenvm

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lenvm_rl.guidance.exact import prefix_kernels
-from lenvm_rl.guidance.exact.key_values import KeyValueShape, KeyValueStore
+from lenvm_rl.guidance.exact.cache import KeyValueShape, KeyValueStore
 from lenvm_rl.guidance.exact.prefix_kernels import KERNELS, checked, merge_attention, prefix_kernel
 from tests.guidance.prefix_reference import reference_kernel
 

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from lenvm_rl.guidance import PoolExhausted
-from lenvm_rl.guidance.exact.slots import SlotTable, common_prefix
+from lenvm_rl.guidance.exact.cache import SlotTable, common_prefix
 
 
 def filled(*contents) -> SlotTable:

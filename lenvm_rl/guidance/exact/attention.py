@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from lenvm_rl.guidance.exact.key_values import ALIGN, KeyValueShape, KeyValueStore, to_device
+from lenvm_rl.guidance.exact.cache import ALIGN, KeyValueShape, KeyValueStore, to_device
 
 PREFIX_ATTENTION = "lenvm_prefix"
 # Products of queries with keys that a tier may compute in vain, as a multiple of the useful ones.

@@ -1,4 +1,4 @@
-"""How much memory does a scorer take, and is it there?
+"""Memory of a scorer: what it takes, and a refusal before it is allocated.
 
     keys and values = bytes per token x (slots + padding slots) x columns per slot
     columns per slot = tokens of the longest row + spare, rounded up to whole `align`

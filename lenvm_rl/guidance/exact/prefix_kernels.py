@@ -29,7 +29,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lenvm_rl.guidance.exact.key_values import KeyValueStore
+from lenvm_rl.guidance.exact.cache import KeyValueStore
 
 PAGE = 256
 """Prefixes begin at multiples of so many tokens: the page size that flash attention accepts."""

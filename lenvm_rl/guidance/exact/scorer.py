@@ -3,14 +3,14 @@
     z_k = head(trunk(history, x_k)),   k = 1..K
 
 The keys and values of every history stay in a slot. A step runs the trunk over the candidates of
-all rows at once, each seeing its row's history and itself (`scoring.attention`); when the engine
+all rows at once, each seeing its row's history and itself (`exact.attention`); when the engine
 then samples one of them, its keys and values are moved to the end of the history, where they are
 exactly what a pass over the sampled token would have written. Nothing is computed twice: not the
 sampled token, not a prompt that another slot holds, not what a preempted row had computed.
 
 Values equal those of a full recompute up to rounding (about 1e-6 in float32) in every dtype's own
 precision. On a CPU masked candidates are dropped from the pass. On CUDA a step has fixed shapes
-(`scoring.fixed_step`) and is replayed as a graph (`scoring.graphs`): dropping what is masked would
+(`exact.fixed_step`) and is replayed as a graph: dropping what is masked would
 mean to wait for the mask, so it is computed and zeroed, and all that a row lacks of its history is
 run before, in passes of its own. There the host waits for nothing but the ids of the last step's
 candidates, which have arrived when it knows a sampled token.
@@ -29,12 +29,10 @@ import torch
 from torch import Tensor
 
 from lenvm_rl.guidance.exact.attention import Pass, Segment
-from lenvm_rl.guidance.exact.fixed_step import FixedPass
-from lenvm_rl.guidance.exact.graphs import FixedSteps
-from lenvm_rl.guidance.exact.histories import HistoryRow, HistoryTrunk
-from lenvm_rl.guidance.exact.key_values import ALIGN, to_device
+from lenvm_rl.guidance.exact.cache import ALIGN, LateRead, Siblings, to_device
+from lenvm_rl.guidance.exact.fixed_step import FixedPass, FixedSteps
 from lenvm_rl.guidance.exact.prefix_kernels import PAGE, Kernels, prefix_kernel
-from lenvm_rl.guidance.exact.slots import LateRead, Siblings
+from lenvm_rl.guidance.exact.trunk import HistoryRow, HistoryTrunk
 from lenvm_rl.guidance.interface import History
 from lenvm_rl.model import LengthValueModel
 

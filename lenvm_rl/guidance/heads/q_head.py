@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from lenvm_rl.guidance.exact.attention import Pass, Segment
-from lenvm_rl.guidance.exact.histories import HistoryRow, HistoryTrunk
-from lenvm_rl.guidance.exact.key_values import to_device
+from lenvm_rl.guidance.exact.cache import to_device
 from lenvm_rl.guidance.exact.memory import ScorerMemory
 from lenvm_rl.guidance.exact.prefix_kernels import Kernels
 from lenvm_rl.guidance.exact.scorer import ExactScorer
+from lenvm_rl.guidance.exact.trunk import HistoryRow, HistoryTrunk
 from lenvm_rl.guidance.interface import History
 from lenvm_rl.model import LengthValueConfig, LengthValueModel
 
