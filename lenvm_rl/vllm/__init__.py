@@ -2,11 +2,9 @@
 
     processor     LengthGuidance, the logits processor of vLLM's V1 and V2 model runners
     options       where it finds its LenVM, and what is refused before the engine starts
-    flash         vLLM's flash attention, for reading the LenVM's prefixes
     plugin        registers the pooling model with vLLM (entry point `vllm.general_plugins`)
-    cpu_weights   on a CPU, weights that a training run can replace
     pooling       the pooling model: any vLLM trunk under the value head, raw logits per token
-    values        from pooling outputs, offline or over HTTP, to values, horizons and lengths
+    values        from pooling outputs to values, horizons and lengths
     generate      prompts or a rollout file in, guided completions as a rollout file out
     generate_run  which guidance was asked for, and the prompts of a rollout file
     sample        prompts in, the policy's own completions out, by one engine or by Ray
@@ -14,8 +12,8 @@
     offline       an engine in this process that is kept full
     ray_engine    engines on many nodes, through Ray Data
     serve         the command line of a guided server
-    middleware    HTTP requests that ask for guidance in the wrong place
-    validation    requests that are refused before they are scheduled
+    refusals      requests that are refused before they are scheduled, or ask in the wrong place
+    internals     where this package reaches into vLLM: hidden states, flash attention, CPU weights
 
 The processor is named by its class path, `--logits-processors lenvm_rl.vllm:LengthGuidance`. It is
 not an entry point on purpose: vLLM gives a processor loaded by entry point no output tokens under

@@ -1,4 +1,4 @@
-"""Which LenVM guides this engine, how much room does it get, and does it fit the policy?
+"""Options of an engine: which LenVM guides it, how much room it gets, whether it fits the policy.
 
 Options come from the engine's `--additional-config '{"lenvm": {"checkpoint": ...}}'`, or from the
 environment (LENVM_CHECKPOINT, LENVM_MAX_CANDIDATES, ...), which the front end can read as well.
@@ -277,7 +277,7 @@ def load_scorer(vllm_config: Any, options: GuidanceOptions, device: torch.device
             with a shorter context than the engine's, or that does not fit in memory.
     """
     from lenvm_rl.guidance.heads.q_head import load_lenvm, make_scorer, scorer_memory
-    from lenvm_rl.vllm.flash import VLLM_KERNELS
+    from lenvm_rl.vllm.internals import VLLM_KERNELS
 
     check_engine(vllm_config, options)
     check_counted(vllm_config, device)

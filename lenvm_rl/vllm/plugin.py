@@ -1,6 +1,6 @@
-"""What does this package register with vLLM? The LenVM architecture, as a pooling model.
+"""Registration with vLLM of the LenVM architecture, as a pooling model.
 
-And, on a CPU and if asked to, linear layers whose weights can be replaced (`cpu_weights`).
+And, on a CPU and if asked to, linear layers whose weights can be replaced (`internals`).
 
 vLLM calls `register` in every one of its processes, whatever model is served. So it imports no
 model code, and a failure is logged as an error, but never stops a server of something else: if
@@ -24,7 +24,7 @@ def register() -> None:
         from vllm import ModelRegistry
 
         import lenvm_rl.model  # noqa: F401
-        from lenvm_rl.vllm.cpu_weights import keep_plain_weights
+        from lenvm_rl.vllm.internals import keep_plain_weights
 
         keep_plain_weights()
         ModelRegistry.register_model(ARCHITECTURE, _POOLING_MODEL)

@@ -1,4 +1,4 @@
-"""The LenVM as a vLLM pooling model: what is the raw logit z at every token of a text?
+"""The LenVM as a vLLM pooling model: the raw logit z at every token of a text.
 
     LLM(lenvm_dir, runner="pooling").encode(prompts, pooling_task="token_classify")
     vllm serve lenvm_dir --runner pooling            POST /pooling

@@ -1,4 +1,4 @@
-"""How do vLLM's rows and requests become rows of `lenvm_rl.guidance.Guide`?
+"""The logits processor of vLLM: its rows and requests as rows of `lenvm_rl.guidance.Guide`.
 
 One class for both of vLLM's model runners, named by class path:
 
@@ -40,9 +40,9 @@ from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1Proce
 from lenvm_rl.guidance import GuidanceSettings, History
 from lenvm_rl.guidance.exact.cache import to_device
 from lenvm_rl.guidance.guide import Guide, GuidedRow
-from lenvm_rl.vllm.hidden_states import capture
+from lenvm_rl.vllm.internals import capture
 from lenvm_rl.vllm.options import GuidanceOptions, eos_token_ids, load_scorer, request_ends
-from lenvm_rl.vllm.validation import check_request
+from lenvm_rl.vllm.refusals import check_request
 
 try:  # vLLM 0.31 and newer
     from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as V2Processor

@@ -1,4 +1,4 @@
-"""How is a guided server started? `vllm serve` with the processor, the LenVM and sane defaults."""
+"""The command line of a guided server: `vllm serve` with processor, LenVM and sane defaults."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lenvm_rl.vllm.options import ENVIRONMENT, REASONING, GuidanceOptions
 from lenvm_rl.vllm.room import MAX_NUM_SEQS, beside_lenvm, cpu_cache_bytes
 
 PROCESSOR = "lenvm_rl.vllm:LengthGuidance"
-MIDDLEWARE = "lenvm_rl.vllm.middleware.RefuseMisplaced"
+MIDDLEWARE = "lenvm_rl.vllm.refusals.RefuseMisplaced"
 NEUTRAL = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 """What a request that does not say otherwise is sampled with, whatever the policy's generation
 configuration recommends: all of these act on the guided distribution, and bend its lengths."""

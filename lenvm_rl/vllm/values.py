@@ -1,4 +1,4 @@
-"""Which values, horizons and lengths does a served LenVM give? Offline or over HTTP, from raw z.
+"""Values and lengths that a served LenVM gives, read from its raw z.
 
 engine = pooling_engine(lenvm_dir)
 for reading in read_tokens(engine, config, [[5, 9, 12], ...]): reading.lengths
@@ -6,15 +6,12 @@ for reading in read_tokens(engine, config, [[5, 9, 12], ...]): reading.lengths
 
 from __future__ import annotations
 
-import json
 import time
-import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lenvm_rl.core import predicted_length, value_of_logit
@@ -109,32 +106,3 @@ class EngineReader:
             self.tokens += sum(map(len, fed))
             for row, z in zip(batch, logits, strict=True):
                 yield row, z[len(row.prompt_ids) - 1 :]
-
-
-def read_over_http(
-    url: str,
-    model: str,
-    inputs: Sequence[Sequence[int]] | Sequence[str],
-    config: LengthValueConfig,
-    *,
-    timeout: float = 120.0,
-) -> list[TokenReading]:
-    """Readings by a server (`vllm serve LENVM --runner pooling`), through POST /pooling.
-
-    Args:
-        url: of the server, e.g. "http://localhost:8000".
-        model: its served name.
-        inputs: token ids, or texts (the server tokenizes them).
-        config: of the served LenVM.
-        timeout: seconds to wait.
-    """
-    given = [x if isinstance(x, str) else list(x) for x in inputs]
-    body = {"model": model, "input": given, "task": "token_classify"}
-    request = urllib.request.Request(
-        url.rstrip("/") + "/pooling",
-        data=json.dumps(body).encode(),
-        headers={"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=timeout) as response:
-        data = sorted(json.load(response)["data"], key=lambda item: item["index"])
-    return [reading_of(torch.tensor(item["data"]), config) for item in data]

@@ -198,7 +198,7 @@ def start_server(
 ) -> subprocess.Popen:
     """The server, with the processor that also counts its slots."""
     options = GuidanceOptions(checkpoint=lenvm)
-    extra = ["--logits-processors", "lenvm_rl.vllm.audit:AuditedGuidance", "--enforce-eager"]
+    extra = ["--logits-processors", "scripts.bench.audit:AuditedGuidance", "--enforce-eager"]
     extra += ["--dtype", "float32", "--kv-cache-memory-bytes", str(_POLICY_CACHE)]
     command = serve_command(policy, options, port=port, max_num_seqs=streams, extra=extra)
     environment = {

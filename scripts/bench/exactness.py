@@ -114,7 +114,7 @@ def start_engine(policy: str, lenvm: str | None, scratch: Path, **settings: Any)
 
     if lenvm is not None:
         os.environ["LENVM_AUDIT_FILE"] = str(scratch / "audit.json")
-        settings["logits_processors"] = ["lenvm_rl.vllm.audit:AuditedGuidance"]
+        settings["logits_processors"] = ["scripts.bench.audit:AuditedGuidance"]
         settings["additional_config"] = GuidanceOptions(checkpoint=lenvm).for_vllm()
     defaults = {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": 256 << 20}
     return LLM(policy, **{**defaults, **settings})

@@ -26,7 +26,7 @@ from lenvm_rl.guidance import GuidanceSettings, Guide, GuidedRow, History
 from lenvm_rl.guidance.exact.prefix_kernels import KERNELS, checked
 from lenvm_rl.guidance.exact.scorer import ExactScorer
 from lenvm_rl.model import LengthValueModel
-from lenvm_rl.vllm.flash import VLLM_KERNELS
+from lenvm_rl.vllm.internals import VLLM_KERNELS
 from scripts.bench.step_cost.floor import (
     FLOOR_SHAPES,
     OVERHEAD_BAR,

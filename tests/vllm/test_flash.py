@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lenvm_rl.guidance.exact.prefix_kernels import PAGE, Prefixes, checked
-from lenvm_rl.vllm.flash import VLLM_KERNELS
+from lenvm_rl.vllm.internals import VLLM_KERNELS
 from tests.guidance.prefix_reference import reference_kernel
 
 

@@ -38,7 +38,7 @@ def guided(vllm, lenvm, audit_file):
         patch.setenv("LENVM_CHECKPOINT", str(lenvm))
         yield vllm.LLM(
             str(policy_path()),
-            logits_processors=["lenvm_rl.vllm.audit:AuditedGuidance"],
+            logits_processors=["scripts.bench.audit:AuditedGuidance"],
             additional_config={"lenvm": {"checkpoint": str(lenvm)}},
             logprobs_mode="processed_logprobs",
             **ENGINE,

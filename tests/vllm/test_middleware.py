@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from lenvm_rl.vllm.middleware import RefuseMisplaced, misplaced
+from lenvm_rl.vllm.refusals import RefuseMisplaced, misplaced
 
 ASKED = {"lenvm_mode": "at_most", "lenvm_target": 20}
 

@@ -95,7 +95,7 @@ def test_every_value_was_that_of_a_full_recompute(
     monkeypatch.setenv("LENVM_AUDIT_FILE", str(audit_file))
     monkeypatch.setenv("LENVM_AUDIT_VALUES", "1")
     # Prompts are read whole: in the middle of a prompt there is no state of its end to compare.
-    engine = start(vllm, lenvm_of_policy, "lenvm_rl.vllm.audit:AuditedGuidance")
+    engine = start(vllm, lenvm_of_policy, "scripts.bench.audit:AuditedGuidance")
     tilt = {"lenvm_mode": "tilt", "lenvm_beta": 20.0, "lenvm_min_p": 0.0}
     complete(vllm, engine, prompts[:5], [tilt] * 5)
     # Ended requests are dropped; see test_guided_llm for the temperature.

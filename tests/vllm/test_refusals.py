@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lenvm_rl.vllm.validation import check_request
+from lenvm_rl.vllm.refusals import check_request
 
 
 def params(args, **changes):

@@ -6,7 +6,7 @@
     LENVM_AUDIT_VALUES=1            also recompute every candidate's value from its whole history,
                                     with another copy of the LenVM (slow: for tests and benches)
 
-    vllm serve POLICY --logits-processors lenvm_rl.vllm.audit:AuditedGuidance ...
+    vllm serve POLICY --logits-processors scripts.bench.audit:AuditedGuidance ...
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ import types
 import pytest
 import torch
 
-from lenvm_rl.vllm import cpu_weights
+from lenvm_rl.vllm import internals
 
 
 @pytest.fixture
@@ -21,26 +21,26 @@ def layers(vllm, monkeypatch):
 def test_without_the_switch_vllm_is_left_alone(layers, monkeypatch):
     before = layers.dispatch_cpu_unquantized_gemm
     for value in (None, "0"):
-        monkeypatch.delenv(cpu_weights.SWITCH, raising=False)
+        monkeypatch.delenv(internals.SWITCH, raising=False)
         if value is not None:
-            monkeypatch.setenv(cpu_weights.SWITCH, value)
-        assert not cpu_weights.keep_plain_weights()
+            monkeypatch.setenv(internals.SWITCH, value)
+        assert not internals.keep_plain_weights()
     assert layers.dispatch_cpu_unquantized_gemm is before
 
 
 def test_other_platforms_are_left_alone(layers, monkeypatch):
     from vllm import platforms
 
-    monkeypatch.setenv(cpu_weights.SWITCH, "1")
+    monkeypatch.setenv(internals.SWITCH, "1")
     monkeypatch.setattr(platforms, "current_platform", types.SimpleNamespace(is_cpu=lambda: False))
     before = layers.dispatch_cpu_unquantized_gemm
-    assert not cpu_weights.keep_plain_weights()
+    assert not internals.keep_plain_weights()
     assert layers.dispatch_cpu_unquantized_gemm is before
 
 
 def test_layers_keep_their_weights_and_multiply_with_them(layers, monkeypatch):
-    monkeypatch.setenv(cpu_weights.SWITCH, "1")
-    assert cpu_weights.keep_plain_weights()
+    monkeypatch.setenv(internals.SWITCH, "1")
+    assert internals.keep_plain_weights()
     layer = torch.nn.Linear(3, 2)
     layers.dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
     x = torch.ones(1, 3)
@@ -52,7 +52,7 @@ def test_layers_keep_their_weights_and_multiply_with_them(layers, monkeypatch):
 
 
 def test_a_vllm_without_that_function_says_so(layers, monkeypatch):
-    monkeypatch.setenv(cpu_weights.SWITCH, "1")
+    monkeypatch.setenv(internals.SWITCH, "1")
     monkeypatch.delattr(layers, "dispatch_cpu_unquantized_gemm")
     with pytest.raises(AttributeError, match="dispatch_cpu_unquantized_gemm"):
-        cpu_weights.keep_plain_weights()
+        internals.keep_plain_weights()
