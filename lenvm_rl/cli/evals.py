@@ -47,22 +47,21 @@ def eval_prediction(
     --heldout runs/demo/rollouts/heldout --train runs/demo/rollouts/train --out runs/prediction`
     """
     from lenvm_rl.demo.prompts import resolve_policy
-    from lenvm_rl.evals.prediction.evaluate import run_prediction
+    from lenvm_rl.evals.prediction.draw import view
+    from lenvm_rl.evals.prediction.evaluate import Settings, run
 
-    result = run_prediction(
+    result = run(
         lenvm,
         heldout,
         out,
         train=train,
         policy=None if policy is None else resolve_policy(policy),
-        states=states,
-        continuations=continuations,
+        settings=Settings(states=states, continuations=continuations, seed=seed),
         batch_size=batch_size,
-        seed=seed,
         any_policy=any_policy,
         progress=True,
     )
-    console.print(result.table())
+    console.print(view(result))
     emit(result.to_dict(), json_file)
 
 

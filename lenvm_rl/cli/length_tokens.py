@@ -43,18 +43,19 @@ def eval_length_tokens(
     Example: `lenvm eval length-tokens --lenvm runs/demo/checkpoint/lenvm
     --rollouts runs/demo/rollouts/heldout --out runs/length-tokens`
     """
-    from lenvm_rl.evals.length_tokens.evaluate import LengthTokenSettings, run_length_tokens
+    from lenvm_rl.evals.length_tokens.draw import view
+    from lenvm_rl.evals.length_tokens.evaluate import Settings, run
 
-    report = run_length_tokens(
+    report = run(
         lenvm,
         rollouts,
         out,
-        settings=LengthTokenSettings(
+        settings=Settings(
             threshold=threshold, min_count=min_count, min_prompts=min_prompts, top=top, seed=seed
         ),
         limit=limit,
         any_policy=any_policy,
         progress=True,
     )
-    console.print(report.table())
+    console.print(view(report))
     emit(report.to_dict(), json_file)

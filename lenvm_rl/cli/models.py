@@ -186,8 +186,8 @@ def predict(
     Example: `lenvm predict --lenvm runs/demo/checkpoint/lenvm --text "12 + 7 - 3 = ?"`
     """
     from lenvm_rl.demo.prompts import resolve_prompts
-    from lenvm_rl.evals.prediction.predict import predict_prompts, predict_rollouts
     from lenvm_rl.prompts.prompt import Prompt
+    from lenvm_rl.sampling.predict import predict_prompts, predict_rollouts
 
     if sum(given is not None for given in (prompts, rollouts, text)) != 1:
         raise ValueError("give exactly one of --prompts, --rollouts and --text.")

@@ -55,15 +55,16 @@ def eval_scheduling(
     Example: `lenvm eval scheduling --lenvm runs/demo/checkpoint/lenvm
     --rollouts runs/demo/rollouts/heldout --train runs/demo/rollouts/train --out runs/scheduling`
     """
-    from lenvm_rl.evals.scheduling.evaluate import SchedulingSettings, run_scheduling
+    from lenvm_rl.evals.scheduling.draw import view
+    from lenvm_rl.evals.scheduling.evaluate import Settings, run
     from lenvm_rl.evals.scheduling.queueing import Server
 
-    report = run_scheduling(
+    report = run(
         lenvm,
         rollouts,
         out,
         train=train,
-        settings=SchedulingSettings(
+        settings=Settings(
             loads=_loads(loads),
             requests=requests,
             seeds=seeds,
@@ -79,7 +80,7 @@ def eval_scheduling(
         any_policy=any_policy,
         progress=True,
     )
-    console.print(report.table())
+    console.print(view(report))
     emit(report.to_dict(), json_file)
 
 

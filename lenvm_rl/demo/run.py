@@ -30,7 +30,9 @@ from rich.table import Table
 from lenvm_rl.demo import policy_path, task
 from lenvm_rl.demo.launch import recipes_dir, run_trainer
 from lenvm_rl.demo.prompts import demo_prompts
-from lenvm_rl.evals.prediction.evaluate import PredictionReport, run_prediction
+from lenvm_rl.evals.prediction import evaluate
+from lenvm_rl.evals.prediction.draw import view
+from lenvm_rl.evals.result import Result
 from lenvm_rl.evals.tradeoff.evaluate import TradeoffReport, TradeoffSettings
 from lenvm_rl.evals.tradeoff.run import run_tradeoff
 from lenvm_rl.evals.views import tradeoff_view
@@ -179,7 +181,7 @@ def steer(out: Path, lenvm: Path, *, seed: int, console: Console) -> TradeoffRep
     return report
 
 
-def verify(out: Path, lenvm: Path, *, seed: int, console: Console) -> PredictionReport:
+def verify(out: Path, lenvm: Path, *, seed: int, console: Console) -> Result:
     """Evaluate on problems that no training problem equals."""
     sample_to_file(
         policy_path(),
@@ -190,19 +192,16 @@ def verify(out: Path, lenvm: Path, *, seed: int, console: Console) -> Prediction
         seed=seed,
         progress=True,
     )
-    report = run_prediction(
+    result = evaluate.run(
         lenvm,
         out / "rollouts" / "heldout",
         out / "prediction",
         train=out / "rollouts" / "train",
         policy=policy_path(),
-        states=STATES,
-        continuations=CONTINUATIONS,
-        seed=seed,
-        progress=True,
+        settings=evaluate.Settings(states=STATES, continuations=CONTINUATIONS, seed=seed),
     )
-    console.print(report.table())
-    return report
+    console.print(view(result))
+    return result
 
 
 def summary_table(summary: dict[str, Any], out: Path, lenvm: Path) -> Table:

@@ -3,47 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from lenvm_rl.evals.prediction.domain_views import domain_views
-
 if TYPE_CHECKING:
     from lenvm_rl.evals.length_control.control_report import ControlReport
-    from lenvm_rl.evals.prediction.evaluate import PredictionReport
     from lenvm_rl.evals.tradeoff.evaluate import TradeoffReport
-
-_PREDICTORS = (
-    ("LenVM", "s0", "lenvm"),
-    ("training mean", "naive_mean", "mean"),
-    ("linear in prompt length", "naive_linear", "linear"),
-)
-
-
-def prediction_view(report: PredictionReport) -> Group:
-    """Tables of the prompt boundary, domains, outcomes and positions, and the Monte Carlo line."""
-    figures = report.figures
-    parts: list[Any] = [_boundary(figures), *domain_views(report.tables), _positions(report)]
-    if "r2_monte_carlo" in figures:
-        parts.append(
-            Text(
-                f"inside responses: R2 {figures['r2_monte_carlo']:.3f} against Monte Carlo values "
-                f"({figures['r2_monte_carlo_raw']:.3f} with their sampling noise; "
-                f"{figures['states']} states x {figures['continuations_per_state']:.0f})"
-            )
-        )
-    if "calibration_error" in figures:
-        parts.append(
-            Text(
-                f"over {figures['tokens']:,} tokens: mean squared error {figures['mse']:.4f}, "
-                f"calibration error {figures['calibration_error']:.4f}; "
-                f"{figures['share_cut']:.2%} of completions cut"
-            )
-        )
-    return Group(*parts)
 
 
 def control_view(report: ControlReport) -> Table:
@@ -112,42 +80,6 @@ def _budgets(report: TradeoffReport) -> list[Table]:
                 table.add_row(str(row["budget"]), f"{row['length']:.1f}", accuracy)
             tables.append(table)
     return tables
-
-
-def _boundary(figures: dict[str, Any]) -> Table:
-    table = Table(
-        title=f"Length known before the first token: {figures['prompts']} prompts x "
-        f"{figures['samples_per_prompt']:.0f} samples, noise floor "
-        f"{_number(figures['mre_noise_floor'])}"
-    )
-    table.add_column("predictor", no_wrap=True)
-    for name in ("MRE", "noise-corrected", "MAE (tokens)", "Kendall tau"):
-        table.add_column(name, justify="right")
-    for label, key, _ in _PREDICTORS:
-        if f"mre_{key}" in figures:
-            table.add_row(
-                label,
-                _number(figures[f"mre_{key}"]),
-                _number(figures[f"mre_{key}_corrected"]),
-                _number(figures[f"mae_{key}"], digits=1),
-                _number(figures[f"kendall_tau_{key}"]),
-            )
-    return table
-
-
-def _positions(report: PredictionReport) -> Table:
-    rows = report.tables.get("positions", [])
-    table = Table(title="Mean relative error of the remaining length, by position in the response")
-    table.add_column("predictor", no_wrap=True)
-    positions = sorted({row["position"] for row in rows})
-    for position in positions:
-        table.add_column(f"{100 * position:.0f} %", justify="right")
-    labels = {key: label for label, _, key in _PREDICTORS} | {"survival": "given tokens so far"}
-    for key, label in labels.items():
-        cells = {r["position"]: r["relative_error"] for r in rows if r["predictor"] == key}
-        if cells:
-            table.add_row(label, *(_number(cells[position]) for position in positions))
-    return table
 
 
 def _number(value: float, *, digits: int = 3) -> str:

@@ -1,4 +1,4 @@
-"""What does a LenVM say along rollouts? Its outputs in padded batches of similar length.
+"""Outputs of a LenVM along rollouts, in padded batches of similar length.
 
 Convention: the output at the last prompt token belongs to s_0, the one at response token t to
 s_{t+1}; the last response token (EOS) is never fed, as nothing remains after it.

@@ -1,4 +1,4 @@
-"""How far off is a LenVM on held-out responses, in a few numbers that every kind of target has?
+"""Errors on held-out responses, in a few numbers that every kind of target has.
 
     mse                   mean of (V - G)**2 over all tokens of finished responses
     length_error          mean of |l_hat - l| over the same tokens, in tokens
@@ -7,11 +7,16 @@
 
 Outcomes are single samples, so no model reaches 0; `mse_constant`, the variance of G, is what the
 best constant has. The paper's loss is a Huber loss that is quadratic on values: half of `mse`.
+
+`outcome_errors` is what work on serving reports: TRAIL and PLP the mean absolute error in tokens,
+vllm-ltr Kendall's tau, each against one outcome per request.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +68,7 @@ def heldout_errors(
         relative.append(at_positions(relative_error(guess, left), mask, positions=POSITIONS)[0])
         first.append(values[-1][1, :1] - values[-1][0, :1])  # u = -V
     predicted, true = torch.cat(values, dim=1).double()
-    by_position = _mean(torch.stack(relative))
+    by_position = torch.stack(relative).double().mean(0)
     return {
         "mse": (predicted - true).square().mean().item(),
         "mse_constant": true.var(correction=0).item(),
@@ -76,5 +81,23 @@ def heldout_errors(
     }
 
 
-def _mean(x: Tensor) -> Tensor:
-    return x.double().mean(0)
+def outcome_errors(predicted: Tensor, outcome: Tensor) -> dict[str, Any]:
+    """MAE (tokens), root mean squared error (tokens) and Kendall's tau-b, over M pairs.
+
+    Args:
+        predicted: [M] tokens.
+        outcome: [M] tokens.
+    Returns:
+        mae, rmse, kendall_tau; tau is NaN for a constant guess, or fewer than two pairs.
+    """
+    error = (predicted - outcome).double()
+    tau = math.nan
+    if len(outcome) > 1:
+        import scipy.stats  # of the extra `evals`; what reads values alone does without
+
+        tau = float(scipy.stats.kendalltau(predicted.numpy(), outcome.numpy())[0])
+    return {
+        "mae": error.abs().mean().item(),
+        "rmse": error.square().mean().sqrt().item(),
+        "kendall_tau": tau,
+    }

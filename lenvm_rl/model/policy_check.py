@@ -1,4 +1,4 @@
-"""Are these rollouts of the policy whose lengths the LenVM predicts?
+"""Refusal of rollouts of another policy than the one whose lengths the LenVM predicts.
 
 A value belongs to one policy: another one ends its responses elsewhere, and the figures would look
 like those of a bad model. The tokenizers must agree (ids would mean other text); the names of the

@@ -25,7 +25,7 @@ from lenvm_rl.model import (
     tokenizer_sha,
 )
 from lenvm_rl.model.forward import config_space, iter_logits
-from lenvm_rl.pages.view_tokens import token_texts
+from lenvm_rl.pages.token_text import token_texts
 from lenvm_rl.rollouts import Rollout, RolloutReader
 from lenvm_rl.rollouts.text import TextCodec
 

@@ -25,7 +25,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lenvm_rl.evals.scheduling.evaluate import LOADS, SchedulingSettings, run_scheduling
+from lenvm_rl.evals.scheduling.draw import view
+from lenvm_rl.evals.scheduling.evaluate import LOADS, Settings, run
 from lenvm_rl.evals.scheduling.queueing import Server
 from lenvm_rl.rollouts.atomic import replacing
 from scripts.bench import real_text as bench_real_text
@@ -39,12 +40,12 @@ def main(argv: list[str] | None = None) -> None:
     lenvm, train, requests = args.lenvm, args.train, args.rollouts
     if args.data:
         lenvm, train, requests = trained_on(args)
-    report = run_scheduling(
+    report = run(
         lenvm,
         requests,
         args.out,
         train=train,
-        settings=SchedulingSettings(
+        settings=Settings(
             loads=args.loads,
             requests=args.requests,
             seeds=args.seeds,
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
         ),
         progress=True,
     )
-    CONSOLE.print(report.table())
+    CONSOLE.print(view(report))
     figures = {
         "bench": "scheduling",
         "run_s": round(time.monotonic() - started, 1),

@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from lenvm_rl.core import length_to_horizon, value_to_logit
-from lenvm_rl.evals.length_tokens.draw import cloud_sizes
-from lenvm_rl.evals.length_tokens.evaluate import LengthTokenSettings, analyse, run_length_tokens
-from lenvm_rl.evals.result import load_tables
+from lenvm_rl.evals.length_tokens.draw import cloud_sizes, draw, view
+from lenvm_rl.evals.length_tokens.evaluate import Settings, evaluate, run
+from lenvm_rl.evals.result import Result
 from lenvm_rl.rollouts import Rollout
 
 GAMMA = 0.9
@@ -77,8 +77,8 @@ def rows():
 
 @pytest.fixture(scope="module")
 def report(rows):
-    settings = LengthTokenSettings(threshold=0.05, min_count=2, min_prompts=1, top=5)
-    return analyse(LastToken(), make_tokenizer(), rows, settings)
+    settings = Settings(threshold=0.05, min_count=2, min_prompts=1, top=5)
+    return evaluate(LastToken(), make_tokenizer(), rows, settings)
 
 
 def entry(report, text, table="words"):
@@ -143,7 +143,7 @@ def test_rankings_and_contexts(report):
 
 def test_examples_are_a_sample_of_all_occurrences():
     rows = [row([WAIT, EOS], name=f"p{i:03}") for i in range(200)]
-    report = analyse(LastToken(), make_tokenizer(), rows)
+    report = evaluate(LastToken(), make_tokenizer(), rows)
     names = [c["prompt_id"] for c in report.tables["contexts"] if c["text"] == "wait"]
     assert len(names) == 4 == len(set(names))
     assert max(names) > "p020"  # not the first four
@@ -152,8 +152,8 @@ def test_examples_are_a_sample_of_all_occurrences():
 def test_a_word_of_few_prompts_is_not_ranked_by_mean():
     rows = [row([WAIT, EOS], name=f"p{i % 3}", sample=i) for i in range(30)]
     for needed, expected in ((3, ["wait"]), (4, [])):
-        settings = LengthTokenSettings(min_count=1, min_prompts=needed)
-        report = analyse(LastToken(), make_tokenizer(), rows, settings)
+        settings = Settings(min_count=1, min_prompts=needed)
+        report = evaluate(LastToken(), make_tokenizer(), rows, settings)
         assert report.figures["top"]["positive_by_mean"] == expected
         assert entry(report, "wait")["prompts"] == 3
 
@@ -166,7 +166,7 @@ def test_clouds_take_words_over_the_threshold_in_mean_and_count(report):
 
 
 def test_everything_is_saved_and_text_stays_text(report, tmp_path):
-    names = {path.name for path in report.save(tmp_path)}
+    names = {path.name for path in [*report.save(tmp_path), *draw(report, tmp_path)]}
     assert names == {
         "length_tokens.json",
         "length_tokens.jsonl",
@@ -179,9 +179,9 @@ def test_everything_is_saved_and_text_stays_text(report, tmp_path):
     assert "&lt;b&gt;" in page and "<b>" not in page and "<script" not in page
     saved = json.loads((tmp_path / "length_tokens.json").read_text())
     assert saved["top"]["positive_by_mean"] == ["wait"]
-    assert load_tables(tmp_path / "length_tokens.jsonl")["words"] == report.tables["words"]
+    assert Result.load(tmp_path / "length_tokens.json").tables["words"] == report.tables["words"]
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(report.table())
+    console.print(view(report))
     assert "conclude" in console.export_text()
 
 
@@ -193,21 +193,21 @@ def test_markup_in_a_word_is_printed_as_it_is():
 
     tokenizer = make_tokenizer()
     rows = [row([WAIT, EOS], sample=i) for i in range(3)]
-    report = analyse(Red(), tokenizer, rows, LengthTokenSettings(min_count=1, min_prompts=1))
+    report = evaluate(Red(), tokenizer, rows, Settings(min_count=1, min_prompts=1))
     report.tables["top"][0]["text"] = "[red]"
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(report.table())
+    console.print(view(report))
     assert "[red]" in console.export_text()
 
 
 def test_wrong_settings_and_no_rows_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\), got 50"):
-        LengthTokenSettings(threshold=50.0)
+        Settings(threshold=50.0)
     with pytest.raises(ValueError, match="min_count and top"):
-        LengthTokenSettings(min_count=0)
+        Settings(min_count=0)
     with pytest.raises(ValueError, match="min_prompts must be in 0..64, got 65"):
-        LengthTokenSettings(min_prompts=65)
+        Settings(min_prompts=65)
     with pytest.raises(ValueError, match="no completion to analyse"):
-        analyse(LastToken(), make_tokenizer(), [])
+        evaluate(LastToken(), make_tokenizer(), [])
     with pytest.raises(ValueError, match="config.json"):
-        run_length_tokens(tmp_path, tmp_path, tmp_path / "out")
+        run(tmp_path, tmp_path, tmp_path / "out")

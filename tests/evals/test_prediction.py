@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from lenvm_rl.core import horizon_to_length, length_to_horizon
-from lenvm_rl.evals.prediction.domains import paper_rows
-from lenvm_rl.evals.prediction.evaluate import evaluate_prediction
-from lenvm_rl.evals.result import finite, load_tables
+from lenvm_rl.evals.prediction.draw import draw, paper_rows, view
+from lenvm_rl.evals.prediction.evaluate import evaluate
+from lenvm_rl.evals.result import Result
 from lenvm_rl.rollouts import Rollout
+from lenvm_rl.rollouts.atomic import finite
 from tests.evals.geometric import (
     EOS,
     GAMMA,
@@ -59,9 +60,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def oracle_report(files):
-    return evaluate_prediction(
-        Oracle(), files["heldout"], train=files["train"], states=files["states"]
-    )
+    return evaluate(Oracle(), files["heldout"], train=files["train"], states=files["states"])
 
 
 def test_true_values_reach_the_noise_floor_and_naive_guesses_do_not(oracle_report):
@@ -100,7 +99,7 @@ def test_monte_carlo_r2_of_true_values_is_one_once_noise_is_taken_out(oracle_rep
 
 
 def test_a_shifted_model_shows_its_bias_everywhere(files):
-    report = evaluate_prediction(Oracle(bias=0.05), files["heldout"], states=files["states"])
+    report = evaluate(Oracle(bias=0.05), files["heldout"], states=files["states"])
     assert report.figures["bias_monte_carlo"] == pytest.approx(0.05, abs=0.01)
     assert report.figures["calibration_error"] == pytest.approx(0.05, abs=0.015)
     spread = torch.tensor([true_horizon(end_probability(k)) for k in KINDS]).var(correction=0)
@@ -146,7 +145,7 @@ def test_position_errors_equal_a_plain_loop(oracle_report, files):
 
 
 def test_single_samples_give_no_noise_floor_but_the_rest(tmp_path):
-    report = evaluate_prediction(Oracle(), write(tmp_path / "one", rollouts(KINDS, 1)))
+    report = evaluate(Oracle(), write(tmp_path / "one", rollouts(KINDS, 1)))
     assert math.isnan(report.figures["mre_noise_floor"])
     assert math.isnan(report.figures["mre_s0_corrected"])
     assert report.to_dict()["mre_noise_floor"] is None
@@ -158,33 +157,33 @@ def test_cut_completions_are_counted_and_warned_about(tmp_path):
     for row in rows[::20]:
         row.finish_reason, row.response_ids = "length", [WORD] * row.length
     with pytest.warns(UserWarning, match="6.2% of the held-out completions were cut"):
-        report = evaluate_prediction(Oracle(), write(tmp_path / "cut", rows))
+        report = evaluate(Oracle(), write(tmp_path / "cut", rows))
     assert report.figures["share_cut"] == pytest.approx(4 / 64)
     assert report.tables["positions"][0]["responses"] == 60
 
 
 def test_another_tokenizer_and_a_short_context_are_refused(files):
     with pytest.raises(ValueError, match="another tokenizer"):
-        evaluate_prediction(Oracle(sha="other"), files["heldout"])
+        evaluate(Oracle(sha="other"), files["heldout"])
     with pytest.raises(ValueError, match=r"kind\d-\d.*exceed the LenVM's context of 20"):
-        evaluate_prediction(Oracle(context=20), files["heldout"])
+        evaluate(Oracle(context=20), files["heldout"])
 
 
 def test_states_need_two_continuations(files, tmp_path):
     row = rollouts([0], 1)[0]
     row.prompt_id = "kind0-0#0@1/5"
     with pytest.raises(ValueError, match="1 continuation.*at least two"):
-        evaluate_prediction(Oracle(), files["heldout"], states=write(tmp_path / "s", [row]))
+        evaluate(Oracle(), files["heldout"], states=write(tmp_path / "s", [row]))
     row.prompt_id = "kind0-0"
     other = rollouts([0], 2)
     with pytest.raises(ValueError, match="'kind0-0' names no state"):
-        evaluate_prediction(Oracle(), files["heldout"], states=write(tmp_path / "t", other))
+        evaluate(Oracle(), files["heldout"], states=write(tmp_path / "t", other))
 
 
 def test_everything_is_saved_and_reads_back(oracle_report, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # such as a figure whose text does not fit
-        paths = oracle_report.save(tmp_path)
+        paths = [*oracle_report.save(tmp_path), *draw(oracle_report, tmp_path)]
     names = {path.name for path in paths}
     tables = {"prompts", "positions", "calibration", "states", "state_positions"}
     tables |= {"domains", "position_calibration"}
@@ -197,14 +196,14 @@ def test_everything_is_saved_and_reads_back(oracle_report, tmp_path):
     assert all((tmp_path / name).stat().st_size > 100 for name in names)
     saved = json.loads((tmp_path / "prediction.json").read_text())
     assert saved["r2_monte_carlo"] == oracle_report.figures["r2_monte_carlo"]
-    assert load_tables(tmp_path / "prediction.jsonl") == finite(oracle_report.tables)
+    assert Result.load(tmp_path / "prediction.json").tables == finite(oracle_report.tables)
 
 
 def test_the_screen_view_names_every_predictor(oracle_report):
     from rich.console import Console
 
     console = Console(width=100, record=True, file=io.StringIO())
-    console.print(oracle_report.table())
+    console.print(view(oracle_report))
     text = console.export_text()
     words = ("LenVM", "training mean", "linear in prompt length", "noise floor", "R2")
     for word in (*words, "paper, LenVM 32B", "single outcomes"):
@@ -216,14 +215,12 @@ def test_domains_by_hand(files, tmp_path):
     rows = rollouts(KINDS, 64, seed=1, prompts_per_kind=3)
     for row in rows:
         row.data_source = "short" if row.prompt_ids[-1] < 14 else "long"
-    whole = evaluate_prediction(Oracle(), write(tmp_path / "all", rows), train=files["train"])
+    whole = evaluate(Oracle(), write(tmp_path / "all", rows), train=files["train"])
     found = {(r["domain"], r["predictor"]): r for r in whole.tables["domains"]}
     assert set(found) == {(d, p) for d in ("short", "long") for p in ("lenvm", "mean", "linear")}
     for domain in ("short", "long"):
         part = [row for row in rows if row.data_source == domain]
-        alone = evaluate_prediction(
-            Oracle(), write(tmp_path / domain, part), train=files["train"]
-        ).figures
+        alone = evaluate(Oracle(), write(tmp_path / domain, part), train=files["train"]).figures
         row = found[domain, "lenvm"]
         assert row["prompts"] == 12 and row["samples_per_prompt"] == 64
         assert row["mre"] == pytest.approx(alone["mre_s0"])
@@ -269,10 +266,10 @@ def test_another_policy_is_refused_before_anything_is_measured(files, tmp_path):
     rows[1].policy["name"] = "harmonic"
     path = write(tmp_path / "other", rows)
     with pytest.raises(ValueError, match="completions of policy 'harmonic'"):
-        evaluate_prediction(Oracle(), path)
+        evaluate(Oracle(), path)
     with pytest.raises(ValueError, match="completions of policy 'harmonic'"):
-        evaluate_prediction(Oracle(), files["heldout"], train=path)
-    assert evaluate_prediction(Oracle(), path, any_policy=True).figures["completions"] == 2
+        evaluate(Oracle(), files["heldout"], train=path)
+    assert evaluate(Oracle(), path, any_policy=True).figures["completions"] == 2
 
 
 def test_paper_rows_are_table_3():

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from lenvm_rl.evals.prediction.evaluate import run_prediction
+from lenvm_rl.evals.prediction.evaluate import Settings, run
 from lenvm_rl.model import LengthValueModel, describe_policy, load_tokenizer, save_checkpoint
 from lenvm_rl.rollouts import RolloutReader
 from lenvm_rl.sampling.transformers.to_file import sample_to_file
@@ -32,11 +32,9 @@ def test_run_prediction_measures_saves_and_resumes(files, tiny_policy, tmp_path)
     arguments = {
         "train": files / "train",
         "policy": tiny_policy,
-        "states": 6,
-        "continuations": 4,
-        "seed": 3,
+        "settings": Settings(states=6, continuations=4, seed=3),
     }
-    report = run_prediction(files / "lenvm", files / "heldout", out, **arguments)
+    report = run(files / "lenvm", files / "heldout", out, **arguments)
     figures = report.to_dict()
     assert figures["prompts"] == 5 and figures["completions"] == 20
     assert figures["states"] == 6 and figures["continuations_per_state"] == 4
@@ -46,7 +44,7 @@ def test_run_prediction_measures_saves_and_resumes(files, tiny_policy, tmp_path)
     assert saved.pop("headline")[0][0] == "mre_s0" and saved == figures
     shards = sorted((out / "states").glob("*.parquet"))
     stamps = [shard.stat().st_mtime_ns for shard in shards]
-    again = run_prediction(files / "lenvm", files / "heldout", out, **arguments)
+    again = run(files / "lenvm", files / "heldout", out, **arguments)
     assert again.to_dict() == figures
     assert [shard.stat().st_mtime_ns for shard in shards] == stamps  # nothing was sampled again
     assert len(RolloutReader(out / "states")) == 24
@@ -54,7 +52,7 @@ def test_run_prediction_measures_saves_and_resumes(files, tiny_policy, tmp_path)
 
 @pytest.mark.filterwarnings("ignore:.*were cut by the token limit")
 def test_without_policy_and_training_file_the_rest_is_measured(files, tmp_path):
-    report = run_prediction(files / "lenvm", files / "heldout", tmp_path / "out")
+    report = run(files / "lenvm", files / "heldout", tmp_path / "out")
     assert "r2_monte_carlo" not in report.figures and "mre_naive_mean" not in report.figures
     assert report.figures["mre_s0"] > 0
     assert not (tmp_path / "out" / "states").exists()
@@ -62,4 +60,4 @@ def test_without_policy_and_training_file_the_rest_is_measured(files, tmp_path):
 
 def test_a_plain_language_model_is_refused(files, tiny_policy, tmp_path):
     with pytest.raises(ValueError, match="holds no LenVM"):
-        run_prediction(tiny_policy, files / "heldout", tmp_path / "out")
+        run(tiny_policy, files / "heldout", tmp_path / "out")

@@ -9,22 +9,23 @@ import pytest
 import torch
 from rich.console import Console
 
-from lenvm_rl.evals.prediction.naive import NaivePredictors
-from lenvm_rl.evals.prediction.outcome_errors import outcome_errors
-from lenvm_rl.evals.result import load_tables
+from lenvm_rl.evals.result import Result
+from lenvm_rl.evals.scheduling.draw import draw, view
 from lenvm_rl.evals.scheduling.evaluate import (
-    SchedulingSettings,
+    Settings,
+    evaluate,
     predict_remaining,
     prompt_means,
-    simulate_orders,
 )
 from lenvm_rl.evals.scheduling.queueing import Server
+from lenvm_rl.model.baselines import NaivePredictors
+from lenvm_rl.model.heldout import outcome_errors
 from lenvm_rl.model.policy_check import open_rollouts
 from lenvm_rl.rollouts import RolloutReader
 from tests.evals.geometric import GAMMA, Oracle, rollouts, write
 
 ROWS = rollouts(range(8), 16, seed=1, prompts_per_kind=3)
-SETTINGS = SchedulingSettings(
+SETTINGS = Settings(
     loads=(0.95, 1.2), requests=200, seeds=3, server=Server(slots=4), preempt_until=0.8
 )
 
@@ -37,7 +38,7 @@ def report():
     # A perfect predictor under another name, and one that has everything upside down.
     predictions["clairvoyant"] = [np.arange(n, 0, -1, dtype=float) for n in lengths]
     predictions["inverse"] = [1000.0 - np.arange(n, 0, -1) for n in lengths]
-    return simulate_orders(ROWS, predictions, SETTINGS)
+    return evaluate(ROWS, predictions, SETTINGS)
 
 
 def line(report, order, load=1.2):
@@ -89,20 +90,20 @@ def test_all_orders_of_a_draw_serve_the_same_tokens(report):
     assert report.figures["share_predicted_lenvm"] == line(report, "predicted-lenvm", 0.95)["share"]
 
 
-def test_without_putting_back_the_remaining_order_is_the_predicted_one():
-    settings = SchedulingSettings(
+def test_without_preemption_the_remaining_order_is_the_predicted_one():
+    settings = Settings(
         loads=(1.1,), requests=100, seeds=1, preempt_until=0.0, server=Server(slots=2)
     )
-    report = simulate_orders(ROWS, predict_remaining(Oracle(), ROWS), settings)
+    report = evaluate(ROWS, predict_remaining(Oracle(), ROWS), settings)
     one, other = (line(report, f"{k}-lenvm", 1.1) for k in ("predicted", "remaining"))
     assert one["latency_mean"] == other["latency_mean"] and other["preemptions"] == 0
 
 
 def test_an_idle_server_has_no_way_to_go():
-    settings = SchedulingSettings(
+    settings = Settings(
         loads=(0.01,), requests=20, seeds=1, server=Server(slots=20), preempt_until=0.0
     )
-    report = simulate_orders(ROWS, predict_remaining(Oracle(), ROWS), settings)
+    report = evaluate(ROWS, predict_remaining(Oracle(), ROWS), settings)
     assert math.isnan(line(report, "predicted-lenvm", 0.01)["share"])
     assert report.to_dict()["share_predicted_lenvm"] is None
 
@@ -156,11 +157,11 @@ def test_settings_that_simulate_nothing_are_refused():
         ({"preempt_until": -0.1}, "preempt_until"),
     ):
         with pytest.raises(ValueError, match=reason):
-            SchedulingSettings(**wrong)
+            Settings(**wrong)
 
 
 def test_everything_is_saved_and_shown(report, tmp_path):
-    names = {path.name for path in report.save(tmp_path)}
+    names = {path.name for path in [*report.save(tmp_path), *draw(report, tmp_path)]}
     assert names == {
         "scheduling.json",
         "scheduling.jsonl",
@@ -171,8 +172,9 @@ def test_everything_is_saved_and_shown(report, tmp_path):
     }
     saved = json.loads((tmp_path / "scheduling.json").read_text())
     assert saved["share"]["1.2"]["predicted-true"] == 1.0
-    assert len(load_tables(tmp_path / "scheduling.jsonl")["runs"]) == len(report.tables["runs"])
+    again = Result.load(tmp_path / "scheduling.json")
+    assert len(again.tables["runs"]) == len(report.tables["runs"])
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(report.table())
+    console.print(view(report))
     text = console.export_text()
     assert "predicted-lenvm" in text and "share of the way" in text

@@ -16,12 +16,12 @@ from lenvm_rl.evals.guided_runs import run_control
 from lenvm_rl.evals.length_control.control import ControlSettings
 from lenvm_rl.evals.length_control.lifebench_run import run_lifebench
 from lenvm_rl.evals.length_control.lifebench_settings import LifebenchSettings
-from lenvm_rl.evals.prediction.evaluate import run_prediction
-from lenvm_rl.evals.prediction.predict import predict_prompts
+from lenvm_rl.evals.prediction import evaluate as prediction_of
 from lenvm_rl.evals.tradeoff.evaluate import TradeoffSettings
 from lenvm_rl.evals.tradeoff.run import run_tradeoff
 from lenvm_rl.model import load_tokenizer, tokenizer_sha
 from lenvm_rl.rollouts import Rollout, RolloutReader, RolloutStream, RolloutWriter
+from lenvm_rl.sampling.predict import predict_prompts
 from lenvm_rl.sampling.transformers.to_file import sample_to_file
 from reward_fns.graders import get_grader
 from scripts.bench.grpo.methods import ALL, Graded, advantages, all_methods
@@ -58,16 +58,17 @@ def write_rollouts(out: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def prediction(rollouts: Path, out: Path) -> dict[str, Any]:
-    report = run_prediction(lenvm_path(), rollouts, out, train=rollouts, any_policy=True)
-    return {"figures": report.to_dict(), "prompts": report.tables["prompts"]}
+    result = prediction_of.run(lenvm_path(), rollouts, out, train=rollouts, any_policy=True)
+    return {"figures": result.to_dict(), "prompts": list(result.tables["prompts"])}
 
 
 def prediction_of_states(rollouts: Path, out: Path) -> dict[str, Any]:
     """The figures that Monte Carlo continuations add."""
-    fewer = {"states": 6, "continuations": 4, "batch_size": 32, "any_policy": True}
-    report = run_prediction(lenvm_path(), rollouts, out, policy=policy_path(), **fewer)
-    without = run_prediction(lenvm_path(), rollouts, out / "without", any_policy=True).figures
-    return {name: x for name, x in report.to_dict().items() if name not in without}
+    settings = prediction_of.Settings(states=6, continuations=4)
+    common = {"settings": settings, "batch_size": 32, "any_policy": True}
+    result = prediction_of.run(lenvm_path(), rollouts, out, policy=policy_path(), **common)
+    without = prediction_of.run(lenvm_path(), rollouts, out / "without", any_policy=True).figures
+    return {name: x for name, x in result.to_dict().items() if name not in without}
 
 
 def predictions() -> list[dict[str, Any]]:

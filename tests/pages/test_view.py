@@ -17,9 +17,9 @@ from lenvm_rl.model import (
     tokenizer_sha,
 )
 from lenvm_rl.model.forward import iter_logits
+from lenvm_rl.pages.token_text import token_texts
 from lenvm_rl.pages.view import view_rollouts, view_text
 from lenvm_rl.pages.view_data import choose_rollouts, page_data, short_names
-from lenvm_rl.pages.view_tokens import token_texts
 from lenvm_rl.rollouts import Rollout, RolloutWriter
 from tests.tiny import make_policy, make_tokenizer
 

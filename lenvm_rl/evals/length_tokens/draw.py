@@ -1,4 +1,4 @@
-"""How do length tokens look: on a screen, on a page that opens from disk, as word clouds?
+"""Length tokens on the terminal, on a page that opens from disk, and as word clouds.
 
 The clouds are the paper's figure 4 with one change: a word's size is the number of its occurrences
 over the threshold, and only words take part whose mean score is over it too and that occur often
@@ -10,19 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from lenvm_rl.evals.length_tokens.words import visible
+from lenvm_rl.evals.result import Result
 from lenvm_rl.pages.html import render
+from lenvm_rl.pages.token_text import visible
 from lenvm_rl.rollouts.atomic import replacing
-
-if TYPE_CHECKING:
-    from lenvm_rl.evals.length_tokens.report import LengthTokenReport
 
 _TITLES = {
     ("positive", "mean"): "Longer, by mean score",
@@ -34,16 +32,25 @@ _COLOURS = {"positive": "viridis", "negative": "plasma"}
 _SCREEN_ROWS = 12
 
 
-def length_tokens_view(report: LengthTokenReport) -> Group:
+def draw(result: Result, out: str | Path, *, font: str | None = None) -> list[Path]:
+    """Write length_tokens.html, and a word cloud for each sign that has words.
+
+    Args:
+        font: TrueType file of the clouds (Chinese needs one of its own).
+    """
+    return [_page(result, Path(out)), *_clouds(result, Path(out), font)]
+
+
+def view(result: Result) -> Group:
     """The leading words of both signs, by mean score and by count."""
-    parts: list[Any] = [Text(_summary(report.figures))]
+    parts: list[Any] = [Text(_summary(result.figures))]
     for by in ("mean", "count"):
         table = Table(title=f"Top words by {'mean score' if by == 'mean' else 'count'}")
         for sign in ("longer", "shorter"):
             table.add_column(sign, no_wrap=True)
             for name in ("mean", "over", "of"):
                 table.add_column(name, justify="right")
-        sides = [_rows(report, sign, by)[:_SCREEN_ROWS] for sign in ("positive", "negative")]
+        sides = [_rows(result, sign, by)[:_SCREEN_ROWS] for sign in ("positive", "negative")]
         for i in range(max(map(len, sides))):
             cells: list[str] = []
             for sign, rows in zip(("positive", "negative"), sides, strict=True):
@@ -58,10 +65,10 @@ def length_tokens_view(report: LengthTokenReport) -> Group:
     return Group(*parts)
 
 
-def write_page(report: LengthTokenReport, out: Path) -> Path:
+def _page(result: Result, out: Path) -> Path:
     """All four rankings with their examples as `length_tokens.html`; every text is escaped."""
     examples: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in report.tables["contexts"]:
+    for row in result.tables["contexts"]:
         examples.setdefault((row["sign"], row["text"]), []).append(row)
     rankings = []
     for (sign, by), title in _TITLES.items():
@@ -72,7 +79,7 @@ def write_page(report: LengthTokenReport, out: Path) -> Path:
                 "sd": f"{row['sd']:.4f}",
                 "examples": [_example(e) for e in examples.get((sign, row["text"]), [])],
             }
-            for row in _rows(report, sign, by)
+            for row in _rows(result, sign, by)
         ]
         rankings.append({"title": title, "rows": rows})
     path = out / "length_tokens.html"
@@ -80,7 +87,7 @@ def write_page(report: LengthTokenReport, out: Path) -> Path:
         "length_tokens.html",
         styles=["common.css"],
         scripts=[],
-        summary=_summary(report.figures),
+        summary=_summary(result.figures),
         rankings=rankings,
     )
     with replacing(path) as file:
@@ -88,16 +95,15 @@ def write_page(report: LengthTokenReport, out: Path) -> Path:
     return path
 
 
-def draw_clouds(report: LengthTokenReport, out: Path, *, font: str | None = None) -> list[Path]:
-    """One PNG per sign that has words; `font` is a TrueType file (Chinese needs one of its own)."""
+def _clouds(result: Result, out: Path, font: str | None) -> list[Path]:
     from matplotlib.font_manager import findfont
     from wordcloud import WordCloud
 
-    special = {row["text"] for row in report.tables["tokens"] if row["special"]}
+    special = {row["text"] for row in result.tables["tokens"] if row["special"]}
     paths = []
     for sign, colours in _COLOURS.items():
-        often = [row for row in report.tables["words"] if _often(row, report.figures)]
-        sizes = cloud_sizes(often, sign, report.figures["threshold"], special)
+        often = [row for row in result.tables["words"] if _often(row, result.figures)]
+        sizes = cloud_sizes(often, sign, result.figures["threshold"], special)
         if not sizes:
             continue
         cloud = WordCloud(
@@ -134,8 +140,8 @@ def cloud_sizes(
     }
 
 
-def _rows(report: LengthTokenReport, sign: str, by: str) -> list[dict[str, Any]]:
-    return [row for row in report.tables["top"] if row["sign"] == sign and row["by"] == by]
+def _rows(result: Result, sign: str, by: str) -> list[dict[str, Any]]:
+    return [row for row in result.tables["top"] if row["sign"] == sign and row["by"] == by]
 
 
 def _example(row: Mapping[str, Any]) -> dict[str, str]:

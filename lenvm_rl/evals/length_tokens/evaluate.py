@@ -1,4 +1,4 @@
-"""Which words make a response longer, and which bring it to its end?
+"""Length tokens: words that make a response longer, and words that bring it to its end.
 
 Every response token has a one-step TD score (`core.td_scores`; up = longer):
 
@@ -27,7 +27,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,21 +36,29 @@ import torch
 from torch import Tensor
 
 from lenvm_rl.core import horizon_to_length, td_scores, value_of_logit
-from lenvm_rl.evals.length_tokens.report import LengthTokenReport, make_report
-from lenvm_rl.evals.length_tokens.tally import MOST_PROMPTS, Tally
-from lenvm_rl.evals.length_tokens.words import visible, word_label, word_starts
-from lenvm_rl.model import LengthValueModel, check_tokenizer, load_tokenizer
+from lenvm_rl.evals.result import Result
+from lenvm_rl.model import LengthValueModel, check_tokenizer, find_lenvm, load_tokenizer
 from lenvm_rl.model.forward import iter_logits, model_space
 from lenvm_rl.model.policy_check import open_rollouts
-from lenvm_rl.pages.view_tokens import token_texts
+from lenvm_rl.pages.token_text import token_texts, visible, word_label, word_starts
 from lenvm_rl.rollouts import Rollout
 from lenvm_rl.rollouts.progress import progress_bar
 
 BEFORE, AFTER = 24, 12  # tokens of context
+CONTEXTS = 4  # examples kept per word and sign
+MOST_PROMPTS = 64  # different prompts of a word are counted up to here
+HEADLINE = (
+    ("top.positive_by_mean", "longer after", "words"),
+    ("top.negative_by_mean", "shorter after", "words"),
+    ("share_positive", "tokens over the threshold", ".1%"),
+    ("share_negative", "below it", ".1%"),
+)
+SMALL: dict[str, Any] = {}
+"""Settings for a first look: the defaults."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LengthTokenSettings:
+class Settings:
     """What counts, and what is shown."""
 
     threshold: float = 0.01
@@ -80,37 +88,45 @@ class LengthTokenSettings:
             )
 
 
-def run_length_tokens(
+def run(
     lenvm: str | Path,
     rollouts: str | Path,
     out: str | Path,
     *,
-    settings: LengthTokenSettings | None = None,
+    settings: Settings = Settings(),  # noqa: B008  (frozen)
     limit: int | None = None,
     any_policy: bool = False,
-    progress: bool = False,
-) -> LengthTokenReport:
-    """Score every token of a rollout file and save everything into `out`.
+    progress: bool = True,
+) -> Result:
+    """Rank the words after which more, or less, is to be expected; tables, page, word clouds.
+
+    Example: `lenvm eval length-tokens --lenvm runs/demo/checkpoint/lenvm
+    --rollouts runs/demo/rollouts/heldout --out runs/length-tokens`
 
     Args:
-        lenvm: directory of the value model; its tokenizer decodes the tokens.
-        rollouts: rollout file.
-        out: result directory.
-        limit: use at most so many completions.
-        any_policy: accept rollouts of another policy than the LenVM's.
+        lenvm: Value model: directory, hub id, or `demo`; its tokenizer decodes the tokens.
+        rollouts: Rollout file of its policy.
+        out: Directory to write length_tokens.json, .jsonl, CSVs, .html and PNGs to.
+        settings: What counts, and what is shown.
+        limit: Maximum number of completions.
+        any_policy: Accept rollouts of another policy than the LenVM's.
+        progress: Draw a bar on stderr.
     Raises:
         ValueError: a file of another tokenizer or policy, or rows beyond the LenVM's context.
     """
+    from lenvm_rl.evals.length_tokens.draw import draw
+
     model = LengthValueModel.from_pretrained(lenvm)
-    tokenizer = load_tokenizer(lenvm)
+    tokenizer = load_tokenizer(find_lenvm(lenvm))
     check_tokenizer(model.config, tokenizer)
     reader = open_rollouts(model, rollouts, any_policy=any_policy)
     rows = islice(reader.iter_rows(), limit)
     total = len(reader) if limit is None else min(limit, len(reader))
     with progress_bar("scoring tokens", total, shown=progress) as advance:
-        report = analyse(model, tokenizer, _counted(rows, advance), settings)
-    report.save(out)
-    return report
+        result = evaluate(model, tokenizer, _counted(rows, advance), settings)
+    result.save(out)
+    draw(result, out)
+    return result
 
 
 def _counted(rows: Iterable[Any], advance: Any) -> Iterator[Any]:
@@ -119,14 +135,13 @@ def _counted(rows: Iterable[Any], advance: Any) -> Iterator[Any]:
         advance(1)
 
 
-def analyse(
+def evaluate(
     model: LengthValueModel,
     tokenizer: Any,
     rows: Iterable[Rollout],
-    settings: LengthTokenSettings | None = None,
-) -> LengthTokenReport:
+    settings: Settings = Settings(),  # noqa: B008  (frozen)
+) -> Result:
     """Score and count every token and word of the rows, which are read once."""
-    settings = settings or LengthTokenSettings()
     rng = random.Random(settings.seed)
     gamma = model.config.require_gamma()
     special = set(getattr(tokenizer, "all_special_ids", []))
@@ -155,7 +170,7 @@ def analyse(
                 tally.examples[sign][place : place + 1] = [along.example(a, b, score, starts)]
     if not completions:
         raise ValueError("no completion to analyse: the rollout file is empty, or limit is 0.")
-    return make_report(tokens, words, special, completions, cut, gamma, settings)
+    return _ranked(tokens, words, special, completions, cut, gamma, settings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,3 +216,132 @@ class _Along:
 def _token_label(tokenizer: Any, token: int, piece: str) -> str:
     """How a token looks: its text with spaces visible, or its own name where it is no text yet."""
     return visible(piece) if piece else str(tokenizer.convert_ids_to_tokens(token))
+
+
+@dataclass(kw_only=True, slots=True)
+class Tally:
+    """Scores of one token or word, so far."""
+
+    text: str
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    positive: int = 0
+    negative: int = 0
+    least: float = math.inf
+    greatest: float = -math.inf
+    prompts: set[str] = field(default_factory=set)
+    examples: dict[str, list[dict[str, Any]]] = field(
+        default_factory=lambda: {"positive": [], "negative": []}
+    )
+
+    def add(self, score: float, threshold: float, prompt_id: str) -> str | None:
+        """Count one occurrence; returns its sign if it is over the threshold."""
+        self.count += 1
+        if len(self.prompts) < MOST_PROMPTS:
+            self.prompts.add(prompt_id)
+        self.total += score
+        self.squares += score * score
+        self.least = min(self.least, score)
+        self.greatest = max(self.greatest, score)
+        if score > threshold:
+            self.positive += 1
+            return "positive"
+        if score < -threshold:
+            self.negative += 1
+            return "negative"
+        return None
+
+    def place(self, sign: str, rng: random.Random) -> int | None:
+        """Where the newest occurrence goes among the examples: a uniform sample of all so far."""
+        seen = self.positive if sign == "positive" else self.negative
+        place = seen - 1 if seen <= CONTEXTS else rng.randrange(seen)
+        return place if place < CONTEXTS else None
+
+    def row(self) -> dict[str, Any]:
+        """The tally as a table row."""
+        mean = self.total / self.count
+        return {
+            "text": self.text,
+            "count": self.count,
+            "prompts": len(self.prompts),
+            "positive": self.positive,
+            "negative": self.negative,
+            "share_positive": self.positive / self.count,
+            "share_negative": self.negative / self.count,
+            "mean": mean,
+            "sd": math.sqrt(max(0.0, self.squares / self.count - mean * mean)),
+            "least": self.least,
+            "greatest": self.greatest,
+        }
+
+
+def _ranked(
+    tokens: dict[int, Tally],
+    words: dict[str, Tally],
+    special: set[int],
+    completions: int,
+    cut: int,
+    gamma: float,
+    settings: Settings,
+) -> Result:
+    """Tables and rankings of all tallies; special tokens are counted and not ranked."""
+    ends = {tally.text for key, tally in tokens.items() if key in special}
+    table = sorted((t.row() for t in words.values()), key=lambda row: (-row["count"], row["text"]))
+    ranked = [row for row in table if row["text"] not in ends]
+    top, contexts = [], []
+    for sign in ("positive", "negative"):
+        for by, rows in _rankings(ranked, sign, settings).items():
+            for rank, row in enumerate(rows, 1):
+                top.append({"sign": sign, "by": by, "rank": rank, **row})
+        for text in dict.fromkeys(row["text"] for row in top if row["sign"] == sign):
+            examples = sorted(words[text].examples[sign], key=lambda e: -abs(e["score"]))
+            contexts += [{"sign": sign, "text": text, **example} for example in examples]
+    figures = {
+        "completions": completions,
+        "share_cut": cut / completions,
+        "gamma": gamma,
+        "threshold": settings.threshold,
+        "min_count": settings.min_count,
+        "min_prompts": settings.min_prompts,
+        "tokens": sum(tally.count for tally in tokens.values()),
+        "share_positive": _share(tokens.values(), "positive"),
+        "share_negative": _share(tokens.values(), "negative"),
+        "different_tokens": len(tokens),
+        "different_words": len(words),
+        "top": {
+            f"{sign}_by_{by}": [
+                row["text"] for row in top if row["sign"] == sign and row["by"] == by
+            ]
+            for sign in ("positive", "negative")
+            for by in ("mean", "count")
+        },
+    }
+    by_token = [
+        {"token_id": key, "special": key in special, **tally.row()}
+        for key, tally in sorted(tokens.items(), key=lambda item: (-item[1].count, item[0]))
+    ]
+    tables = {"top": top, "words": table, "tokens": by_token, "contexts": contexts}
+    return Result("length_tokens", figures, tables, HEADLINE)
+
+
+def _rankings(
+    rows: Sequence[dict[str, Any]], sign: str, settings: Settings
+) -> dict[str, list[dict[str, Any]]]:
+    """The top of the words, by mean score and by the number over the threshold."""
+    direction = 1.0 if sign == "positive" else -1.0
+    often = [
+        row
+        for row in rows
+        if row["count"] >= settings.min_count
+        and row["prompts"] >= settings.min_prompts
+        and direction * row["mean"] > settings.threshold
+    ]
+    by_mean = sorted(often, key=lambda row: (-direction * row["mean"], row["text"]))
+    by_count = sorted((row for row in rows if row[sign]), key=lambda row: (-row[sign], row["text"]))
+    return {"mean": by_mean[: settings.top], "count": by_count[: settings.top]}
+
+
+def _share(tallies: Iterable[Tally], sign: str) -> float:
+    pairs = [(getattr(tally, sign), tally.count) for tally in tallies]
+    return sum(n for n, _ in pairs) / max(1, sum(count for _, count in pairs))

@@ -1,20 +1,25 @@
-"""One figure per question of the prediction report, drawn from its tables alone."""
+"""Figures and terminal tables of the prediction evaluation, drawn from its tables alone."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table as Screen
+from rich.text import Text
 
-from lenvm_rl.evals.prediction.domains import paper_rows
-from lenvm_rl.evals.prediction.naive import NAIVE
-from lenvm_rl.rollouts.atomic import replacing
+from lenvm_rl.evals.prediction.errors import PREDICTORS, figure_key
+from lenvm_rl.evals.result import Result
+from lenvm_rl.model.baselines import NAIVE
+from lenvm_rl.pages.plots import save_png
 
 Table = Sequence[Mapping[str, Any]]
 
@@ -25,26 +30,69 @@ _LABELS = {
     "linear": "linear in prompt length",
     "survival": "training mean given tokens so far",
 }
+_SCREEN = {**_LABELS, "survival": "given tokens so far"}
+_MOST_COLUMNS = 4
+PAPER_TABLE_3 = {
+    "LenVM 1.5B": (17.0, 29.0, 33.0),
+    "LenVM 3B": (13.6, 24.0, 27.2),
+    "LenVM 7B": (11.0, 19.5, 23.0),
+    "LenVM 14B": (10.4, 17.0, 19.8),
+    "LenVM 32B": (9.8, 14.9, 17.1),
+}
+"""MRE in percent on math, code and instruction following (Qwen2.5-7B-Instruct's completions, 64
+samples a prompt; raw, not noise-corrected)."""
+PAPER_DOMAINS = ("math", "code", "instructions")
 
 
-def plot_prediction(
-    figures: Mapping[str, Any], tables: Mapping[str, Table], out: Path
-) -> list[Path]:
+def draw(result: Result, out: str | Path) -> list[Path]:
     """Draw what the tables allow into `out`; returns the PNG files."""
     drawn = {"prompts": _prompts, "positions": _positions, "calibration": _calibration}
     drawn |= {"states": _states, "state_positions": _state_positions}
     drawn |= {"domains": _domains, "position_calibration": _position_calibration}
     paths = []
-    for table, draw in drawn.items():
-        if not tables.get(table):
-            continue
-        figure = Figure(figsize=(6.4, 5.0), layout="constrained")
-        FigureCanvasAgg(figure)
-        draw(figure.add_subplot(), tables[table], figures)
-        paths.append(out / f"prediction_{table}.png")
-        with replacing(paths[-1]) as file:
-            figure.savefig(file, format="png", dpi=150)
+    for table, fill in drawn.items():
+        if result.tables.get(table):
+            figure = Figure(figsize=(6.4, 5.0), layout="constrained")
+            fill(figure.add_subplot(), result.tables[table], result.figures)
+            paths.append(save_png(figure, Path(out) / f"prediction_{table}.png"))
     return paths
+
+
+def view(result: Result) -> Group:
+    """Tables of the prompt, domains, outcomes and positions, and the Monte Carlo line."""
+    figures, tables = result.figures, result.tables
+    parts: list[Any] = [_prompt_screen(figures)]
+    if tables.get("domains"):
+        parts.append(_table_3(tables["domains"]))
+    if tables.get("outcomes"):
+        parts.append(_outcome_screen(tables["outcomes"]))
+    parts.append(_position_screen(tables.get("positions", [])))
+    if "r2_monte_carlo" in figures:
+        parts.append(
+            Text(
+                f"inside responses: R2 {figures['r2_monte_carlo']:.3f} against Monte Carlo values "
+                f"({figures['r2_monte_carlo_raw']:.3f} with their sampling noise; "
+                f"{figures['states']} states x {figures['continuations_per_state']:.0f})"
+            )
+        )
+    if "calibration_error" in figures:
+        parts.append(
+            Text(
+                f"over {figures['tokens']:,} tokens: mean squared error {figures['mse']:.4f}, "
+                f"calibration error {figures['calibration_error']:.4f}; "
+                f"{figures['share_cut']:.2%} of completions truncated"
+            )
+        )
+    return Group(*parts)
+
+
+def paper_rows() -> list[dict[str, Any]]:
+    """Table 3 of the paper in the form of table `domains`; MRE as a fraction."""
+    return [
+        {"domain": domain, "predictor": name, "mre": mre / 100}
+        for name, values in PAPER_TABLE_3.items()
+        for domain, mre in zip(PAPER_DOMAINS, values, strict=True)
+    ]
 
 
 def _prompts(axes: Axes, table: Table, figures: Mapping[str, Any]) -> None:
@@ -52,8 +100,7 @@ def _prompts(axes: Axes, table: Table, figures: Mapping[str, Any]) -> None:
     for name in ("mean", "linear", "lenvm"):
         if name not in table[0]:
             continue
-        key = "s0" if name == "lenvm" else f"naive_{name}"
-        label = f"{_LABELS[name]}, MRE {figures[f'mre_{key}']:.3f}"
+        label = f"{_LABELS[name]}, MRE {figures[f'mre_{figure_key(name)}']:.3f}"
         style = {"s": 26 if name == "lenvm" else 14, "alpha": 0.85, "zorder": 2}
         axes.scatter(
             measured, [row[name] for row in table], color=_COLOURS[name], label=label, **style
@@ -242,3 +289,90 @@ def _log_axes(axes: Axes, *names: str) -> None:
 
 def _diagonal(axes: Axes, low: float, high: float) -> None:
     axes.plot([low, high], [low, high], color="black", linewidth=0.8, zorder=0)
+
+
+def _table_3(rows: Table) -> Screen:
+    """Predictors x domains when there are few domains, else domains x predictors."""
+    domains = list(dict.fromkeys(row["domain"] for row in rows))
+    predictors = list(dict.fromkeys(row["predictor"] for row in rows))
+    cells = {(row["predictor"], row["domain"]): row for row in rows}
+    title = "MRE at the prompt by domain, % (in brackets: noise-corrected)"
+    if len(domains) > _MOST_COLUMNS:
+        table = Screen("domain", "prompts", *(_SCREEN[name] for name in predictors), title=title)
+        for domain in domains:
+            prompts = cells[predictors[0], domain]["prompts"]
+            values = [_mre(cells[name, domain]) for name in predictors]
+            table.add_row(escape(domain), f"{prompts}", *values)
+        return table
+    table = Screen("", *(escape(domain) for domain in domains), title=title)
+    for name in predictors:
+        table.add_row(_SCREEN[name], *(_mre(cells[name, domain]) for domain in domains))
+    table.add_section()
+    words = ", ".join(PAPER_DOMAINS)
+    for name, values in PAPER_TABLE_3.items():
+        own = dict(zip(PAPER_DOMAINS, values, strict=True))
+        shown = [f"{own[domain]:.1f}" if domain in own else "" for domain in domains]
+        if not any(shown):
+            shown[0] = " / ".join(f"{value:.1f}" for value in values)
+        table.add_row(f"paper, {name} ({words})", *shown)
+    return table
+
+
+def _mre(row: Mapping[str, Any]) -> str:
+    corrected = row["mre_corrected"]
+    return f"{100 * row['mre']:.1f}" + (
+        "" if math.isnan(corrected) else f" ({100 * corrected:.1f})"
+    )
+
+
+def _outcome_screen(rows: Table) -> Screen:
+    table = Screen(title="Against single outcomes, tokens")
+    table.add_column("predictor", no_wrap=True)
+    for name in ("MAE at the prompt", "tau", "MAE over all states", "tau"):
+        table.add_column(name, justify="right")
+    cells = {(row["predictor"], row["at"]): row for row in rows}
+    for name in dict.fromkeys(row["predictor"] for row in rows):
+        line = []
+        for at in ("s0", "all"):
+            row = cells.get((name, at))
+            line += [f"{row['mae']:.1f}", _number(row["kendall_tau"])] if row else ["", ""]
+        table.add_row(_SCREEN[name], *line)
+    return table
+
+
+def _prompt_screen(figures: Mapping[str, Any]) -> Screen:
+    table = Screen(
+        title=f"Length known before the first token: {figures['prompts']} prompts x "
+        f"{figures['samples_per_prompt']:.0f} samples, noise floor "
+        f"{_number(figures['mre_noise_floor'])}"
+    )
+    table.add_column("predictor", no_wrap=True)
+    for name in ("MRE", "noise-corrected", "MAE (tokens)", "Kendall tau"):
+        table.add_column(name, justify="right")
+    for name in PREDICTORS:
+        if f"mre_{(key := figure_key(name))}" in figures:
+            table.add_row(
+                _SCREEN[name],
+                _number(figures[f"mre_{key}"]),
+                _number(figures[f"mre_{key}_corrected"]),
+                _number(figures[f"mae_{key}"], digits=1),
+                _number(figures[f"kendall_tau_{key}"]),
+            )
+    return table
+
+
+def _position_screen(rows: Table) -> Screen:
+    table = Screen(title="Mean relative error of the remaining length, by position in the response")
+    table.add_column("predictor", no_wrap=True)
+    positions = sorted({row["position"] for row in rows})
+    for position in positions:
+        table.add_column(f"{100 * position:.0f} %", justify="right")
+    for name, label in _SCREEN.items():
+        cells = {r["position"]: r["relative_error"] for r in rows if r["predictor"] == name}
+        if cells:
+            table.add_row(label, *(_number(cells[position]) for position in positions))
+    return table
+
+
+def _number(value: float, *, digits: int = 3) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"

@@ -1,4 +1,4 @@
-"""How good are a LenVM's predictions? Measured on held-out completions and on sampled truth.
+"""Prediction: how good a LenVM's lengths are, on held-out completions and on sampled truth.
 
 One table for each question; every number is defined where it is computed:
 
@@ -13,44 +13,36 @@ One table for each question; every number is defined where it is computed:
 A completion cut by the token limit counts with the length seen, which is a lower bound; the share
 of such rows is reported, and above 1 % a warning says so.
 
-Bias by position is measured against Monte Carlo values; `positions` says why outcomes mislead.
+Bias by position is measured against Monte Carlo values; `errors` says why outcomes mislead.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from lenvm_rl.core import (
-    calibration,
-    length_to_horizon,
-    predicted_length,
-    r2,
-    remaining_length,
-    value_of_logit,
+from lenvm_rl.core import predicted_length
+from lenvm_rl.evals.prediction.errors import (
+    Along,
+    domain_table,
+    outcome_table,
+    position_calibration,
+    position_table,
+    prompt_metrics,
+    prompt_table,
+    token_metrics,
 )
-from lenvm_rl.evals.prediction.boundary import PREDICTORS, boundary_metrics, boundary_table
-from lenvm_rl.evals.prediction.domains import domain_table
-from lenvm_rl.evals.prediction.monte_carlo import state_metrics, state_table
-from lenvm_rl.evals.prediction.naive import NaivePredictors
-from lenvm_rl.evals.prediction.outcome_errors import outcome_errors
-from lenvm_rl.evals.prediction.positions import Along, position_calibration, position_table
-from lenvm_rl.evals.prediction.states import sample_states
-from lenvm_rl.evals.result import finite, save_results
+from lenvm_rl.evals.prediction.states import sample_states, state_metrics, state_table
+from lenvm_rl.evals.result import Result
 from lenvm_rl.model import LengthValueModel
+from lenvm_rl.model.baselines import NaivePredictors
 from lenvm_rl.model.forward import iter_logits, model_space
 from lenvm_rl.model.policy_check import open_rollouts
 from lenvm_rl.rollouts import Rollout
 from lenvm_rl.sampling.transformers.sampler import ContinuousSampler
-
-if TYPE_CHECKING:
-    from rich.console import Group
 
 _CUT_WARNING = 0.01
 
@@ -61,107 +53,99 @@ HEADLINE = (
     ("kendall_tau_s0", "Kendall tau", ".3f"),
     ("r2_monte_carlo", "R2 inside responses", ".3f"),
 )
+SMALL = {"states": 100, "continuations": 24}
+"""Settings for a first look."""
 
 
-@dataclass(frozen=True, eq=False)
-class PredictionReport:
-    """Figures and tables of one evaluation."""
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Sizes of the Monte Carlo part, and the seed."""
 
-    figures: dict[str, Any]
-    """Every number by name; NaN where it is not defined (such as a noise floor of one sample)."""
-    tables: dict[str, list[dict[str, Any]]]
-    """prompts, domains, outcomes, positions, calibration, position_calibration, and, with Monte
-    Carlo, states and state_positions."""
+    states: int = 160
+    """States inside responses, at least 2."""
+    continuations: int = 32
+    """Continuations sampled from each state, at least 2."""
+    seed: int = 0
+    """Of the choice of states, of the continuations, and of the halves behind the noise floor."""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Figures for JSON: None where a number is not defined."""
-        return finite(self.figures)
-
-    def table(self) -> Group:
-        """The report on one screen, to print with rich."""
-        from lenvm_rl.evals.views import prediction_view
-
-        return prediction_view(self)
-
-    def save(self, out: str | Path) -> list[Path]:
-        """Write prediction.json, .jsonl, one CSV per table, and the PNG figures into `out`."""
-        from lenvm_rl.evals.prediction.draw import plot_prediction
-
-        paths = save_results(out, "prediction", self.figures, self.tables, HEADLINE)
-        return paths + plot_prediction(self.figures, self.tables, Path(out))
+    def __post_init__(self) -> None:
+        for name in ("states", "continuations"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} must be at least 2, got {getattr(self, name)}.")
 
 
-def run_prediction(
+def run(
     lenvm: str | Path,
-    heldout: str | Path,
+    rollouts: str | Path,
     out: str | Path,
     *,
     train: str | Path | None = None,
     policy: str | Path | None = None,
-    states: int = 160,
-    continuations: int = 32,
+    settings: Settings = Settings(),  # noqa: B008  (frozen)
     batch_size: int = 128,
-    seed: int = 0,
     any_policy: bool = False,
-    progress: bool = False,
-) -> PredictionReport:
-    """Evaluate a LenVM directory on held-out rollouts and save everything into `out`.
+    progress: bool = True,
+) -> Result:
+    """Compare predictions with measured lengths: by domain, by position, beside baselines.
+
+    Example: `lenvm eval prediction --lenvm runs/demo/checkpoint/lenvm --policy demo
+    --rollouts runs/demo/rollouts/heldout --train runs/demo/rollouts/train --out runs/prediction`
 
     Args:
-        lenvm: directory of the value model.
-        heldout: rollout file of prompts it was not trained on, several samples per prompt.
-        out: result directory; continuations go to `out/states`, so that a killed run continues.
-        train: rollout file it was trained on, for the naive predictors; None leaves them out.
-        policy: the model that wrote `heldout`; None leaves the Monte Carlo part out.
-        states, continuations: how many states, and continuations of each.
-        batch_size: rows sampled together.
-        seed: of the choice of states and of the continuations.
-        any_policy: accept rollouts of another policy than the LenVM's.
-        progress: draw a bar on stderr.
+        lenvm: Value model: directory, hub id, or `demo`.
+        rollouts: Rollout file of prompts that it was not trained on, several samples per prompt.
+        out: Directory to write to; continuations go to OUT/states, so that a killed run continues.
+        train: Rollout file that it was trained on: fits the baselines; None leaves them out.
+        policy: The model that wrote the rollouts; None leaves the Monte Carlo part out.
+        settings: Sizes and seed.
+        batch_size: Rows sampled together.
+        any_policy: Accept rollouts of another policy than the LenVM's.
+        progress: Draw a bar on stderr.
+    Raises:
+        ValueError: as `evaluate`.
     """
+    from lenvm_rl.evals.prediction.draw import draw
+
     model = LengthValueModel.from_pretrained(lenvm)
+    states = None
     if policy is not None:
-        open_rollouts(model, heldout, any_policy=any_policy)  # before anything is sampled
-        sampler = ContinuousSampler.from_pretrained(str(policy), max_batch=batch_size)
+        open_rollouts(model, rollouts, any_policy=any_policy)  # before anything is sampled
+        states = Path(out) / "states"
         sample_states(
-            sampler,
-            heldout,
-            Path(out) / "states",
+            ContinuousSampler.from_pretrained(str(policy), max_batch=batch_size),
+            rollouts,
+            states,
             policy_name=str(policy),
-            count=states,
-            n=continuations,
-            seed=seed,
+            count=settings.states,
+            n=settings.continuations,
+            seed=settings.seed,
             progress=progress,
         )
-    report = evaluate_prediction(
-        model,
-        heldout,
-        train=train,
-        states=Path(out) / "states" if policy is not None else None,
-        seed=seed,
-        any_policy=any_policy,
+    result = evaluate(
+        model, rollouts, train=train, states=states, seed=settings.seed, any_policy=any_policy
     )
-    report.save(out)
-    return report
+    result.save(out)
+    draw(result, out)
+    return result
 
 
-def evaluate_prediction(
+def evaluate(
     model: LengthValueModel,
-    heldout: str | Path,
+    rollouts: str | Path,
     *,
     train: str | Path | None = None,
     states: str | Path | None = None,
     token_budget: int = 16_384,
     seed: int = 0,
     any_policy: bool = False,
-) -> PredictionReport:
+) -> Result:
     """Evaluate from rollout files alone; no policy is needed.
 
     Memory grows with the held-out set (about 100 bytes per token), not with the training set.
 
     Args:
         model: a LenVM with its gamma.
-        heldout: rollout file; samples of a prompt share a prompt_id.
+        rollouts: rollout file of unseen prompts; samples of a prompt share a prompt_id.
         train: rollout file for the naive predictors; None leaves them out.
         states: rollout file of continuations from `sample_states`; None leaves this part out.
         token_budget: padded tokens per forward pass.
@@ -172,7 +156,7 @@ def evaluate_prediction(
             context.
     """
     gamma = model.config.require_gamma()
-    rows = list(open_rollouts(model, heldout, any_policy=any_policy).iter_rows())
+    rows = list(open_rollouts(model, rollouts, any_policy=any_policy).iter_rows())
     rows.sort(key=lambda row: (row.prompt_id, row.sample_id))
     naive = None
     if train is not None:
@@ -181,16 +165,16 @@ def evaluate_prediction(
     along: list[Along] = list(iter_logits(model, rows, token_budget=token_budget))
     along.sort(key=lambda item: (item[0].prompt_id, item[0].sample_id))
 
-    tables = {"prompts": boundary_table(_first_lengths(model, along), rows, naive, gamma=gamma)}
+    tables = {"prompts": prompt_table(_first_lengths(model, along), rows, naive, gamma=gamma)}
     figures = _counts(rows, gamma)
-    figures |= boundary_metrics(tables["prompts"], rows, gamma=gamma, seed=seed)
+    figures |= prompt_metrics(tables["prompts"], rows, gamma=gamma, seed=seed)
     tables["domains"] = domain_table(tables["prompts"], rows, gamma=gamma, seed=seed)
     ended = [item for item in along if not item[0].cut]
     if ended:
-        tables["outcomes"] = _outcome_table(model, tables["prompts"], ended, naive)
+        tables["outcomes"] = outcome_table(model, tables["prompts"], ended, naive)
         tables["positions"] = position_table(model, ended, naive)
         tables["position_calibration"] = position_calibration(model, ended)
-        tokens, tables["calibration"] = _token_metrics(model, ended)
+        tokens, tables["calibration"] = token_metrics(model, ended)
         figures |= tokens
         figures |= {
             f"relative_error_{r['predictor']}_{round(100 * r['position']):02d}": r["relative_error"]
@@ -206,7 +190,7 @@ def evaluate_prediction(
         tables["states"] = state_table(model, reader, token_budget=token_budget)
         measured, tables["state_positions"] = state_metrics(tables["states"])
         figures |= measured
-    return PredictionReport(figures, tables)
+    return Result("prediction", figures, tables, HEADLINE)
 
 
 def _counts(rows: Sequence[Rollout], gamma: float) -> dict[str, Any]:
@@ -228,62 +212,3 @@ def _counts(rows: Sequence[Rollout], gamma: float) -> dict[str, Any]:
 def _first_lengths(model: LengthValueModel, along: Iterable[Along]) -> dict[str, float]:
     """Predicted length at s_0 of every prompt (a function of the prompt alone)."""
     return {row.prompt_id: predicted_length(z[:1], **model_space(model)).item() for row, z in along}
-
-
-def _outcome_table(
-    model: LengthValueModel,
-    prompts: Sequence[Mapping[str, Any]],
-    along: Sequence[Along],
-    naive: NaivePredictors | None,
-) -> list[dict[str, Any]]:
-    """Errors against single finished responses: at s_0 (`at` "s0") and over all states ("all")."""
-    first = {row["prompt_id"]: row for row in prompts}
-    total = torch.tensor([float(row.length) for row, _ in along])
-    table = []
-    for name in PREDICTORS:
-        if name in prompts[0]:
-            guess = torch.tensor([first[row.prompt_id][name] for row, _ in along])
-            table.append({"at": "s0", "predictor": name, **outcome_errors(guess, total)})
-    written = [torch.arange(row.length, dtype=torch.float32) for row, _ in along]
-    left = torch.cat([row.length - t for (row, _), t in zip(along, written, strict=True)])
-    guesses = {"lenvm": [predicted_length(z, **model_space(model)) for _, z in along]}
-    if naive is not None:
-        for (row, _), t in zip(along, written, strict=True):
-            found = naive.remaining_lengths(torch.tensor([len(row.prompt_ids)]), t[None])
-            for name, guess in found.items():
-                guesses.setdefault(name, []).append(guess[0].float())
-    for name, parts in guesses.items():
-        table.append({"at": "all", "predictor": name, **outcome_errors(torch.cat(parts), left)})
-    return table
-
-
-def _token_metrics(
-    model: LengthValueModel, along: Sequence[Along]
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """V against the outcomes G_t over all tokens of finished responses, every token alike.
-
-    `r2_returns` cannot reach 1: the returns are single outcomes, V their mean.
-    """
-    z = torch.cat([z for _, z in along])
-    lengths = [remaining_length(torch.ones(1, row.length))[0] for row, _ in along]
-    u = length_to_horizon(torch.cat(lengths), gamma=model.config.require_gamma())
-    u_hat = -value_of_logit(z, **model_space(model))
-    curve = calibration(u_hat, u, bins=20)
-    low, middle, high = torch.quantile(_thinned(u_hat), torch.tensor([0.05, 0.5, 0.95])).tolist()
-    figures = {
-        "mse": (u_hat - u).double().square().mean().item(),
-        "r2_returns": r2(u_hat, u) if len(u) > 1 else float("nan"),
-        "horizon_mean": u_hat.double().mean().item(),
-        "horizon_std": u_hat.double().std(correction=0).item(),
-        "horizon_p5": low,
-        "horizon_p50": middle,
-        "horizon_p95": high,
-        "calibration_error": curve.error,
-    }
-    bins = zip(curve.count.tolist(), curve.predicted.tolist(), curve.actual.tolist(), strict=True)
-    return figures, [{"tokens": n, "predicted": p, "actual": a} for n, p, a in bins]
-
-
-def _thinned(x: Tensor, most: int = 1_000_000) -> Tensor:
-    """Every k-th element, so that torch.quantile takes it."""
-    return x[:: max(1, -(-x.numel() // most))]

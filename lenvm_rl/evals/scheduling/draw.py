@@ -1,20 +1,16 @@
-"""How does a scheduling report look, on a screen and as a figure? Drawn from its tables alone."""
+"""Figure and terminal table of the scheduling evaluation, drawn from its tables alone."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from lenvm_rl.rollouts.atomic import replacing
-
-if TYPE_CHECKING:
-    from lenvm_rl.evals.scheduling.report import SchedulingReport
+from lenvm_rl.evals.result import Result
+from lenvm_rl.pages.plots import save_png
 
 _COLOURS = {
     "fcfs": "#444444",
@@ -36,9 +32,9 @@ _NAMES = {
 }
 
 
-def scheduling_view(report: SchedulingReport) -> Table:
+def view(result: Result) -> Table:
     """One line per load and order."""
-    figures = report.figures
+    figures = result.figures
     unit = "steps" if figures["step_seconds"] == 1.0 else "s"
     table = Table(
         title=f"Order of service: {figures['requests']} requests x {figures['seeds']} seeds, "
@@ -47,11 +43,11 @@ def scheduling_view(report: SchedulingReport) -> Table:
     )
     table.add_column("load", justify="right")
     table.add_column("order", no_wrap=True)
-    names = (f"mean latency ({unit})", "p99", "first token", "put back", "share of the way")
+    names = (f"mean latency ({unit})", "p99", "first token", "preempted", "share of the way")
     for name in names:
         table.add_column(name, justify="right")
     load = None
-    for row in report.tables["summary"]:
+    for row in result.tables["summary"]:
         if load is not None and load != row["load"]:
             table.add_section()
         table.add_row(
@@ -85,56 +81,52 @@ def _or_zero(x: float) -> float:
     return 0.0 if math.isnan(x) else x
 
 
-def plot_scheduling(report: SchedulingReport, out: Path) -> Path:
+def draw(result: Result, out: str | Path) -> list[Path]:
     """Mean latency against load, and the share of the way to perfect knowledge, into `out`."""
     figure = Figure(figsize=(11.5, 4.8), layout="constrained")
-    FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
-    _latencies(left, report)
-    _shares(right, report)
-    path = out / "scheduling.png"
-    with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=150)
-    return path
+    _latencies(left, result)
+    _shares(right, result)
+    return [save_png(figure, Path(out) / "scheduling.png")]
 
 
-def _latencies(axes: Axes, report: SchedulingReport) -> None:
-    rows = report.tables["summary"]
+def _latencies(axes: Axes, result: Result) -> None:
+    rows = result.tables["summary"]
     orders = list(dict.fromkeys(row["order"] for row in rows))
     for order in orders:
         kind, _, predictor = order.partition("-")
         if predictor in ("linear", "survival", "random", "prompt"):
             continue  # their shares are on the right
         line = [row for row in rows if row["order"] == order]
-        put_back = kind == "remaining"
+        preempts = kind == "remaining"
         axes.errorbar(
             [row["load"] for row in line],
             [row["latency_mean"] for row in line],
             yerr=[_or_zero(row["latency_mean_sd"]) for row in line],
             color=_colour(predictor),
-            linestyle="--" if put_back else "-",
+            linestyle="--" if preempts else "-",
             marker="o",
             markersize=4,
             capsize=2,
-            label=_label(predictor) + (", may put back" if put_back else ""),
+            label=_label(predictor) + (", preemptive" if preempts else ""),
         )
-    unit = "steps" if report.figures["step_seconds"] == 1.0 else "s"
+    unit = "steps" if result.figures["step_seconds"] == 1.0 else "s"
     axes.set_xlabel("load (tokens asked for / tokens that can be written)")
     axes.set_ylabel(f"mean latency, arrival to last token ({unit})")
     axes.set_title(
-        f"{report.figures['slots']} slots, {report.figures['requests']} requests, "
-        f"mean and sd of {report.figures['seeds']} seeds",
+        f"{result.figures['slots']} slots, {result.figures['requests']} requests, "
+        f"mean and sd of {result.figures['seeds']} seeds",
         fontsize=10,
     )
     axes.grid(alpha=0.3, linewidth=0.5)
     axes.legend(fontsize=8)
 
 
-def _shares(axes: Axes, report: SchedulingReport) -> None:
-    load = report.figures["load"]
+def _shares(axes: Axes, result: Result) -> None:
+    load = result.figures["load"]
     rows = [
         row
-        for row in report.tables["summary"]
+        for row in result.tables["summary"]
         if row["load"] == load and row["order"] != "fcfs" and not row["order"].endswith("-true")
     ]
     places = range(len(rows))
@@ -149,7 +141,7 @@ def _shares(axes: Axes, report: SchedulingReport) -> None:
         error_kw={"elinewidth": 1, "capsize": 2},
     )
     labels = [
-        _label(predictor) + (",\nmay put back" if kind == "remaining" else "")
+        _label(predictor) + (",\npreemptive" if kind == "remaining" else "")
         for kind, _, predictor in kinds
     ]
     axes.set_yticks(list(places), labels, fontsize=8)

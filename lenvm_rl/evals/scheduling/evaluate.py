@@ -1,21 +1,21 @@
-"""What are length predictions worth to a server? Mean and tail latency by order of service.
+"""Scheduling: mean and tail latency of a simulated server, by order of service.
 
 Completions of a rollout file become requests with their real lengths, arriving at random on a
 simulated server (`queueing`). The same requests are served in several orders:
 
     fcfs               first come, first served
-    predicted-P        shortest predicted response first, by predictor P at s_0; none is put back
+    predicted-P        shortest predicted response first, by predictor P at s_0; none is preempted
     remaining-P        shortest predicted remainder first, by P at every state; a running request
-                       may be put back until it has written `preempt_until` of its first prediction
+                       may be preempted until it has written `preempt_until` of its first prediction
     predicted-true, remaining-true      the same with the lengths themselves: perfect knowledge
 
-Predictors: lenvm; linear and survival (`naive`, fitted on training completions); prompt (the mean
-length of all samples of the prompt, the request's own among them: a little more than any reader of
-the prompt could know); random (a number drawn per request). One order is judged by
+Predictors: lenvm; linear and survival (`model.baselines`, fitted on training completions); prompt
+(the mean length of all samples of the prompt, the request's own among them: a little more than any
+reader of the prompt could know); random (a number drawn per request). One order is judged by
 
     share = (mean latency of fcfs - its own) / (mean latency of fcfs - that of perfect knowledge)
 
-with perfect knowledge under the same rule of putting back: 1 is as good as knowing, 0 is as good as
+with perfect knowledge under the same rule of preemption: 1 is as good as knowing, 0 is as good as
 not caring. Seeds draw requests and arrivals; all orders of a seed serve the same ones. The share is
 NaN where fcfs and perfect knowledge do not differ, as on an idle server.
 
@@ -34,28 +34,31 @@ import numpy as np
 import torch
 
 from lenvm_rl.core import predicted_length
-from lenvm_rl.evals.prediction.naive import NaivePredictors
-from lenvm_rl.evals.prediction.outcome_errors import outcome_errors
-from lenvm_rl.evals.scheduling.queueing import Server, poisson_arrivals, serve
-from lenvm_rl.evals.scheduling.report import (
-    SchedulingReport,
-    key_figures,
-    measures,
-    over_seeds,
-)
+from lenvm_rl.evals.result import Result
+from lenvm_rl.evals.scheduling.queueing import Served, Server, poisson_arrivals, serve
 from lenvm_rl.model import LengthValueModel
+from lenvm_rl.model.baselines import NaivePredictors
 from lenvm_rl.model.forward import iter_logits, model_space
+from lenvm_rl.model.heldout import outcome_errors
 from lenvm_rl.model.policy_check import open_rollouts
 from lenvm_rl.rollouts import Rollout
 from lenvm_rl.rollouts.progress import progress_bar
 
 LOADS = (0.8, 0.95, 1.1, 1.3)
+HEADLINE = (
+    ("share_predicted_lenvm", "way from FCFS to perfect knowledge", ".1%"),
+    ("share_remaining_lenvm", "same, by remaining length", ".1%"),
+    ("load", "at load", ".2f"),
+    ("completions", "completions", ",d"),
+)
+SMALL = {"requests": 600, "seeds": 3}
+"""Settings for a first look."""
 Remaining = list[np.ndarray]
 """For each request [L]: predicted tokens still to come at s_0 .. s_{L-1}."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SchedulingSettings:
+class Settings:
     """What is simulated."""
 
     loads: Sequence[float] = LOADS
@@ -82,27 +85,34 @@ class SchedulingSettings:
                 raise ValueError(f"loads must be positive numbers, got {load}.")
 
 
-def run_scheduling(
+def run(
     lenvm: str | Path,
     rollouts: str | Path,
     out: str | Path,
     *,
     train: str | Path | None = None,
-    settings: SchedulingSettings | None = None,
+    settings: Settings = Settings(),  # noqa: B008  (frozen)
     any_policy: bool = False,
-    progress: bool = False,
-) -> SchedulingReport:
-    """Predict, simulate, and save everything into `out`.
+    progress: bool = True,
+) -> Result:
+    """Serve real lengths in simulated orders: first come, shortest predicted, perfect knowledge.
+
+    Example: `lenvm eval scheduling --lenvm runs/demo/checkpoint/lenvm
+    --rollouts runs/demo/rollouts/heldout --train runs/demo/rollouts/train --out runs/scheduling`
 
     Args:
-        lenvm: directory of the value model.
-        rollouts: rollout file of prompts it was not trained on.
-        out: result directory.
-        train: rollout file for the naive predictors; None leaves them out.
-        any_policy: accept rollouts of another policy than the LenVM's.
+        lenvm: Value model: directory, hub id, or `demo`.
+        rollouts: Rollout file of prompts that it was not trained on: the requests.
+        out: Directory to write scheduling.json, .jsonl, CSVs and scheduling.png to.
+        train: Rollout file that it was trained on: fits the baselines; None leaves them out.
+        settings: Loads, sizes, and the server.
+        any_policy: Accept rollouts of another policy than the LenVM's.
+        progress: Draw a bar on stderr.
     Raises:
         ValueError: a file of another tokenizer or policy, or rows beyond the LenVM's context.
     """
+    from lenvm_rl.evals.scheduling.draw import draw
+
     model = LengthValueModel.from_pretrained(lenvm)
     reader = open_rollouts(model, rollouts, any_policy=any_policy)
     naive = None
@@ -110,13 +120,11 @@ def run_scheduling(
         naive = NaivePredictors.of_rollouts(
             open_rollouts(model, train, any_policy=any_policy), gamma=model.config.require_gamma()
         )
-    settings = settings or SchedulingSettings()
     rows = list(reader.iter_rows())
-    report = simulate_orders(
-        rows, predict_remaining(model, rows, naive), settings, progress=progress
-    )
-    report.save(out)
-    return report
+    result = evaluate(rows, predict_remaining(model, rows, naive), settings, progress=progress)
+    result.save(out)
+    draw(result, out)
+    return result
 
 
 def predict_remaining(
@@ -139,13 +147,13 @@ def predict_remaining(
     return predictions
 
 
-def simulate_orders(
+def evaluate(
     rows: Sequence[Rollout],
     predictions: Mapping[str, Remaining],
-    settings: SchedulingSettings,
+    settings: Settings,
     *,
     progress: bool = False,
-) -> SchedulingReport:
+) -> Result:
     """Serve the same requests in every order, at every load, for every seed.
 
     Args:
@@ -154,14 +162,14 @@ def simulate_orders(
         settings: loads, seeds, the server.
     """
     lengths = np.array([row.length for row in rows])
-    known = {**predictions, **_bars(rows, lengths)}
+    known = {**predictions, **_oracles(rows, lengths)}
     runs = []
     total = len(settings.loads) * settings.seeds * len(_orders(known))
     with progress_bar("simulating", total, shown=progress) as advance:
         for load in settings.loads:
             for seed in range(settings.seeds):
                 runs += _one_draw(lengths, known, settings, load, seed, advance)
-    summary = over_seeds(runs, settings.loads, list(_orders(known)))
+    summary = _over_seeds(runs, settings.loads, list(_orders(known)))
     outcomes = torch.as_tensor(lengths, dtype=torch.float64)
     predictors = [
         {"predictor": name, **outcome_errors(torch.tensor([x[0] for x in values]), outcomes)}
@@ -169,10 +177,11 @@ def simulate_orders(
         if name not in ("true", "survival")
     ]
     tables = {"summary": summary, "runs": runs, "predictors": predictors}
-    return SchedulingReport(key_figures(rows, lengths, settings, summary, predictors), tables)
+    figures = _figures(rows, lengths, settings, summary, predictors)
+    return Result("scheduling", figures, tables, HEADLINE)
 
 
-def _bars(rows: Sequence[Rollout], lengths: np.ndarray) -> dict[str, Remaining]:
+def _oracles(rows: Sequence[Rollout], lengths: np.ndarray) -> dict[str, Remaining]:
     """Predictors that no server has: prompt, true."""
     counted_down = [
         np.maximum(1.0, mean - np.arange(n))
@@ -193,7 +202,7 @@ def prompt_means(rows: Sequence[Rollout]) -> np.ndarray:
 
 
 def _orders(known: Mapping[str, Remaining]) -> dict[str, tuple[str, bool]]:
-    """Name of each order to (predictor, whether it may put back). `fcfs` comes first."""
+    """Name of each order to (predictor, whether it may preempt). `fcfs` comes first."""
     at_start = [name for name in known if name != "survival"]  # the same for all before the start
     at_start.insert(-1, "random")
     along = [name for name in known if name != "prompt"]
@@ -207,7 +216,7 @@ def _orders(known: Mapping[str, Remaining]) -> dict[str, tuple[str, bool]]:
 def _one_draw(
     lengths: np.ndarray,
     known: Mapping[str, Remaining],
-    settings: SchedulingSettings,
+    settings: Settings,
     load: float,
     seed: int,
     advance: Any,
@@ -218,7 +227,7 @@ def _one_draw(
     drawn = lengths[picked]
     arrival = poisson_arrivals(drawn, load=load, server=settings.server, rng=rng)
     table = []
-    for order, (predictor, put_back) in _orders(known).items():
+    for order, (predictor, preempts) in _orders(known).items():
         hold: np.ndarray | float = 0.0
         if not predictor:
             keys = [np.full(k, t) for t, k in zip(arrival, drawn, strict=True)]
@@ -226,16 +235,86 @@ def _one_draw(
             keys = [np.full(k, x) for x, k in zip(rng.random(n), drawn, strict=True)]
         else:
             keys = [known[predictor][i] for i in picked]
-            if put_back:
+            if preempts:
                 hold = np.floor(settings.preempt_until * np.array([key[0] for key in keys]))
             else:
                 keys = [np.full(len(key), key[0]) for key in keys]
         served = serve(arrival, drawn, keys, settings.server, keeps_slot_after=hold)
-        table.append({"load": load, "seed": seed, "order": order, **measures(served, drawn)})
+        table.append({"load": load, "seed": seed, "order": order, **_measures(served, drawn)})
         advance(1)
     least = {row["order"]: row["latency_mean"] for row in table}
     for row in table:
-        _, put_back = _orders(known)[row["order"]]
-        gain = least["fcfs"] - least["remaining-true" if put_back else "predicted-true"]
+        _, preempts = _orders(known)[row["order"]]
+        gain = least["fcfs"] - least["remaining-true" if preempts else "predicted-true"]
         row["share"] = (least["fcfs"] - row["latency_mean"]) / gain if gain > 0 else math.nan
     return table
+
+
+def _measures(served: Served, lengths: np.ndarray) -> dict[str, float]:
+    """Measures of one simulation. Latency: arrival to last token; per token: latency / length."""
+    latency = served.latency
+    return {
+        "latency_mean": float(latency.mean()),
+        "latency_p50": float(np.quantile(latency, 0.5)),
+        "latency_p99": float(np.quantile(latency, 0.99)),
+        "latency_per_token": float((latency / lengths).mean()),
+        "first_token_mean": float((served.first_token - served.arrival).mean()),
+        "preemptions": served.preemptions,
+        "busy": served.slot_steps / served.steps,
+    }
+
+
+def _over_seeds(
+    runs: Sequence[Mapping[str, Any]], loads: Sequence[float], orders: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Mean over seeds of every measure; `_sd` is the standard deviation over seeds."""
+    table = []
+    for load in loads:
+        for order in orders:
+            rows = [row for row in runs if row["load"] == load and row["order"] == order]
+            line: dict[str, Any] = {"load": load, "order": order}
+            for name in rows[0].keys() - {"load", "seed", "order"}:
+                values = np.array([row[name] for row in rows], dtype=np.float64)
+                line[name] = float(values.mean())
+                line[f"{name}_sd"] = float(values.std(ddof=1)) if len(rows) > 1 else math.nan
+            table.append({key: line[key] for key in ("load", "order", *sorted(line))})
+    return table
+
+
+def _figures(
+    rows: Sequence[Rollout],
+    lengths: np.ndarray,
+    settings: Settings,
+    summary: Sequence[Mapping[str, Any]],
+    predictors: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Counts, settings, and what was found at the load nearest to .95."""
+    near = min(settings.loads, key=lambda load: abs(load - 0.95))
+    chosen = {line["order"]: line for line in summary if line["load"] == near}
+    return {
+        "completions": len(rows),
+        "prompts": len({row.prompt_id for row in rows}),
+        "length_mean": float(lengths.mean()),
+        "length_p50": float(np.quantile(lengths, 0.5)),
+        "length_p99": float(np.quantile(lengths, 0.99)),
+        "share_cut": sum(row.cut for row in rows) / len(rows),
+        "requests": settings.requests,
+        "seeds": settings.seeds,
+        "slots": settings.server.slots,
+        "step_seconds": settings.server.step_seconds,
+        "step_seconds_per_request": settings.server.step_seconds_per_request,
+        "resume_steps": settings.server.resume_steps,
+        "preempt_until": settings.preempt_until,
+        "load": near,
+        "share_predicted_lenvm": chosen["predicted-lenvm"]["share"],
+        "share_predicted_lenvm_sd": chosen["predicted-lenvm"]["share_sd"],
+        "share_remaining_lenvm": chosen["remaining-lenvm"]["share"],
+        "share_remaining_lenvm_sd": chosen["remaining-lenvm"]["share_sd"],
+        "latency_mean": {order: line["latency_mean"] for order, line in chosen.items()},
+        "latency_p99": {order: line["latency_p99"] for order, line in chosen.items()},
+        "share": {
+            f"{load:g}": {line["order"]: line["share"] for line in summary if line["load"] == load}
+            for load in settings.loads
+        },
+        "predictors": {line["predictor"]: dict(line) for line in predictors},
+    }

@@ -1,17 +1,17 @@
-"""When do requests end on a server with continuous batching, if they are served in this order?
+"""Discrete-event simulation of a server with continuous batching, under any order of service.
 
-A discrete-event simulation of one replica. `slots` requests run at a time; in one step every
+One replica: `slots` requests run at a time; in one step every
 running request writes one token; between steps those that have ended leave and waiting ones enter.
 
     order      of those that may run, the smallest keys run; ties: who runs already, then who came
                first
     keys       one number per request and state s_t, so that an estimate may change as tokens come:
                arrival time (first come, first served), predicted length, predicted remaining length
-    slots      a running request that has written `keeps_slot_after` tokens is not put back any
+    slots      a running request that has written `keeps_slot_after` tokens is not preempted any
                more: with 0 none ever is, with infinity all may be; TRAIL (arXiv 2410.01035) uses a
                share of the first prediction
 
-What is left out: the memory of the keys and values is never short (a request that is put back keeps
+What is left out: the memory of the keys and values is never short (a preempted request keeps
 its own, unless `resume_steps` says what reading it again costs), and a prompt is read in its first
 step at no further cost. So the figures compare orders; they are not the latency of an engine.
 """
@@ -32,11 +32,11 @@ class Server:
     slots: int = 16
     """Requests that run at a time, at least 1."""
     step_seconds: float = 1.0
-    """Time of a step, before what each request adds; with the default, times count steps."""
+    """Seconds of a step, before what each request adds; with 1, times count steps."""
     step_seconds_per_request: float = 0.0
-    """Time that every running request adds to a step."""
+    """Seconds that every running request adds to a step."""
     resume_steps: int = 0
-    """Steps without a token that a request spends in its slot after it was put back."""
+    """Cost of a preemption, in steps without a token when the request runs again."""
 
     def __post_init__(self) -> None:
         if self.slots < 1:
@@ -70,7 +70,7 @@ class Served:
     finish: np.ndarray
     """[N] end of the step that wrote the last token."""
     preemptions: int
-    """How often a running request was put back."""
+    """How often a running request was preempted."""
     steps: int
     """Steps with at least one running request."""
     slot_steps: int
@@ -111,7 +111,7 @@ def serve(
         lengths: [N] tokens to write, at least 1; nothing is decided by them but when to leave.
         keys: for each request [L]: its place in the order at s_0 .. s_{L-1}, smaller first.
         server: slots and step time.
-        keeps_slot_after: [N] or one number: tokens after which it is not put back.
+        keeps_slot_after: [N] or one number: tokens after which it is not preempted.
     """
     n = len(arrival)
     assert len(lengths) == n == len(keys) and bool((np.diff(arrival) >= 0).all())

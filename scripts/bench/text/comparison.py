@@ -1,7 +1,7 @@
 """Does the value model beat predictors that do not read, at every position of a response?
 
 The bar is the root mean squared error of the horizon u = 1 - gamma**l, the quantity whose mean the
-model learns and which `mean` and `linear` minimise at s_0 (`evals.prediction.naive`). Beside it:
+model learns and which `mean` and `linear` minimise at s_0 (`model.baselines`). Beside it:
 the mean absolute error of u and the mean relative error of the length in tokens.
 
 Only completions that ended by themselves are judged: the others have no true length.
@@ -26,8 +26,8 @@ from lenvm_rl.core import (
     logit_to_length,
     r2,
 )
-from lenvm_rl.evals.prediction.naive import NaivePredictors
 from lenvm_rl.model import LengthValueModel
+from lenvm_rl.model.baselines import NaivePredictors
 from lenvm_rl.model.forward import iter_logits
 from lenvm_rl.rollouts import Rollout, RolloutReader
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lenvm_rl.evals.length_tokens.words import visible, word_label, word_starts
+from lenvm_rl.pages.token_text import visible, word_label, word_starts
 
 
 def split(pieces, special=(), ids=None):

@@ -1,4 +1,4 @@
-"""What does a LenVM say about these prompts, or along these responses? Plain rows of numbers."""
+"""Predictions of a LenVM about prompts, or along responses, as plain rows of numbers."""
 
 from __future__ import annotations
 

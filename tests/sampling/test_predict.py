@@ -2,10 +2,10 @@
 
 import pytest
 
-from lenvm_rl.evals.prediction.predict import predict_prompts, predict_rollouts
 from lenvm_rl.model import from_scratch, save_checkpoint, tokenizer_sha
 from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.rollouts import Rollout, RolloutWriter
+from lenvm_rl.sampling.predict import predict_prompts, predict_rollouts
 from tests.tiny import VOCAB, make_tokenizer
 
 SHA = tokenizer_sha(make_tokenizer())

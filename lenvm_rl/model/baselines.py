@@ -1,4 +1,4 @@
-"""How well can lengths be guessed without reading a single token's meaning? The bars to beat.
+"""Baselines of length prediction: guesses that do not read a single token's meaning.
 
     mean       the training mean, in horizon space: the same guess for every prompt
     linear     least squares of the horizon on the prompt's length in tokens

@@ -1,4 +1,8 @@
-"""Which tokens are one word, and how does a token look when it is alone on a page?
+"""Text of single tokens, and the words that they make.
+
+Tokens are not characters: a character may be spread over several tokens, and a token alone decodes
+to other text (a lost leading space) than the same token after its neighbours. So text is decoded
+as it grows, in a window of a few tokens, and each token gets what it added.
 
 A word is a longest run of tokens that continue each other: letters after letters, digits after
 digits, an apostrophe inside, bytes of one character. Anything else begins a new one: a space, a
@@ -8,8 +12,43 @@ sign, a special token. Chinese, Japanese and Korean write no spaces: there every
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 _VISIBLE = str.maketrans({" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍", "\u00a0": "⍽"})
+_LONGEST = 4  # bytes of a UTF-8 character: no longer can a character stay unfinished
+
+
+def token_texts(tokenizer: Any, ids: Sequence[int], *, before: Sequence[int] = ()) -> list[str]:
+    """Text that each token adds; joined, they are the text of the response.
+
+    Args:
+        tokenizer: has `decode`.
+        ids: tokens of the response, special ones included (they show as their names).
+        before: tokens in front of them, so that the first one keeps its leading space.
+    Returns:
+        One string per token. A token that ends inside a character gets "", and the one that
+        completes the character gets it whole.
+    """
+    everything = [*before[-1:], *ids]
+    shown = len(everything) - len(ids)
+    start, texts = 0, []
+    for end in range(shown + 1, len(everything) + 1):
+        old = _decode(tokenizer, everything[start:shown])
+        new = _decode(tokenizer, everything[start:end])
+        waiting = new.endswith(_UNFINISHED) and end < len(everything)
+        if waiting and end - shown < _LONGEST:
+            texts.append("")
+            continue
+        texts.append(new[len(old) :])
+        start, shown = shown, end
+    return texts
+
+
+def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
+    return tokenizer.decode(
+        list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
 
 
 def word_starts(
@@ -18,7 +57,7 @@ def word_starts(
     """Where words begin: indices into the tokens, ascending, 0 first.
 
     Args:
-        pieces: the text that each token adds (`view_tokens.token_texts`).
+        pieces: the text that each token adds (`token_texts`).
         ids: the tokens.
         special: ids that are words of their own.
     """
