@@ -82,7 +82,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--lenvm", type=Path, default=lenvm_path(), help="of the shipped policy (the shipped one)")
-    add("--methods", default="l1_exact,lenvm,lenvm_right", help=f"some of {','.join(METHODS)}")
+    add("--methods", default="l1_exact,lenvm,lenvm_correct", help=f"some of {','.join(METHODS)}")
     add("--seeds", type=int, default=3, help="runs per method (3)")
     add("--updates", type=int, help="updates per run (40)")
     add("--prompts", type=int, help="prompts per update (16)")
@@ -117,7 +117,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def show(rows: list[dict[str, Any]]) -> None:
     """The table on the screen."""
     view = Table(title="trained once, asked for several budgets", title_justify="left")
-    for name in ("method", "budget", "length", "deviation", "bias", "accuracy", "cut"):
+    for name in ("method", "budget", "length", "deviation", "bias", "accuracy", "truncated"):
         view.add_column(name, justify="left" if name == "method" else "right")
     for row in rows:
         spread = row["deviation_std"]
@@ -128,7 +128,7 @@ def show(rows: list[dict[str, Any]]) -> None:
             f"{100 * row['deviation']:.1f}" + (f" ± {100 * spread:.1f} %" if spread else " %"),
             f"{100 * row['bias']:+.1f} %",
             f"{100 * row['accuracy']:.1f} %",
-            f"{100 * row['share_cut']:.1f} %",
+            f"{100 * row['share_truncated']:.1f} %",
         )
     CONSOLE.print(view)
 

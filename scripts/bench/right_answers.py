@@ -14,7 +14,7 @@ settings, is the product's own:
     none         GRPO on the answer
     kimi         GRPO on Kimi k1.5's length reward, weight 1
     recommended  the settings of recipes/grpo_length/demo.yaml, played with a LenVM of right answers
-                 (baseline=right) and with one of all answers (baseline=group)
+                 (baseline=correct) and with one of all answers (baseline=group)
     old          the same term against values of all answers, unbounded, not refitted, lambda .95:
                  what baseline=all, clamp=null, recalibrate=false, lam=0.95 still give
 
@@ -43,7 +43,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lenvm_rl.core import combine, horizon_to_length, length_to_horizon
+from lenvm_rl.core import combine, length_to_u, u_to_length
 from lenvm_rl.rollouts.atomic import replacing
 from lenvm_rl.verl.rl.length_terms import length_term
 from lenvm_rl.verl.rl.policy_settings import PolicyLengthSettings
@@ -134,16 +134,14 @@ class Batch:
         t = torch.arange(int(self.lengths.max()) + 1, dtype=torch.float64)[None]
         end_short = (self.branch[:, None] - t).clamp(min=0.0)
         end_long = end_short + (world.long - world.short)
-        on = world.p_long_if_right(p) if answers == "right" else p
-        u_long = length_to_horizon(end_long, gamma=world.gamma)
-        before = on * u_long + (1.0 - on) * length_to_horizon(end_short, gamma=world.gamma)
+        on = world.p_long_if_right(p) if answers == "correct" else p
+        u_long = length_to_u(end_long, gamma=world.gamma)
+        before = on * u_long + (1.0 - on) * length_to_u(end_short, gamma=world.gamma)
         left = (self.branch + world.long - world.short)[:, None] - t
-        beyond = length_to_horizon(left.clamp(min=1e-6), gamma=world.gamma)
+        beyond = length_to_u(left.clamp(min=1e-6), gamma=world.gamma)
         u = torch.where(t < self.branch[:, None], before, beyond)
         if times != 1.0:
-            u = length_to_horizon(
-                times * horizon_to_length(u, gamma=world.gamma), gamma=world.gamma
-            )
+            u = length_to_u(times * u_to_length(u, gamma=world.gamma), gamma=world.gamma)
         return torch.logit(u).float()
 
 
@@ -185,7 +183,7 @@ def arms(critics: tuple[str, ...]) -> list[Arm]:
     """Everything that is compared."""
     played = [Arm("none"), Arm("kimi"), Arm("recommended", recommended())]
     for critic in critics:
-        played.append(Arm("recommended", recommended(), "right", critic))
+        played.append(Arm("recommended", recommended(), "correct", critic))
     return played + [Arm("old", old(), "all", critic) for critic in critics]
 
 

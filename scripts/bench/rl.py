@@ -2,7 +2,7 @@
 
     python -m scripts.bench rl --out runs/bench_rl --jobs 2
     python -m scripts.bench rl --reduced            # one seed, the middle strength
-    python -m scripts.bench rl --methods none,kimi,right_lam0:1 --seeds 2
+    python -m scripts.bench rl --methods none,kimi,correct_lam0:1 --seeds 2
     python -m scripts.bench rl --methods all
 
 GRPO on the shipped policy in a plain loop, not verl's trainer; the same data, optimiser, updates,
@@ -154,7 +154,7 @@ def show(
     view.add_column("method")
     reached_by_one = [n for n in SHARES if any(row[column(n)] is not None for row in rows)]
     wanted = [share for share in reached_by_one if round(100 * share) % 10 == 0]
-    for name in ("strength", "accuracy", "length", "per right", "cut", "dominated"):
+    for name in ("strength", "accuracy", "length", "per right", "truncated", "dominated"):
         view.add_column(name, justify="right")
     for share in wanted:
         view.add_column(f"to {100 * share:.0f} %", justify="right")
@@ -168,7 +168,7 @@ def show(
             f"{100 * row['accuracy']:.1f}{spread} %",
             f"{row['length']:.1f}",
             f"{per_right:.1f}",
-            f"{100 * row['share_cut']:.1f} %",
+            f"{100 * row['share_truncated']:.1f} %",
             f"{row['dominated_by']}",
             *("" if n is None else f"{n:.0f}" for n in reached),
         )

@@ -136,16 +136,16 @@ def rollouts(tokens: int) -> Iterator[Rollout]:
         scale = rng.lognormal(5.9, 0.5)
         for sample in range(SAMPLES):
             length = int(scale * rng.lognormal(0.0, 0.5)) + 2
-            cut = length > MAX_TOKENS
+            truncated = length > MAX_TOKENS
             response = token_ids(rng, names, min(length, MAX_TOKENS))
-            response[-1] = response[-1] if cut else 0
+            response[-1] = response[-1] if truncated else 0
             done += len(prompt_ids) + len(response)
             yield Rollout(
                 prompt_id=f"prompt-{prompt}",
                 sample_id=sample,
                 prompt_ids=prompt_ids,
                 response_ids=response,
-                finish_reason="length" if cut else "stop",
+                finish_reason="length" if truncated else "stop",
                 prompt_messages=[{"role": "user", "content": "generated " * 20}],
                 data_source=("math", "code", "chat")[prompt % 3],
                 ground_truth=str(prompt),

@@ -101,7 +101,7 @@ def test_the_dense_term_of_right_answers_alone():
     batch = Graded(**{**vars(batch), "lengths_left": torch.where(batch.mask, 20.0, 0.0)})
     settings = BudgetSettings(lenvm="x", lam=1.0)
     everywhere = advantage_of("lenvm", settings)(batch)
-    right = advantage_of("lenvm_right", settings)(batch)
+    right = advantage_of("lenvm_correct", settings)(batch)
     torch.testing.assert_close(right[[0, 2, 3]], everywhere[[0, 2, 3]])
     answer = task_advantage(batch.correct, batch.prompt_ids)[1] * batch.mask[1]
     torch.testing.assert_close(right[1], answer)
@@ -120,7 +120,7 @@ def test_figures_are_of_each_budgets_own_completions():
     assert rows[0]["deviation"] == pytest.approx(8 / 32 / 3)
     assert rows[3]["bias"] == pytest.approx(8 / 128 / 3)
     assert rows[1]["length"] == pytest.approx(64 + 8 / 3)
-    assert rows[0]["share_cut"] == pytest.approx(1 / 3) and rows[1]["share_cut"] == 0
+    assert rows[0]["share_truncated"] == pytest.approx(1 / 3) and rows[1]["share_truncated"] == 0
     assert rows[0]["accuracy"] == 0
 
 
@@ -141,7 +141,7 @@ def test_hindsight_asks_for_the_length_that_came_out():
 
 def test_rows_average_seeds_and_budgets():
     def run(seed, near, far):
-        cell = {"bias": 0.0, "length": 10.0, "accuracy": 0.5, "share_cut": 0.0}
+        cell = {"bias": 0.0, "length": 10.0, "accuracy": 0.5, "share_truncated": 0.0}
         budgets = [
             {"budget": 8, "deviation": near, **cell},
             {"budget": 16, "deviation": far, **cell},

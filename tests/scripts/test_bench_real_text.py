@@ -62,14 +62,14 @@ def rows_with_announced_length(count: int) -> list[Rollout]:
     """Responses as long as the last prompt token says (2..13), plus one in ten that was cut."""
     rows = []
     for i in range(count):
-        length, cut = 2 + i % 12, i % 10 == 9
+        length, truncated = 2 + i % 12, i % 10 == 9
         rows.append(
             Rollout(
                 prompt_id=f"p{i % 36}",
                 sample_id=i,
                 prompt_ids=[20 + i % 7, 2 + i % 12],
-                response_ids=[30] * (length - 1) + [30 if cut else EOS],
-                finish_reason="length" if cut else "stop",
+                response_ids=[30] * (length - 1) + [30 if truncated else EOS],
+                finish_reason="length" if truncated else "stop",
                 data_source="toy",
             )
         )
@@ -127,13 +127,13 @@ def test_story_prompts_are_different_openings(tmp_path):
 
 def test_micro_batches_hold_every_state_once_with_its_return():
     rows = rows_with_announced_length(30)
-    batches = micro_batches(rows, gamma=GAMMA, cut="drop", token_budget=40)
+    batches = micro_batches(rows, gamma=GAMMA, truncated="drop", token_budget=40)
     assert len(batches) > 3 and all(b.ids.numel() <= 40 for b in batches)
     assert sum(len(b.ids) for b in batches) == 30
-    finished = [row for row in rows if not row.cut]
+    finished = [row for row in rows if not row.truncated]
     assert sum(b.weights.sum().item() for b in batches) == sum(row.length for row in finished)
     row = rows[4]
-    (one,) = micro_batches([row], gamma=GAMMA, cut="drop", token_budget=1)
+    (one,) = micro_batches([row], gamma=GAMMA, truncated="drop", token_budget=1)
     # s_0 is the last prompt token; EOS is not fed.
     assert one.ids.tolist() == [[*row.prompt_ids, *row.response_ids[:-1]]]
     expected = discounted_returns(torch.ones(1, row.length), gamma=GAMMA)

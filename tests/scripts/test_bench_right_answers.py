@@ -24,7 +24,7 @@ def test_values_are_means_over_what_can_still_come():
     row = int(batch.went_on.nonzero()[0])
     of_all, of_right = (
         logit_to_value(batch.logits(world, 0.25, answers=answers, times=1.0))[row]
-        for answers in ("all", "right")
+        for answers in ("all", "correct")
     )
     end = {n: -(1 - 0.9**n) for n in range(6)}
     share = 0.25 * 0.9 / (0.25 * 0.9 + 0.75 * 0.3)
@@ -52,7 +52,7 @@ def test_among_equally_right_answers_the_short_ones_win(capsys):
     assert got["p_short"]["recommended"] > 0.9
     assert {(r["baseline"], r["critic"]) for r in got["rows"] if r["method"] == "recommended"} == {
         ("group", None),
-        *(("right", critic) for critic in bench.CRITICS),
+        *(("correct", critic) for critic in bench.CRITICS),
     }
 
 
@@ -67,7 +67,7 @@ def test_what_is_played_is_what_the_recipe_says(capsys, tmp_path):
     got = json.loads((tmp_path / "out").read_text())
     assert got == json.loads(capsys.readouterr().out.splitlines()[-1])
     settings = got["settings"]["recommended"]
-    assert settings["applies_to"] == "right" and settings["baseline"] == "auto"
+    assert settings["applies_to"] == "correct" and settings["baseline"] == "auto"
     assert settings["clamp"] is not None and settings["lam"] == "auto"
     assert list(got["p_right"]) == ["none", "kimi", "recommended", "old"]
     old = bench.old()

@@ -166,19 +166,20 @@ def test_length_pressure_on_right_answers_alone():
     batch = graded()
     plain = advantages(Method("none"), batch, None, lam=0.95)
     everywhere = advantages(Method("objective", 2), batch, None, lam=0.95) - plain
-    right = advantages(Method("objective_right", 1), batch, None, lam=0.95) - plain
+    right = advantages(Method("objective_correct", 1), batch, None, lam=0.95) - plain
     rows = torch.tensor(batch.correct) == 1  # both strengths are .3
     torch.testing.assert_close(right[rows], everywhere[rows], atol=1e-6, rtol=0)
     assert (right[~rows] == 0).all() and (everywhere[~rows][batch.mask[~rows]] != 0).all()
 
 
-@pytest.mark.parametrize("answers", ["all", "right"])
+@pytest.mark.parametrize("answers", ["all", "correct"])
 def test_right_answers_get_the_trainers_own_term(answers):
-    """`right` is what lenvm.applies_to=right makes of the same values, in group or against V_c."""
+    """`right` is what lenvm.applies_to=correct makes of the same values, in group or against
+    V_c."""
     values = -torch.rand(4, 4, generator=torch.Generator().manual_seed(1)) * graded().mask
     batch = graded(correct=[1.0, 1.0, 1.0, 0.0], values=values, answers=answers)
     settings = PolicyLengthSettings(
-        checkpoint="x", scale=1.0, applies_to="right", normalise="batch_std"
+        checkpoint="x", scale=1.0, applies_to="correct", normalise="batch_std"
     )
     plain = advantages(Method("none"), batch, None, lam=0.95)
     term = length_term(
@@ -193,8 +194,8 @@ def test_right_answers_get_the_trainers_own_term(answers):
         correct=torch.tensor(batch.correct),
         groups=torch.tensor([0, 0, 1, 1]),
     )
-    got = advantages(Method("right", 1), batch, None, lam=0.5)
-    assert Method("right", 1).strength == 1.0
+    got = advantages(Method("correct", 1), batch, None, lam=0.5)
+    assert Method("correct", 1).strength == 1.0
     torch.testing.assert_close(got, plain + term.scaled, atol=1e-6, rtol=0)
     assert not torch.equal(got, plain)
 
@@ -215,9 +216,9 @@ def test_published_rewards_go_through_their_groups():
 
 def test_methods_by_name():
     assert [m.name for m in all_methods(["kimi", "none"], [0, 2])] == ["none", "kimi", "kimi"]
-    assert all_methods(["right_lam0:1", "kimi:2"], [0]) == [
+    assert all_methods(["correct_lam0:1", "kimi:2"], [0]) == [
         Method("kimi", 2),
-        Method("right_lam0", 1),
+        Method("correct_lam0", 1),
     ]
     default = all_methods(None, [0, 1, 2])
     assert len({m.name for m in default if m.family == "published"}) >= 8
@@ -229,10 +230,10 @@ def test_methods_by_name():
 
 def test_lambda_scan_differs_from_objective_right_by_lambda_alone():
     batch = graded()
-    for name, lam in (("right_lam0", 0.0), ("right_lam1", 1.0)):
+    for name, lam in (("correct_lam0", 0.0), ("correct_lam1", 1.0)):
         torch.testing.assert_close(
             advantages(Method(name, 1), batch, None, lam=0.95),
-            advantages(Method("objective_right", 1), batch, None, lam=lam),
+            advantages(Method("objective_correct", 1), batch, None, lam=lam),
         )
 
 
@@ -251,7 +252,7 @@ def outcome(method, family, accuracy, length, lengths, seed=0, strength=1.0):
         "accuracy": accuracy,
         "length": length,
         "tokens_per_correct": length / accuracy,
-        "share_cut": 0.0,
+        "share_truncated": 0.0,
         "history": history(lengths),
     }
 

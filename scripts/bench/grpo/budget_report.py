@@ -14,13 +14,13 @@ from matplotlib import pyplot as plt  # noqa: E402  (the backend is chosen first
 
 from scripts.bench.grpo.figures import save_figure
 
-FIGURES = ("deviation", "bias", "length", "accuracy", "share_cut")
+FIGURES = ("deviation", "bias", "length", "accuracy", "share_truncated")
 _STYLES = {
     "start": ("#8a8a8a", "o", "before training"),
     "guided": ("black", "*", "shipped policy, guided"),
     "l1_exact": ("#d1603d", "s", "L1-Exact"),
     "lenvm": ("#1b6ca8", "D", "LenVM, learning on"),
-    "lenvm_right": ("#e0a100", "v", "LenVM, in right answers"),
+    "lenvm_correct": ("#e0a100", "v", "LenVM, in right answers"),
     "lenvm_frozen": ("#7fb2d9", "^", "LenVM, frozen"),
 }
 

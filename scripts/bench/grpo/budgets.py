@@ -7,8 +7,8 @@ how), drawn once per problem. Methods differ in the advantage alone:
     lenvm        A + s A_n, GRPO on the answer plus GAE towards -|L - n*| / n* with the LenVM's
                  expected length as baseline, in units of its own spread; the LenVM learns on from
                  every batch, so that it comes to read the budget too
-    lenvm_right  the same with the dense term in right answers alone; against values of all
-                 answers (an ablation, see lenvm_rl.core.right_answers)
+    lenvm_correct  the same with the dense term in right answers alone; against values of all
+                 answers (an ablation, see lenvm_rl.core.correct_answers)
     lenvm_frozen `lenvm` with the LenVM that the start has
 
 All start from one pair of policy and LenVM that has seen budgets (`warm_up`). Evaluated beside
@@ -42,7 +42,7 @@ from scripts.bench.grpo.methods import Graded, rewards_of, task_advantage
 from scripts.bench.grpo.training import EVAL_SEED, Settings, World, train
 from scripts.bench.grpo.warm_up import Start
 
-METHODS = ("l1_exact", "lenvm", "lenvm_right", "lenvm_frozen")
+METHODS = ("l1_exact", "lenvm", "lenvm_correct", "lenvm_frozen")
 UNTRAINED = ("start", "guided")
 """The policy that training starts from; and the shipped one, guided."""
 LONGEST_PROMPT = 32  # tokens
@@ -126,7 +126,7 @@ def advantage_of(method: str, settings: BudgetSettings):
         )
         dense = normalise_advantage(dense, batch.mask, how="batch_std")
         scale = torch.full((len(batch.lengths), 1), settings.scale)
-        if method == "lenvm_right":
+        if method == "lenvm_correct":
             scale = scale * torch.tensor(batch.correct)[:, None]
         return combine(plain, dense, batch.mask, scale=scale)
 
@@ -160,7 +160,7 @@ def run(method: str, seed: int, settings: BudgetSettings, start: Start) -> dict[
                 world,
                 seed,
                 advantage_of(method, settings),
-                refreshes=method in ("lenvm", "lenvm_right"),
+                refreshes=method in ("lenvm", "lenvm_correct"),
                 measure=deviation,
                 policy=policy,
                 lenvm=LengthValueModel.from_pretrained(start.lenvm).eval(),
@@ -213,7 +213,9 @@ def figures(
                 "bias": statistics.fmean(off),
                 "length": statistics.fmean(len(c.token_ids) for _, c in mine),
                 "accuracy": statistics.fmean(float(world.right(p, c)) for p, c in mine),
-                "share_cut": statistics.fmean(float(c.finish_reason != "stop") for _, c in mine),
+                "share_truncated": statistics.fmean(
+                    float(c.finish_reason != "stop") for _, c in mine
+                ),
             }
         )
     return rows

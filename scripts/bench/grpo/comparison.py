@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-FIGURES = ("accuracy", "length", "tokens_per_correct", "share_cut")
+FIGURES = ("accuracy", "length", "tokens_per_correct", "share_truncated")
 GREEDY = ("greedy_accuracy", "greedy_length")
 SHARES = tuple(percent / 100 for percent in range(95, 20, -5))
 """Of the untrained policy's length on the same prompts; the first update at each is reported."""

@@ -15,11 +15,11 @@ from lenvm_rl.rollouts.atomic import replacing
 
 _LENVM = {
     "objective": "#1b6ca8",
-    "right": "#c0392b",
-    "objective_right": "#e0a100",
+    "correct": "#c0392b",
+    "objective_correct": "#e0a100",
     "objective_refresh": "#16a085",
-    "right_lam0": "#7a5c00",
-    "right_lam1": "#f4c95d",
+    "correct_lam0": "#7a5c00",
+    "correct_lam1": "#f4c95d",
     "shaping": "#8e44ad",
     "budget": "#d1603d",
 }

@@ -217,7 +217,8 @@ class World:
             "length": sum(tokens) / len(tokens),
             "length_p95": ordered[int(0.95 * len(ordered))],
             "tokens_per_correct": sum(tokens) / sum(right) if any(right) else math.inf,
-            "share_cut": sum(c.finish_reason != "stop" for c in completions) / len(completions),
+            "share_truncated": sum(c.finish_reason != "stop" for c in completions)
+            / len(completions),
         }
 
     def right(self, prompt: Prompt, completion: Completion) -> bool:
@@ -274,7 +275,7 @@ def _measure(batch: Graded) -> dict[str, float]:
         "accuracy": sum(batch.correct) / len(batch.correct),
         "length": sum(batch.lengths) / len(batch.lengths),
         **_reference(batch),
-        "share_cut": 1.0 - batch.finished.float().mean().item(),
+        "share_truncated": 1.0 - batch.finished.float().mean().item(),
         **_staleness(batch, ended),
     }
 

@@ -159,7 +159,7 @@ def stories_source(
         "rows": report.rows,
         "rows_resumed": report.rows_resumed,
         "mean_length": report.mean_length,
-        "share_cut": report.share_cut,
+        "share_truncated": report.share_truncated,
         "sampling_tokens_per_s": report.tokens_per_s,
         "split": split.to_dict(),
     }
@@ -212,7 +212,7 @@ def encode_bytes(paths: Iterable[Path], out: Path, tokenizer: Any) -> None:
                     row,
                     prompt_ids=[*codec.prompt(bytes(row.prompt_ids).decode()), answer_id],
                     response_ids=codec.completion(
-                        _response_text(row.response_ids), finished=not row.cut
+                        _response_text(row.response_ids), finished=not row.truncated
                     ),
                 )
                 for row in RolloutReader(path).iter_rows()
