@@ -189,11 +189,10 @@ from lenvm_rl.cli import main
 
 def shown(path):
     sys.argv = ["lenvm", *path, "--help"]
-    out = io.TextIOWrapper(io.BytesIO(), "utf-8")  # where boxes can be drawn, they are
+    out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
         main()
-    out.flush()
-    return out.buffer.getvalue().decode()
+    return out.getvalue()
 
 def walk(path):
     found = {" ".join(path): {"options": [], "arguments": []}}
