@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reward_fns.inputs import check_finite, is_right, mean
+from reward_fns.inputs import check_finite, is_correct, mean
 from reward_fns.kinds import Stateful
 
 
@@ -56,7 +56,7 @@ class ADlp(Stateful):
         """Move the price by the batch's accuracy; returns `price` and `accuracy`."""
         if not correct:
             return {"price": self.price}
-        accuracy = mean([1.0 if is_right(score) else 0.0 for score in correct])
+        accuracy = mean([1.0 if is_correct(score) else 0.0 for score in correct])
         self.price = max(0.0, self.price + self._step * (accuracy - self._reference))
         return {"price": self.price, "accuracy": accuracy}
 

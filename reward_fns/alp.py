@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reward_fns.inputs import check_finite, is_right, mean
+from reward_fns.inputs import check_finite, is_correct, mean
 from reward_fns.kinds import group_reward
 
 
@@ -36,6 +36,6 @@ def group_rewards(
         ValueError: beta is not finite.
     """
     check_finite(beta=beta)
-    solved = mean([1.0 if is_right(score) else 0.0 for score in correct])
+    solved = mean([1.0 if is_correct(score) else 0.0 for score in correct])
     price = beta * max(solved, 1.0 / len(correct))
     return [score - price * count for score, count in zip(correct, tokens, strict=True)]

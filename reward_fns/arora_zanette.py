@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from reward_fns.inputs import check_finite, is_right, mean, population_std
+from reward_fns.inputs import check_finite, is_correct, mean, population_std
 from reward_fns.kinds import group_reward
 
 EPSILON = 1e-7  # tokens
@@ -38,12 +38,12 @@ def group_rewards(
     check_finite(alpha=alpha)
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"alpha is {alpha}, but it is a share of the reward: set it in [0, 1]")
-    right = [count for score, count in zip(correct, tokens, strict=True) if is_right(score)]
+    right = [count for score, count in zip(correct, tokens, strict=True) if is_correct(score)]
     if not right:
         return [0.0] * len(tokens)
     centre, spread = mean(right), population_std(right) + EPSILON
     return [
-        score * (1.0 - alpha * sigmoid((count - centre) / spread)) if is_right(score) else 0.0
+        score * (1.0 - alpha * sigmoid((count - centre) / spread)) if is_correct(score) else 0.0
         for score, count in zip(correct, tokens, strict=True)
     ]
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 
-from reward_fns.inputs import check_finite, check_positive, is_right
+from reward_fns.inputs import check_finite, check_positive, is_correct
 from reward_fns.kinds import sample_reward, verl_reward
 
 
@@ -48,7 +48,7 @@ def cosine(
     check_positive(max_tokens=max_tokens)
     check_finite(right_short=right_short, right_long=right_long)
     check_finite(wrong_short=wrong_short, wrong_long=wrong_long)
-    short, long = (right_short, right_long) if is_right(correct) else (wrong_short, wrong_long)
+    short, long = (right_short, right_long) if is_correct(correct) else (wrong_short, wrong_long)
     progress = min(tokens / max_tokens, 1.0)
     return long + 0.5 * (short - long) * (1.0 + math.cos(math.pi * progress))
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from reward_fns.inputs import check_finite, is_right, mean, population_std
+from reward_fns.inputs import check_finite, is_correct, mean, population_std
 from reward_fns.kinds import group_reward
 
 EPSILON = 1e-6  # tokens
@@ -50,7 +50,7 @@ def group_rewards(
         ValueError: a parameter is not finite.
     """
     check_finite(alpha=alpha, min_tokens=min_tokens)
-    right = [count for score, count in zip(correct, tokens, strict=True) if is_right(score)]
+    right = [count for score, count in zip(correct, tokens, strict=True) if is_correct(score)]
     shortest = mean(sorted(tokens)[:SHORTEST])
     shaped = bool(right) and (min_tokens <= 0 or shortest > min_tokens)
     centre, spread = _centre_and_spread(right) if shaped else (0.0, 1.0)
@@ -58,7 +58,7 @@ def group_rewards(
     for score, count in zip(correct, tokens, strict=True):
         exponent = -alpha * (count - centre) / spread if shaped else 0.0
         bounded = min(max(exponent, -LARGEST_EXPONENT), LARGEST_EXPONENT)
-        rewards.append(score * math.exp(bounded) if is_right(score) else WRONG)
+        rewards.append(score * math.exp(bounded) if is_correct(score) else WRONG)
     return rewards
 
 

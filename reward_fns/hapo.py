@@ -19,7 +19,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reward_fns.inputs import check_finite, is_right
+from reward_fns.inputs import check_finite, is_correct
 from reward_fns.kinds import Stateful
 
 LOWEST_RIGHT = -0.7
@@ -59,7 +59,7 @@ class Hapo(Stateful):
             )
         history = self.shortest.get(str(prompt_id))
         return [
-            score + self._weight * _length_reward(count, history, right=is_right(score))
+            score + self._weight * _length_reward(count, history, right=is_correct(score))
             for score, count in zip(correct, tokens, strict=True)
         ]
 
@@ -72,7 +72,7 @@ class Hapo(Stateful):
             `prompts_with_history`, the number of prompts ever answered right.
         """
         for score, count, name in zip(correct, tokens, prompt_ids, strict=True):
-            if is_right(score):
+            if is_correct(score):
                 self.shortest[name] = min(count, self.shortest.get(name, count))
         return {"prompts_with_history": float(len(self.shortest))}
 

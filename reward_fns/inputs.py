@@ -22,7 +22,7 @@ REMEDY = (
 )
 
 
-def is_right(score: float) -> bool:
+def is_correct(score: float) -> bool:
     """Whether a task score counts as a right answer: at least 0.5."""
     return score >= RIGHT
 

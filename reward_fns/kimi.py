@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reward_fns.inputs import check_finite, is_right
+from reward_fns.inputs import check_finite, is_correct
 from reward_fns.kinds import group_reward
 
 
@@ -41,5 +41,5 @@ def group_rewards(
     rewards = []
     for score, count in zip(correct, tokens, strict=True):
         rank = 0.5 - (count - shortest) / spread if spread > 0 else 0.0
-        rewards.append(score + weight * (rank if is_right(score) else min(0.0, rank)))
+        rewards.append(score + weight * (rank if is_correct(score) else min(0.0, rank)))
     return rewards

@@ -31,7 +31,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reward_fns.inputs import check_finite, check_positive, is_right, mean
+from reward_fns.inputs import check_finite, check_positive, is_correct, mean
 from reward_fns.kinds import Stateful, sample_reward, verl_reward
 
 DIFFICULTIES = ("easy", "medium", "hard")
@@ -60,7 +60,7 @@ def laser(
     """
     check_positive(target_tokens=target_tokens)
     check_finite(bonus=bonus, wrong=wrong)
-    if not is_right(correct):
+    if not is_correct(correct):
         return wrong
     return correct + (bonus if tokens <= target_tokens else 0.0)
 
@@ -113,7 +113,7 @@ class LaserD(Stateful):
         size = int((longest - shortest) // step) + 1
         self._grid = [shortest + step * number for number in range(size)]
         self._longest = longest
-        self._least_right = {
+        self._least_correct = {
             "easy": max(2 * samples // 3, 1),
             "medium": max(samples // 3, 1),
             "hard": 1,
@@ -175,10 +175,10 @@ class LaserD(Stateful):
         for target in self._grid:
             covered = sum(count <= target for count in counts)
             # in whole numbers: floor(covered / len(counts) * k) >= 1
-            if counts and covered * self._least_right[level] >= len(counts):
+            if counts and covered * self._least_correct[level] >= len(counts):
                 return float(target)
         return float(self._longest)
 
 
 def _pass_rate(scores: Sequence[float]) -> float:
-    return mean([1.0 if is_right(score) else 0.0 for score in scores])
+    return mean([1.0 if is_correct(score) else 0.0 for score in scores])

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from reward_fns.inputs import check_finite, is_right, mean
+from reward_fns.inputs import check_finite, is_correct, mean
 from reward_fns.kinds import group_reward
 
 
@@ -38,7 +38,7 @@ def group_rewards(
         ValueError: a parameter is not finite.
     """
     check_finite(alpha=alpha, beta=beta)
-    right = [count for score, count in zip(correct, tokens, strict=True) if is_right(score)]
+    right = [count for score, count in zip(correct, tokens, strict=True) if is_correct(score)]
     optimum = min(right) if right else mean(tokens)
     return [
         alpha * score - beta * abs(count - optimum)

@@ -156,7 +156,7 @@ def test_a_directory_of_something_else_is_not_replaced(policy):
 
 def test_report_and_split(rollouts, tmp_path):
     figures = run("report", rollouts, "--out", tmp_path / "report")
-    assert figures["rows"] == 40 and figures["share_cut"] == 0
+    assert figures["rows"] == 40 and figures["share_truncated"] == 0
     assert (tmp_path / "report" / "lengths.png").is_file()
     train, heldout = tmp_path / "train", tmp_path / "heldout"
     run("split", rollouts, "--train", train, "--heldout", heldout, "--fraction", 0.2)

@@ -68,13 +68,13 @@ def grade(
 ) -> None:
     """Keep the completions that a grader calls right, for a LenVM of right answers.
 
-    What it is for: `lenvm.applies_to=right` in training, see recipes/grpo_length.
+    What it is for: `lenvm.applies_to=correct` in training, see recipes/grpo_length.
 
     Example: `lenvm grade runs/train --tokenizer Qwen/Qwen2.5-7B --out runs/train-right`
     """
     from lenvm_rl.demo.prompts import resolve_policy
     from lenvm_rl.model import check_tokenizer_sha, load_tokenizer, tokenizer_sha
-    from lenvm_rl.rollouts import RolloutReader, keep_right
+    from lenvm_rl.rollouts import RolloutReader, keep_correct
 
     tokens = load_tokenizer(resolve_policy(tokenizer))
     check_tokenizer_sha(
@@ -83,7 +83,7 @@ def grade(
         expected_of=str(rollouts),
         got_of=f"--tokenizer {tokenizer}",
     )
-    kept = keep_right(
+    kept = keep_correct(
         rollouts,
         out,
         decode=lambda ids: tokens.decode(ids, skip_special_tokens=True),

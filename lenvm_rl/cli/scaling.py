@@ -253,7 +253,7 @@ def _facts(data: Any, base: dict[str, Any]) -> dict[str, Any]:
         "gamma": data.gamma,
         "length_p99": data.p99,
         "longest_response": data.longest_response,
-        "share_cut": data.share_cut,
+        "share_truncated": data.share_truncated,
         **base,
     }
 

@@ -28,7 +28,7 @@ def view(
     response: Annotated[
         str | None, typer.Option(help="With --prompt: the response, or @FILE.")
     ] = None,
-    cut: Annotated[
+    truncated: Annotated[
         bool, typer.Option("--cut", help="The response given as text did not end by itself.")
     ] = False,
     json_file: JsonOption = None,
@@ -50,14 +50,14 @@ def view(
     if (rollouts is None) == (prompt is None) or (prompt is None) != (response is None):
         raise ValueError("give either --rollouts, or --prompt and --response together.")
     if rollouts is not None:
-        if cut:
+        if truncated:
             raise ValueError("--cut is about a response given as text; a rollout file knows it.")
         figures = view_rollouts(lenvm, rollouts, out, prompt_ids=prompt_id or (), limit=limit)
     else:
         if prompt_id:
             raise ValueError("--prompt-id chooses within --rollouts, which was not given.")
         assert prompt is not None and response is not None
-        figures = view_text(lenvm, _text(prompt), _text(response), out, ended=not cut)
+        figures = view_text(lenvm, _text(prompt), _text(response), out, ended=not truncated)
     console.print(
         f"{figures['responses']} responses, {figures['tokens']:,} tokens, {figures['models']} "
         f"models: {out} ({figures['bytes'] / 1e6:.1f} MB)"

@@ -1,10 +1,10 @@
 """The mathematics of length value models: tensors in, tensors out, on torch alone.
 
-`horizon` converts lengths, values and logits; `targets` holds the parameterisations; `returns` and
-`cuts` the targets of each token; `losses` and `masked` the training loss; `metrics`, `boundary`,
-`length_tokens` and `lifebench` the evaluation; `candidates`, `tilt` and `guidance` the steering of
-generation; `advantages`, `right_answers`, `recalibration`, `shaping`, `controllers` and `ranking`
-reinforcement learning with a length critic.
+`values` converts lengths, values and logits; `targets` holds the parameterisations; `returns` and
+`truncated` the targets of each token; `losses` and `masked` the training loss; `metrics`,
+`boundary`, `length_tokens` and `lifebench` the evaluation; `candidates`, `tilt` and `guidance` the
+steering of generation; `advantages`, `correct_answers`, `recalibration`, `shaping`, `controllers`
+and `ranking` reinforcement learning with a length critic.
 """
 
 from lenvm_rl.core.advantages import (
@@ -25,24 +25,15 @@ from lenvm_rl.core.controllers import (
     Schedule,
     make_controller,
 )
-from lenvm_rl.core.cuts import CUTS, boundary_weights, length_targets, value_targets
-from lenvm_rl.core.guidance import MODES, Guided, RowNumbers, forbids_eos, guide, tokens_left
-from lenvm_rl.core.horizon import (
-    check_gamma,
-    gamma_for_length,
-    gamma_from_lengths,
-    horizon_to_length,
-    length_to_horizon,
-    length_to_logit,
-    length_to_value,
-    logit_error_floor,
-    logit_to_horizon,
-    logit_to_length,
-    logit_to_value,
-    resolution_limit,
-    value_to_length,
-    value_to_logit,
+from lenvm_rl.core.correct_answers import (
+    BASELINES,
+    CLAMP,
+    centre_correct,
+    clamp_to_lead,
+    correct_term,
+    lead_over_wrong,
 )
+from lenvm_rl.core.guidance import MODES, Guided, RowNumbers, forbids_eos, guide, tokens_left
 from lenvm_rl.core.length_tokens import td_scores
 from lenvm_rl.core.lifebench import (
     CONTROLS,
@@ -82,14 +73,6 @@ from lenvm_rl.core.returns import (
     packed_remaining_lengths,
     remaining_length,
 )
-from lenvm_rl.core.right_answers import (
-    BASELINES,
-    CLAMP,
-    centre_right,
-    clamp_to_lead,
-    lead_over_wrong,
-    right_term,
-)
 from lenvm_rl.core.shaping import (
     BUDGETS,
     budget_advantage,
@@ -106,6 +89,23 @@ from lenvm_rl.core.targets import (
     value_of_logit,
 )
 from lenvm_rl.core.tilt import tilt, tilt_to_mean
+from lenvm_rl.core.truncated import TRUNCATIONS, boundary_weights, length_targets, value_targets
+from lenvm_rl.core.values import (
+    check_gamma,
+    gamma_for_length,
+    gamma_from_lengths,
+    length_to_logit,
+    length_to_u,
+    length_to_value,
+    logit_error_floor,
+    logit_to_length,
+    logit_to_u,
+    logit_to_value,
+    resolution_limit,
+    u_to_length,
+    value_to_length,
+    value_to_logit,
+)
 
 __all__ = [
     "BASELINES",
@@ -113,11 +113,11 @@ __all__ = [
     "CLAMP",
     "CONTROLLERS",
     "CONTROLS",
-    "CUTS",
     "MODES",
     "NORMALISATIONS",
     "POSITIONS",
     "TARGETS",
+    "TRUNCATIONS",
     "Calibration",
     "Constant",
     "Controller",
@@ -136,19 +136,19 @@ __all__ = [
     "censor",
     "censored_huber",
     "censored_squared_error",
-    "centre_right",
+    "centre_correct",
     "check_gamma",
     "check_scale",
     "check_target",
     "clamp_to_lead",
     "combine",
+    "correct_term",
     "discounted_returns",
     "forbids_eos",
     "gae",
     "gamma_for_length",
     "gamma_from_lengths",
     "guide",
-    "horizon_to_length",
     "huber",
     "kendall_tau",
     "label",
@@ -159,15 +159,15 @@ __all__ = [
     "length_of_prediction",
     "length_rewards",
     "length_targets",
-    "length_to_horizon",
     "length_to_logit",
+    "length_to_u",
     "length_to_value",
     "lifebench_deviation",
     "lifebench_official_score",
     "lifebench_score",
     "logit_error_floor",
-    "logit_to_horizon",
     "logit_to_length",
+    "logit_to_u",
     "logit_to_value",
     "make_controller",
     "masked_mean",
@@ -188,7 +188,6 @@ __all__ = [
     "relative_error_by_position",
     "remaining_length",
     "resolution_limit",
-    "right_term",
     "select_candidates",
     "shaping_rewards",
     "shortest_of_group",
@@ -197,6 +196,7 @@ __all__ = [
     "tilt",
     "tilt_to_mean",
     "tokens_left",
+    "u_to_length",
     "value_of_logit",
     "value_targets",
     "value_to_length",

@@ -1,7 +1,7 @@
 """How long is the response to a prompt, and how well can that be known from samples?
 
 Shapes: P prompts, G samples per prompt. The ground truth at the prompt boundary s_0 is the length
-of the mean horizon, not the mean length: the same average that the value is trained on
+of the mean discounted length, not the mean length: the same average that the value is trained on
 (LenVM eq. 13-15). It is itself an estimate from G samples, so its noise floor belongs beside
 every mean relative error (MRE).
 """
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from lenvm_rl.core.checks import as_float, check_rank, check_same_shape
-from lenvm_rl.core.horizon import check_gamma
+from lenvm_rl.core.values import check_gamma
 
 
 def prompt_boundary_length(lengths: Tensor, *, gamma: float, mask: Tensor | None = None) -> Tensor:
-    """Length of the mean horizon of the samples of each prompt, L_GT.
+    """Length of the mean discounted length of the samples of each prompt, L_GT.
 
         u(L) = 1 - gamma**L,   L_GT = ln(1 - mean u) / ln gamma = ln(mean gamma**L) / ln gamma
 

@@ -3,8 +3,8 @@
 Shapes: R rows (requests), K candidates. Every row has its own mode, gamma and numbers.
 
 A candidate x has probability p(x) and a predicted remaining length l(x) in tokens, that of the
-state after it; its horizon is u(x) = 1 - gamma**l(x). After EOS nothing remains: l(EOS) = 0
-exactly. With t tokens generated, taking x makes a response of t + l(x) tokens, EOS not counted,
+state after it; its discounted length is u(x) = 1 - gamma**l(x). After EOS nothing remains: l(EOS) =
+0 exactly. With t tokens generated, taking x makes a response of t + l(x) tokens, EOS not counted,
 so of the n tokens asked for `n_left = n - t` remain (one fewer where n counts EOS).
 
     off         p
@@ -20,8 +20,8 @@ so of the n tokens asked for `n_left = n - t` remain (one fewer where n counts E
 Once n is used up, equal, equal_soft and at_most take EOS if it is a candidate, else the shortest
 candidate. (The paper's at-least always takes the longest candidate: `extreme`.)
 
-Precision: l comes from the logit and does not saturate. Horizons are compared relative to the
-row's shortest candidate, where they keep their digits however long that is:
+Precision: l comes from the logit and does not saturate. Discounted lengths are compared relative to
+the row's shortest candidate, where they keep their digits however long that is:
 
     (u(x) - u_min) / (1 - u_min) = 1 - gamma**(l(x) - l_min)
 """
@@ -34,8 +34,8 @@ import torch
 from torch import Tensor
 
 from lenvm_rl.core.checks import check_rank, check_same_shape, per_row
-from lenvm_rl.core.horizon import check_gamma
 from lenvm_rl.core.tilt import tilt, tilt_to_mean, working_dtype
+from lenvm_rl.core.values import check_gamma
 
 MODES = ("off", "tilt", "scale", "equal", "equal_soft", "at_most", "at_least")
 _CODE = {mode: code for code, mode in enumerate(MODES)}
@@ -152,10 +152,10 @@ class RowNumbers(NamedTuple):
     scale_length: Tensor
     """Whether scale multiplies E[l] instead of E[u]. Default False."""
     value_space: Tensor
-    """Whether equal compares horizons instead of lengths. Default False."""
+    """Whether equal compares discounted lengths instead of lengths. Default False."""
     short_weight: Tensor
-    """What equal pays for each token (or unit of horizon) below the target, where one above it
-    costs 1; > 0. Default 1, the paper's distance. 2.5 weighs as the Length Score does."""
+    """What equal pays for each token (or unit of discounted length) below the target, where one
+    above it costs 1; > 0. Default 1, the paper's distance. 2.5 weighs as the Length Score does."""
     extreme: Tensor
     """Whether at_least takes the longest candidate before n. Default False."""
     max_beta: Tensor
@@ -188,7 +188,8 @@ _DEFAULTS |= {"max_beta": torch.tensor(50.0)}
 
 
 class _Step:
-    """One step of all rows: probabilities, lengths and relative horizons of the candidates."""
+    """One step of all rows: probabilities, lengths and relative discounted lengths of the
+    candidates."""
 
     def __init__(
         self,
@@ -207,7 +208,7 @@ class _Step:
         self.log_gamma = log_gamma  # number or [R, 1]
         self.shortest = wide.masked_fill(outside, torch.inf).amin(-1, keepdim=True)
         self.along = self.position(wide).masked_fill(outside, 0.0)  # [R, K] in [0, 1)
-        self.unit = torch.exp(self.shortest * log_gamma)  # 1 - u_min: horizon of one `along`
+        self.unit = torch.exp(self.shortest * log_gamma)  # 1 - u_min: that of one `along`
 
     def position(self, length: Tensor) -> Tensor:
         """(u(length) - u_min) / (1 - u_min); below 0, down to -inf, if shorter than all."""

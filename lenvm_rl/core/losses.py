@@ -40,7 +40,7 @@ def huber(prediction: Tensor, label: Tensor, *, delta: float = 1.0) -> Tensor:
 
 
 def binary_cross_entropy(logit: Tensor, value: Tensor) -> Tensor:
-    """Cross entropy between the horizons `sigmoid(z)` and `u = -V`, elementwise.
+    """Cross entropy between the discounted lengths `sigmoid(z)` and `u = -V`, elementwise.
 
         softplus(z) - u z
 

@@ -4,7 +4,7 @@ Shapes: B sequences, T response positions, P relative positions, M any number of
 that end in one number return a Python float and therefore wait for the device.
 
 A predicted *length* is the inverse of a mean value, so it is at most the mean length (Jensen,
-LenVM appendix F): judge calibration and R2 on values or horizons, and lengths by relative error.
+LenVM appendix F): judge calibration and R2 on values (or u = -V), and lengths by relative error.
 """
 
 import math
@@ -155,7 +155,7 @@ class Calibration:
 def calibration(predicted: Tensor, actual: Tensor, *, bins: int = 10) -> Calibration:
     """Mean outcome against mean prediction, in bins of (nearly) equal count by prediction.
 
-    Give horizons or values: E[u | prediction] is what the model is trained to be. The mean of raw
+    Give values, or u = -V: E[u | prediction] is what the model is trained to be. The mean of raw
     lengths lies above the inverse of a mean value even for a perfect model.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lenvm_rl.core.checks import check_fraction, check_rank, check_same_shape
-from lenvm_rl.core.cuts import check_finished
+from lenvm_rl.core.truncated import check_finished
 
 
 @dataclass(frozen=True)

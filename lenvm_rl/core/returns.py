@@ -23,7 +23,7 @@ from lenvm_rl.core.checks import (
     check_same_shape,
     per_row,
 )
-from lenvm_rl.core.horizon import check_gamma, length_to_value
+from lenvm_rl.core.values import check_gamma, length_to_value
 
 
 def remaining_length(mask: Tensor) -> Tensor:

@@ -32,9 +32,9 @@ from lenvm_rl.core.checks import (
     check_same_shape,
     per_row,
 )
-from lenvm_rl.core.cuts import check_finished
-from lenvm_rl.core.horizon import check_gamma
 from lenvm_rl.core.returns import gae, remaining_length
+from lenvm_rl.core.truncated import check_finished
+from lenvm_rl.core.values import check_gamma
 
 BUDGETS = ("equal", "at_most")
 
@@ -159,17 +159,17 @@ def _end(
     phi: Tensor,
     mask: Tensor,
     finished: Tensor,
-    of_cut: Tensor | None,
+    of_truncated: Tensor | None,
     *,
     after_eos: Tensor | float,
 ) -> Tensor:
     """Potential after the last token [B]: the terminal one after EOS, its own in cut rows."""
     check_same_shape(potential=phi, mask=mask)
     is_finished = check_finished(finished, mask)
-    if of_cut is None:
-        of_cut = torch.where(remaining_length(mask) == 1, phi, 0.0).sum(1)
-    of_cut = per_row(of_cut, like=phi, name="end_potential")
-    return torch.where(is_finished, after_eos, of_cut).to(phi.dtype)
+    if of_truncated is None:
+        of_truncated = torch.where(remaining_length(mask) == 1, phi, 0.0).sum(1)
+    of_truncated = per_row(of_truncated, like=phi, name="end_potential")
+    return torch.where(is_finished, after_eos, of_truncated).to(phi.dtype)
 
 
 def _deviation(total: Tensor, budget: Tensor, kind: str) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lenvm_rl.core.checks import as_float, check_choice
-from lenvm_rl.core.horizon import (
+from lenvm_rl.core.values import (
     length_to_value,
     logit_to_length,
     logit_to_value,

@@ -1,4 +1,4 @@
-"""How is a distribution tilted along the horizon, and how far to reach a given mean?
+"""Tilting of a distribution along the discounted length u, and how far for a given mean.
 
 Shapes: R rows, K candidates, G grid points.
 
@@ -38,7 +38,7 @@ def tilt(log_probs: Tensor, u: Tensor, beta: Tensor | float) -> Tensor:
 
     Args:
         log_probs: [R, K], -inf at what is no candidate; need not be normalised.
-        u: [R, K] horizons, unitless; anything where log_probs is -inf.
+        u: [R, K] discounted lengths, unitless; anything where log_probs is -inf.
         beta: number or [R], finite. Rows at 0 are returned as they are, bit for bit.
     Returns:
         [R, K] normalised log-probabilities, the dtype of `log_probs`.
@@ -63,7 +63,7 @@ def tilt_to_mean(
 ) -> tuple[Tensor, Tensor]:
     """The tilt along u under which the mean of `statistic` is `target`.
 
-    Met to 1e-6 of the statistic's range (so to 1e-6 for horizons) wherever the target lies inside
+    Met to 1e-6 of the statistic's range (so to 1e-6 for u) wherever the target lies inside
     the range. Outside, the nearest reachable distribution: p restricted to the candidates with
     the smallest or largest statistic.
 

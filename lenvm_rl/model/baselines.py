@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lenvm_rl.core import check_gamma, horizon_to_length, length_to_horizon
+from lenvm_rl.core import check_gamma, length_to_u, u_to_length
 from lenvm_rl.rollouts import RolloutReader
 
 NAIVE = ("mean", "linear", "survival")
@@ -28,7 +28,7 @@ class NaivePredictors:
 
     gamma: float
     """Per-token discount in (0, 1)."""
-    mean_horizon: float
+    mean_u: float
     """Mean of u(L) = 1 - gamma**L."""
     intercept: float
     """Of u(L) on prompt length."""
@@ -60,17 +60,17 @@ class NaivePredictors:
             )
         x = torch.as_tensor(prompt_lengths, dtype=torch.float64)
         total = torch.as_tensor(lengths, dtype=torch.long)
-        u = length_to_horizon(total.double(), gamma=gamma)
+        u = length_to_u(total.double(), gamma=gamma)
         spread = (x - x.mean()).square().mean()
         covariance = ((x - x.mean()) * (u - u.mean())).mean()
         slope = (covariance / spread).item() if spread > 0 else 0.0
         return cls(
             gamma=gamma,
-            mean_horizon=u.mean().item(),
+            mean_u=u.mean().item(),
             intercept=u.mean().item() - slope * x.mean().item(),
             slope=slope,
             bounds=(u.min().item(), u.max().item()),
-            survival=_mean_residual_horizon(total, gamma),
+            survival=_mean_residual_u(total, gamma),
         )
 
     @classmethod
@@ -87,10 +87,10 @@ class NaivePredictors:
         """Guessed response lengths at s_0: `{"mean", "linear"}`, each [M] tokens."""
         x = prompt_lengths.double()
         linear = (self.intercept + self.slope * x).clamp(*self.bounds)
-        mean = torch.full_like(linear, self.mean_horizon)
+        mean = torch.full_like(linear, self.mean_u)
         return {
-            "mean": horizon_to_length(mean, gamma=self.gamma),
-            "linear": horizon_to_length(linear, gamma=self.gamma),
+            "mean": u_to_length(mean, gamma=self.gamma),
+            "linear": u_to_length(linear, gamma=self.gamma),
         }
 
     def remaining_lengths(self, prompt_lengths: Tensor, offsets: Tensor) -> dict[str, Tensor]:
@@ -106,11 +106,11 @@ class NaivePredictors:
         }
         last = len(self.survival) - 1  # beyond the longest training response: as at its last token
         horizon = self.survival[offsets.long().clamp(max=last)]
-        guesses["survival"] = horizon_to_length(horizon, gamma=self.gamma)
+        guesses["survival"] = u_to_length(horizon, gamma=self.gamma)
         return guesses
 
 
-def _mean_residual_horizon(lengths: Tensor, gamma: float) -> Tensor:
+def _mean_residual_u(lengths: Tensor, gamma: float) -> Tensor:
     """[longest] mean of 1 - gamma**(L - t) over L > t, by a recursion from the longest down:
     with n_t responses longer than t, S_t = sum of gamma**(L - t) = gamma (S_{t+1} + #{L = t+1})."""
     longest = int(lengths.max())

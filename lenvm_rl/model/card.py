@@ -22,7 +22,7 @@ def model_card(config: LengthValueConfig) -> str:
     trunk = config.text_config.get_text_config()
     facts = {
         "policy": f"{named}, revision {policy['revision']}" if policy.get("revision") else named,
-        "answers": "right ones alone, as graded" if config.answers == "right" else "all",
+        "answers": "right ones alone, as graded" if config.answers == "correct" else "all",
         "gamma": "not chosen yet: it has not been trained"
         if config.gamma is None
         else f"{config.gamma:.10g} per token",

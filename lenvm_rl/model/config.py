@@ -29,7 +29,7 @@ _TRUNK_FIELDS = frozenset(
     }
 )
 HEAD_OUTPUTS = ("value", "logit")
-ANSWERS = ("all", "right")
+ANSWERS = ("all", "correct")
 
 
 class LengthValueConfig(PretrainedConfig):
@@ -48,7 +48,7 @@ class LengthValueConfig(PretrainedConfig):
         head_output: what `forward(...).logits` holds: "value" (the prediction, verl's convention
             for critics) or "logit" (the raw z in float32, from which long lengths can be read).
         answers: whose lengths it has learnt, "all" completions or those that a grader called
-            "right": V(s) = E[G | s], or E[G | s, right].
+            "correct": V(s) = E[G | s], or E[G | s, correct].
         policy: {"name", "revision", "tokenizer_sha"} of the policy whose lengths it predicts.
         sampling: the sampling settings of the completions it was trained on.
         training: {"rows", "tokens"} of these completions.
@@ -97,6 +97,8 @@ class LengthValueConfig(PretrainedConfig):
         _check_choice("target", self.target, TARGETS)
         _check_choice("head", self.head, HEADS)
         _check_choice("head_output", self.head_output, HEAD_OUTPUTS)
+        if self.answers == "correct":  # as version 0.1 wrote it
+            self.answers = "correct"
         _check_choice("answers", self.answers, ANSWERS)
         kwargs.setdefault("num_labels", 1)
         super().__post_init__(**kwargs)

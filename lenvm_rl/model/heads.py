@@ -8,7 +8,7 @@ the trunk: one hidden state values every token of the vocabulary. Trained on the
 really taken, its target is the return of the next state, which the data holds already.
 
 Both compute in float32 under any trunk dtype and any autocast: a bfloat16 logit moves a length by
-1 part in 128, a bfloat16 sigmoid loses it altogether (see `core.horizon`).
+1 part in 128, a bfloat16 sigmoid loses it altogether (see `core.values`).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     mse                   mean of (V - G)**2 over all tokens of finished responses
     length_error          mean of |l_hat - l| over the same tokens, in tokens
     relative_error_PP     mean over responses of |l_hat - l| / l at PP % of the response
-    horizon_bias_s0       mean over responses of u_hat - u at s_0; above 0: predicts too long
+    u_bias_s0       mean over responses of u_hat - u at s_0; above 0: predicts too long
 
 Outcomes are single samples, so no model reaches 0; `mse_constant`, the variance of G, is what the
 best constant has. The paper's loss is a Huber loss that is quadratic on values: half of `mse`.
@@ -49,7 +49,7 @@ def heldout_errors(
     Raises:
         ValueError: no finished completion, or one that is longer than the model's context.
     """
-    ended = [row for row in rows if not row.cut]
+    ended = [row for row in rows if not row.truncated]
     if not ended:
         raise ValueError(
             f"all {len(rows)} held-out completions were cut by the token limit: their lengths are "
@@ -77,7 +77,7 @@ def heldout_errors(
             f"relative_error_{round(100 * position):02d}": error
             for position, error in zip(POSITIONS, by_position.tolist(), strict=True)
         },
-        "horizon_bias_s0": torch.cat(first).double().mean().item(),
+        "u_bias_s0": torch.cat(first).double().mean().item(),
     }
 
 

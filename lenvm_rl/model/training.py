@@ -57,8 +57,8 @@ class Recipe:
     """Padded tokens per forward pass."""
     weight_decay: float = 0.1
     """Of matrices; vectors have none."""
-    cut: str = "drop"
-    """What to do with completions that the token limit cut: see `lenvm_rl.core.cuts`."""
+    truncated: str = "drop"
+    """What to do with completions that the token limit cut: see `lenvm_rl.core.truncated`."""
     boundary_weight: float = 1.0
     """Weight of s_0, where all other states have 1: one state in hundreds is at a prompt's end."""
     weighting: str = "token_mean"
@@ -156,7 +156,7 @@ def train(
         "seconds": round(seconds, 1),
         "tokens_per_s": round(tokens / seconds),
         "loss_by_tenth": _tenths(losses),
-        "cut": recipe.cut,
+        "truncated": recipe.truncated,
     }
 
 
@@ -174,7 +174,7 @@ def micro_batches(
     rows: Sequence[Rollout],
     *,
     gamma: float,
-    cut: str,
+    truncated: str,
     token_budget: int,
     target: str = "return",
     length_scale: float | None = None,
@@ -183,7 +183,7 @@ def micro_batches(
 
     Args:
         gamma, target, length_scale: the space of the labels, see `lenvm_rl.core.targets`.
-        cut: see `lenvm_rl.core.cuts`.
+        truncated: see `lenvm_rl.core.truncated`.
         token_budget: padded tokens per micro-batch; a longer row gets one of its own.
     """
     assert target in TARGETS, target
@@ -192,10 +192,10 @@ def micro_batches(
     held: list[Rollout] = []
     for row in sorted(rows, key=_fed):
         if held and (len(held) + 1) * _fed(row) > token_budget:
-            out.append(_collate(held, cut, space))
+            out.append(_collate(held, truncated, space))
             held = []
         held.append(row)
-    return [*out, _collate(held, cut, space)]
+    return [*out, _collate(held, truncated, space)]
 
 
 def weigh(weights: Tensor, weighting: str) -> Tensor:
@@ -217,17 +217,19 @@ def _fed(row: Rollout) -> int:
     return len(row.prompt_ids) + row.length - 1
 
 
-def _collate(rows: list[Rollout], cut: str, space: dict[str, Any]) -> MicroBatch:
+def _collate(rows: list[Rollout], truncated: str, space: dict[str, Any]) -> MicroBatch:
     ids = torch.zeros(len(rows), max(map(_fed, rows)), dtype=torch.long)
     states = torch.zeros(ids.shape, dtype=torch.bool)
     for i, row in enumerate(rows):
         fed = [*row.prompt_ids, *row.response_ids[:-1]]
         ids[i, : len(fed)] = torch.tensor(fed)
         states[i, len(row.prompt_ids) - 1 : len(fed)] = True
-    finished = torch.tensor([not row.cut for row in rows])
+    finished = torch.tensor([not row.truncated for row in rows])
     if space["target"] == "return":
-        return MicroBatch(ids, *value_targets(states, finished, gamma=space["gamma"], cut=cut))
-    lengths, weights, censored = length_targets(states, finished, cut=cut)
+        return MicroBatch(
+            ids, *value_targets(states, finished, gamma=space["gamma"], truncated=truncated)
+        )
+    lengths, weights, censored = length_targets(states, finished, truncated=truncated)
     return MicroBatch(ids, label(lengths, **space), weights, censored)
 
 
@@ -240,7 +242,9 @@ def _step(
 ) -> float:
     """One optimiser step on a batch; returns its loss, NaN when every row was dropped."""
     space = model_space(model)
-    batches = micro_batches(rows, cut=recipe.cut, token_budget=recipe.micro_tokens, **space)
+    batches = micro_batches(
+        rows, truncated=recipe.truncated, token_budget=recipe.micro_tokens, **space
+    )
     denom = sum(weigh(batch.weights, recipe.weighting).sum().item() for batch in batches)
     if not denom:
         return math.nan

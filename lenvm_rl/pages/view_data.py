@@ -145,7 +145,7 @@ def _response(tokenizer: Any, row: Rollout, notes: Iterable[str]) -> dict[str, A
         "sample": row.sample_id,
         "source": row.data_source,
         "truth": row.ground_truth,
-        "ended": not row.cut,
+        "ended": not row.truncated,
         "prompt": "\n\n".join(
             m["content"] if m["role"] == "user" else f"[{m['role']}] {m['content']}"
             for m in messages
@@ -162,7 +162,7 @@ def _response(tokenizer: Any, row: Rollout, notes: Iterable[str]) -> dict[str, A
 def _series(model: LengthValueModel, rows: Sequence[Rollout]) -> list[dict[str, list[Any]]]:
     """Numbers along every row, in the order of the rows."""
     by_row = {id(row): z for row, z in iter_logits(model, rows)}
-    return [_numbers(model.config, by_row[id(row)], ended=not row.cut) for row in rows]
+    return [_numbers(model.config, by_row[id(row)], ended=not row.truncated) for row in rows]
 
 
 def _numbers(config: Any, z: Tensor, *, ended: bool) -> dict[str, list[Any]]:

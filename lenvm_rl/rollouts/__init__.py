@@ -15,12 +15,12 @@ from lenvm_rl.rollouts.convert import BadRow, ConversionReport
 from lenvm_rl.rollouts.convert_reference import convert_reference
 from lenvm_rl.rollouts.convert_text import convert_text
 from lenvm_rl.rollouts.convert_verl import convert_verl
+from lenvm_rl.rollouts.correct_rows import CorrectReport, keep_correct
 from lenvm_rl.rollouts.duplicates import DuplicateReport, find_duplicates
 from lenvm_rl.rollouts.reader import RolloutReader
 from lenvm_rl.rollouts.record import FINISH_REASONS, SCHEMA, Rollout
 from lenvm_rl.rollouts.report import LengthReport, Lengths, length_report
 from lenvm_rl.rollouts.report_view import plot_lengths, report_table
-from lenvm_rl.rollouts.right_rows import RightReport, keep_right
 from lenvm_rl.rollouts.split import SplitReport, shared_prompts, split_by_prompt
 from lenvm_rl.rollouts.stream import RolloutStream
 from lenvm_rl.rollouts.text import TextCodec
@@ -34,7 +34,7 @@ __all__ = [
     "DuplicateReport",
     "LengthReport",
     "Lengths",
-    "RightReport",
+    "CorrectReport",
     "Rollout",
     "RolloutReader",
     "RolloutStream",
@@ -45,7 +45,7 @@ __all__ = [
     "convert_text",
     "convert_verl",
     "find_duplicates",
-    "keep_right",
+    "keep_correct",
     "length_report",
     "plot_lengths",
     "report_table",

@@ -151,7 +151,7 @@ def convert_lines(
         for item in items:
             if not isinstance(item, BadRow):
                 report.rows += 1
-                finished[item.length - 1] += not item.cut  # EOS does not count
+                finished[item.length - 1] += not item.truncated  # EOS does not count
                 yield item
             elif errors == "raise":
                 raise ValueError(
@@ -376,10 +376,10 @@ def _inferred(read: ReadText, endings: Endings, notes: Counter[str]) -> str:
         notes["finish_reason read off the text's own end token"] += 1
         return "stop"
     if endings.max_tokens is not None:
-        cut = len(read.ids) >= endings.max_tokens
+        truncated = len(read.ids) >= endings.max_tokens
         notes["finish_reason inferred from max_tokens"] += 1
-        notes["finish_reason inferred as cut"] += cut
-        return "length" if cut else "stop"
+        notes["finish_reason inferred as cut"] += truncated
+        return "length" if truncated else "stop"
     if endings.assume_finished:
         notes["finish_reason assumed to be stop, as asked"] += 1
         return "stop"

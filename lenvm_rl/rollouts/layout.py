@@ -5,7 +5,7 @@ and so on. A shard gets its name only when it is complete (written as `*.tmp`, s
 a name that matches is a whole shard and `*.tmp` is what a killed writer left: ignored, reported.
 Every shard carries, under the metadata key `lenvm`, a JSON object with `version`, `tokenizer_sha`,
 `vocab_size` and `eos_ids`; `retokenized` where the source gave text and no token ids;
-`chat_template_args` where the chat template got some; and `answers` ("right") where only those
+`chat_template_args` where the chat template got some; and `answers` ("correct") where only those
 were kept that a grader called right.
 
 Version 2 has columns that version 1 lacks, and every row its own `guidance`: in version 1 one entry
@@ -142,6 +142,8 @@ def read_metadata(schema: pa.Schema, path: Path) -> dict[str, Any]:
             f"{path} has rollout format version {metadata.get('version')}, this release reads "
             f"{' and '.join(map(str, READ_VERSIONS))}. Install the release that wrote it."
         )
+    if metadata.get("answers") == "right":  # as version 0.1 wrote it
+        metadata["answers"] = "correct"
     return metadata
 
 

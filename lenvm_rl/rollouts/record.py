@@ -141,7 +141,7 @@ class Rollout:
         return sum(self.loss_mask[1::2]) if self.loss_mask else 0
 
     @property
-    def cut(self) -> bool:
+    def truncated(self) -> bool:
         """True when the token limit ended the completion, not the policy."""
         return self.finish_reason == "length"
 

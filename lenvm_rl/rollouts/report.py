@@ -23,7 +23,7 @@ from lenvm_rl.rollouts.report_view import plot_lengths
 from lenvm_rl.rollouts.within_prompt import AdjacentRuns, WithinPrompt
 
 PERCENTILES = (1, 5, 25, 50, 75, 90, 95, 99, 99.9)
-CUT_WARNING = 0.01
+TRUNCATED_WARNING = 0.01
 """Share of cut completions above which dropping them visibly biases lengths (spec section 2)."""
 _MOST_SOURCES = 64
 OTHER_SOURCES = "(other sources)"
@@ -31,7 +31,7 @@ OTHER_SOURCES = "(other sources)"
 _HEADLINE = (
     ("rows", "completions", ",d"),
     ("mean", "mean length, tokens", ".1f"),
-    ("share_cut", "cut by the limit", ".2%"),
+    ("share_truncated", "cut by the limit", ".2%"),
     ("suggested_gamma", "gamma that suits", ".5f"),
 )
 """(figure, label, format) of those that stand first on a page of results."""
@@ -54,10 +54,10 @@ class Lengths:
     percentiles: dict[str, float]
     """`p1` ... `p99.9`, interpolated linearly."""
     max: int
-    cut_rows: int
+    truncated_rows: int
     """Rows ended by the token limit: their length is a lower bound."""
-    share_cut: float
-    """cut_rows / rows."""
+    share_truncated: float
+    """truncated_rows / rows."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ class LengthReport:
     within_prompt: WithinPrompt | None
     """None where the completions of a prompt do not lie side by side."""
     suggested_gamma: float
-    """Discount at which `gamma_percentile` of the lengths has horizon `gamma_horizon`."""
+    """Discount at which `gamma_percentile` of the lengths has discounted length `gamma_u`."""
     gamma_percentile: float
-    gamma_horizon: float
+    gamma_u: float
     warnings: list[str]
     ended: LengthHistogram = field(repr=False)
     """Lengths of the rows that ended by themselves."""
-    cut: LengthHistogram = field(repr=False)
+    truncated: LengthHistogram = field(repr=False)
     """Lengths of the rows that were cut."""
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class LengthReport:
             "within_prompt": asdict(self.within_prompt) if self.within_prompt else None,
             "suggested_gamma": self.suggested_gamma,
             "gamma_percentile": self.gamma_percentile,
-            "gamma_horizon": self.gamma_horizon,
+            "gamma_u": self.gamma_u,
             "warnings": self.warnings,
         }
 
@@ -114,12 +114,12 @@ class LengthReport:
         return paths
 
     def _histogram_rows(self) -> list[dict[str, int]]:
-        size = max(len(self.ended.counts), len(self.cut.counts))
+        size = max(len(self.ended.counts), len(self.truncated.counts))
         both = np.zeros((2, size), dtype=np.int64)
-        for row, histogram in zip(both, (self.ended, self.cut), strict=True):
+        for row, histogram in zip(both, (self.ended, self.truncated), strict=True):
             row[: len(histogram.counts)] = histogram.counts
         return [
-            {"length": length, "ended": int(both[0, length]), "cut": int(both[1, length])}
+            {"length": length, "ended": int(both[0, length]), "truncated": int(both[1, length])}
             for length in np.flatnonzero(both.sum(axis=0)).tolist()
         ]
 
@@ -129,7 +129,7 @@ def length_report(
     *,
     tokenizer_sha: str | None = None,
     percentile: float = 99.0,
-    horizon: float = 0.99,
+    u: float = 0.99,
     progress: bool = False,
 ) -> LengthReport:
     """Read the lengths of a rollout file in one pass, with memory that does not follow its size.
@@ -138,7 +138,8 @@ def length_report(
         path: rollout file or directory.
         tokenizer_sha: fingerprint the file must have; None accepts any.
         percentile: which length the suggested gamma is made for, (0, 100].
-        horizon: the horizon u = 1 - gamma**length that this length shall get (LenVM section 5.3).
+        u: the discounted length u = 1 - gamma**length that this length shall get (LenVM section
+            5.3).
         progress: show a bar.
     Raises:
         FileNotFoundError, ValueError: as `RolloutReader`.
@@ -157,9 +158,9 @@ def length_report(
             _count_sources(sources, batch, lengths)
             advance(batch.num_rows)
     ended = LengthHistogram.sum_of(*(pair[0] for pair in sources.values()))
-    cut = LengthHistogram.sum_of(*(pair[1] for pair in sources.values()))
-    everything = LengthHistogram.sum_of(ended, cut)
-    summary = _summarise("all", ended, cut)
+    truncated = LengthHistogram.sum_of(*(pair[1] for pair in sources.values()))
+    everything = LengthHistogram.sum_of(ended, truncated)
+    summary = _summarise("all", ended, truncated)
     within = runs.result()
     covered = within.rows / summary.rows if within else 0.0
     return LengthReport(
@@ -170,12 +171,12 @@ def length_report(
             (_summarise(name, *pair) for name, pair in sources.items()), key=lambda x: -x.rows
         ),
         within_prompt=within if covered >= _GROUPED else None,
-        suggested_gamma=gamma_for_length(everything.percentile(percentile), horizon=horizon),
+        suggested_gamma=gamma_for_length(everything.percentile(percentile), u=u),
         gamma_percentile=percentile,
-        gamma_horizon=horizon,
+        gamma_u=u,
         warnings=_warnings(summary, covered, reader, percentile),
         ended=ended,
-        cut=cut,
+        truncated=truncated,
     )
 
 
@@ -185,7 +186,7 @@ def _count_sources(
     lengths: np.ndarray,
 ) -> None:
     """Add the lengths of a batch to the (ended, cut) histograms of each row's source."""
-    cut = pc.equal(batch.column("finish_reason"), "length").to_numpy(zero_copy_only=False)
+    truncated = pc.equal(batch.column("finish_reason"), "length").to_numpy(zero_copy_only=False)
     codes = batch.column("data_source").dictionary_encode()
     index = codes.indices.to_numpy()
     for code, name in enumerate(codes.dictionary.to_pylist()):
@@ -193,12 +194,12 @@ def _count_sources(
             name = OTHER_SOURCES
         pair = sources.setdefault(name, (LengthHistogram(), LengthHistogram()))
         mine = index == code
-        pair[0].add(lengths[mine & ~cut])
-        pair[1].add(lengths[mine & cut])
+        pair[0].add(lengths[mine & ~truncated])
+        pair[1].add(lengths[mine & truncated])
 
 
-def _summarise(source: str, ended: LengthHistogram, cut: LengthHistogram) -> Lengths:
-    both = LengthHistogram.sum_of(ended, cut)
+def _summarise(source: str, ended: LengthHistogram, truncated: LengthHistogram) -> Lengths:
+    both = LengthHistogram.sum_of(ended, truncated)
     return Lengths(
         source=source,
         rows=both.rows,
@@ -208,8 +209,8 @@ def _summarise(source: str, ended: LengthHistogram, cut: LengthHistogram) -> Len
         min=both.min,
         percentiles={f"p{q:g}": both.percentile(q) for q in PERCENTILES},
         max=both.max,
-        cut_rows=cut.rows,
-        share_cut=cut.rows / both.rows,
+        truncated_rows=truncated.rows,
+        share_truncated=truncated.rows / both.rows,
     )
 
 
@@ -217,11 +218,11 @@ def _warnings(
     lengths: Lengths, covered: float, reader: RolloutReader, percentile: float
 ) -> list[str]:
     found = []
-    if lengths.share_cut > CUT_WARNING:
+    if lengths.share_truncated > TRUNCATED_WARNING:
         found.append(
-            f"{lengths.share_cut:.1%} of the completions were cut by the token limit. Dropping "
-            "them (cut=drop) over-represents short responses: train with cut=censored or "
-            "cut=bootstrap, or sample "
+            f"{lengths.share_truncated:.1%} of the completions were truncated by the token limit. "
+            "Dropping them (truncated=drop) over-represents short responses: train with "
+            "truncated=censored or truncated=bootstrap, or sample "
             f"with a larger max_tokens. The p{percentile:g} length, and with it the "
             "suggested gamma, are lower bounds."
         )

@@ -25,7 +25,7 @@ def report_table(report: LengthReport) -> Group:
 
     table = Table(box=SIMPLE, title=f"Response lengths in tokens: {report.path}")
     table.add_column("source", no_wrap=True, min_width=8)
-    for name in ("rows", "mean", "std", "p5", "p50", "p90", "p99", "max", "cut"):
+    for name in ("rows", "mean", "std", "p5", "p50", "p90", "p99", "max", "truncated"):
         table.add_column(name, justify="right")
     rows = (
         [report.overall, *report.sources[:_SHOWN_SOURCES]]
@@ -42,7 +42,7 @@ def report_table(report: LengthReport) -> Group:
             f"{entry.std:,.0f}",
             *quantiles,
             f"{entry.max:,}",
-            f"{entry.share_cut:.2%}",
+            f"{entry.share_truncated:.2%}",
         )
     lines = [
         f"{report.prompts:,} prompts, {report.overall.rows:,} completions, "
@@ -59,7 +59,7 @@ def report_table(report: LengthReport) -> Group:
         )
     lines.append(
         f"suggested gamma: {report.suggested_gamma:.6g} "
-        f"(p{report.gamma_percentile:g} length gets horizon {report.gamma_horizon:g})"
+        f"(p{report.gamma_percentile:g} length gets u = {report.gamma_u:g})"
     )
     warnings = [Text(f"warning: {text}", style="yellow") for text in report.warnings]
     return Group(table, *(Text(line) for line in lines), *warnings)
@@ -76,12 +76,12 @@ def plot_lengths(report: LengthReport, path: Path) -> None:
     # The rest beyond p99.9 goes into the last bin, so that a few long rows do not squeeze the rest.
     width = max(1, int(np.ceil(report.overall.percentiles["p99.9"] / _BINS)))
     edges = np.arange(0, (_BINS + 1) * width, width)
-    ended, cut = _binned(report.ended.counts, width), _binned(report.cut.counts, width)
+    ended, truncated = _binned(report.ended.counts, width), _binned(report.truncated.counts, width)
     axes.bar(edges[:-1], ended, width, align="edge", label="ended by EOS", color="#4878a8")
-    if report.overall.cut_rows:
+    if report.overall.truncated_rows:
         style = {"align": "edge", "label": "cut by the limit", "color": "#d1603d"}
-        axes.bar(edges[:-1], cut, width, bottom=ended, **style)
-    top = 1.2 * float((ended + cut).max())
+        axes.bar(edges[:-1], truncated, width, bottom=ended, **style)
+    top = 1.2 * float((ended + truncated).max())
     axes.set_ylim(0, top)
     for name in ("p50", "p90", "p99"):
         x = report.overall.percentiles[name]
@@ -94,7 +94,7 @@ def plot_lengths(report: LengthReport, path: Path) -> None:
     total = report.overall
     axes.set_title(
         f"{total.rows:,} completions, mean {total.mean:,.1f}, std {total.std:,.1f}, "
-        f"{total.share_cut:.2%} cut, suggested gamma {report.suggested_gamma:.5g}",
+        f"{total.share_truncated:.2%} cut, suggested gamma {report.suggested_gamma:.5g}",
         fontsize=10,
     )
     axes.legend()

@@ -53,7 +53,7 @@ class RolloutWriter:
         retokenized: the response ids were made from text, so they need not be the tokens that the
             policy emitted.
         chat_template_args: what the chat template got besides the messages.
-        answers: "right" where the rows are the right ones of more; None: all of them.
+        answers: "correct" where the rows are the correct ones of more; None: all of them.
     Raises:
         ValueError: the path already has rows and `append` is False; another tokenizer, vocabulary,
             EOS or source of the ids; another writer is at work in the directory; a

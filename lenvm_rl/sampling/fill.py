@@ -57,7 +57,7 @@ class SamplingReport:
     """Throughput in completions; 0 when nothing was left to do."""
     mean_length: float
     """Mean response length in tokens over all rows, EOS included; 0 without rows."""
-    share_cut: float
+    share_truncated: float
     """Share of rows cut by the token limit, in [0, 1]."""
     rows_with_unknown_ids: int = 0
     """Rows with ids that stand for no token: the policy's vocabulary is padded, and it samples
@@ -139,7 +139,7 @@ def fill(
         tokens_per_s=counts.new_tokens / seconds if counts.new_tokens else 0.0,
         completions_per_s=counts.new_rows / seconds if counts.new_rows else 0.0,
         mean_length=counts.tokens / counts.rows if counts.rows else 0.0,
-        share_cut=counts.share_cut,
+        share_truncated=counts.share_truncated,
         rows_with_unknown_ids=counts.with_unknown_ids,
     )
 

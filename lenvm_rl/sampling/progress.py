@@ -27,7 +27,7 @@ class SamplingCounts:
         self, found: Completed, *, total: int, clock: Callable[[], float] = time.monotonic
     ):
         self.total = total
-        self.rows, self.tokens, self.cut = len(found.keys), found.tokens, found.cut
+        self.rows, self.tokens, self.truncated = len(found.keys), found.tokens, found.truncated
         self.with_unknown_ids = found.with_unknown_ids
         self.new_rows = self.new_tokens = 0
         self.failures: Counter[str] = Counter()
@@ -40,9 +40,9 @@ class SamplingCounts:
         return self.total - self.rows - self.failures.total()
 
     @property
-    def share_cut(self) -> float:
+    def share_truncated(self) -> float:
         """Share of rows cut by the token limit, in [0, 1]; 0 without rows."""
-        return self.cut / self.rows if self.rows else 0.0
+        return self.truncated / self.rows if self.rows else 0.0
 
     def add(self, row: Rollout, *, unknown_ids: bool = False) -> None:
         """Count a completion, and whether it holds ids that stand for no token."""
@@ -51,7 +51,7 @@ class SamplingCounts:
         self.new_rows += 1
         self.tokens += row.length
         self.new_tokens += row.length
-        self.cut += row.cut
+        self.truncated += row.truncated
 
     def fail(self, kind: str, count: int) -> None:
         """Count completions that could not be made."""
@@ -75,7 +75,7 @@ class SamplingCounts:
         failed = f"  failed {self.failures.total()}" if self.failures else ""
         return (
             f"{self.rows}/{self.total}  {per_s:.1f}/s  {tokens_per_s:,.0f} tok/s  "
-            f"cut {self.share_cut:.1%}{failed}  left {remaining}"
+            f"cut {self.share_truncated:.1%}{failed}  left {remaining}"
         )
 
 

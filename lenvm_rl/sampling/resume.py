@@ -27,7 +27,7 @@ class Completed:
     """(prompt_id, sample_id) of each."""
     tokens: int = 0
     """Their response tokens, EOS included."""
-    cut: int = 0
+    truncated: int = 0
     """How many of them the token limit ended."""
     with_unknown_ids: int = 0
     """How many of them hold ids that stand for no token."""
@@ -68,7 +68,7 @@ def completed(
             "Resume with the same arguments, or write to another directory."
         )
     keys: set[tuple[str, int]] = set()
-    tokens = cut = unknown = 0
+    tokens = truncated = unknown = 0
     for row in reader.iter_rows([*_READ, "sampling", "policy", "guidance"]):
         key = row["prompt_id"], row["sample_id"]
         _check(out, key, row, expected(*key))
@@ -79,9 +79,9 @@ def completed(
             )
         keys.add(key)
         tokens += len(row["response_ids"])
-        cut += row["finish_reason"] == "length"
+        truncated += row["finish_reason"] == "length"
         unknown += token_count is not None and max(row["response_ids"]) >= token_count
-    return Completed(keys, tokens, cut, unknown)
+    return Completed(keys, tokens, truncated, unknown)
 
 
 def _check(out: Any, key: tuple[str, int], row: dict[str, Any], wanted: dict | None) -> None:

@@ -58,7 +58,7 @@ def make_batch(
         order = _balanced_order(prompt + response, workers)
         prompt, response, index = prompt[order], response[order], index[order]
 
-    finished = np.array([i >= 0 and not rows[i].cut for i in index])
+    finished = np.array([i >= 0 and not rows[i].truncated for i in index])
     counted = [
         loss.counted_tokens(int(length), bool(done)) if i >= 0 else 0
         for i, length, done in zip(index, response, finished, strict=True)

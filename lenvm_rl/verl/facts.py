@@ -47,7 +47,7 @@ class RolloutFacts:
     """all, or right: the completions that a grader called right (`lenvm grade`)."""
 
     @property
-    def share_cut(self) -> float:
+    def share_truncated(self) -> float:
         """Share of completions that the token limit cut."""
         return 1.0 - self.finished_rows / self.rows
 

@@ -147,7 +147,7 @@ def report(found: list[Sample]) -> dict:
             str(p): float(lengths.quantile(p / 100, interpolation="nearest")) for p in PERCENTILES
         },
         "std_over_mean_within_prompt": _mean(ratios.tolist()),
-        "share_cut": _mean(not sample.finished for sample in found),
+        "share_truncated": _mean(not sample.finished for sample in found),
         "by_style": styles,
         "by_operands": difficulty,
     }

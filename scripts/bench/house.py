@@ -189,10 +189,11 @@ from lenvm_rl.cli import main
 
 def shown(path):
     sys.argv = ["lenvm", *path, "--help"]
-    out = io.StringIO()
+    out = io.TextIOWrapper(io.BytesIO(), "utf-8")  # where boxes can be drawn, they are
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
         main()
-    return out.getvalue()
+    out.flush()
+    return out.buffer.getvalue().decode()
 
 def walk(path):
     found = {" ".join(path): {"options": [], "arguments": []}}

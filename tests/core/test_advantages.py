@@ -107,23 +107,25 @@ def test_longer_than_expected_is_worse():
 def test_a_cut_completion_has_no_false_end():
     values = torch.tensor([[-0.5, -0.75]])
     mask = torch.tensor([[1, 1]])
-    cut = torch.tensor([False])
+    truncated = torch.tensor([False])
     # Bellman's own end: (-0.75 + 0.5) / 0.5 = -0.5, so the last delta is 0.
-    got = length_advantage(values, mask, cut, gamma=0.5, lam=1.0)
+    got = length_advantage(values, mask, truncated, gamma=0.5, lam=1.0)
     assert_close(got, torch.tensor([[-0.375, 0.0]]))
     # As if it had ended there: pure gain, which the policy did not earn.
     false_end = length_advantage(values, mask, ALL_DONE, gamma=0.5, lam=1.0)
     assert false_end[0, 1].item() == pytest.approx(0.25)
     # The value after the last token, where it is known.
-    known = length_advantage(values, mask, cut, gamma=0.5, lam=0.0, end_value=torch.tensor([-1.0]))
+    known = length_advantage(
+        values, mask, truncated, gamma=0.5, lam=0.0, end_value=torch.tensor([-1.0])
+    )
     assert known[0, 1].item() == pytest.approx(-0.25)
 
 
 def test_the_end_of_a_cut_completion_stays_in_the_range_of_values():
     values = torch.tensor([[-0.1], [-1.0]])
     mask = torch.tensor([[1], [1]])
-    cut = torch.tensor([False, False])
-    got = length_advantage(values, mask, cut, gamma=0.5, lam=1.0)
+    truncated = torch.tensor([False, False])
+    got = length_advantage(values, mask, truncated, gamma=0.5, lam=1.0)
     # (-0.1 + 0.5) / 0.5 is above 0, so the end is 0; a value of -1 stays -1.
     assert_close(got, torch.tensor([[-0.4], [0.0]]))
 

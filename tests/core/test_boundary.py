@@ -7,12 +7,12 @@ import torch
 from torch.testing import assert_close
 
 from lenvm_rl.core import (
-    horizon_to_length,
-    length_to_horizon,
+    length_to_u,
     mean_relative_error,
     noise_corrected_mre,
     noise_floor,
     prompt_boundary_length,
+    u_to_length,
 )
 
 
@@ -32,8 +32,8 @@ def test_boundary_length_by_hand():
 def test_boundary_length_is_the_length_of_the_mean_horizon():
     rng = torch.Generator().manual_seed(0)
     lengths = geometric(rng, torch.tensor([10.0, 100.0, 500.0]), 64)
-    mean = length_to_horizon(lengths, gamma=0.997).mean(1)
-    expected = horizon_to_length(mean, gamma=0.997).float()
+    mean = length_to_u(lengths, gamma=0.997).mean(1)
+    expected = u_to_length(mean, gamma=0.997).float()
     assert_close(prompt_boundary_length(lengths, gamma=0.997), expected, rtol=1e-5, atol=0.0)
     assert (expected < lengths.mean(1)).all()  # Jensen
 

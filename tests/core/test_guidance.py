@@ -14,7 +14,7 @@ from lenvm_rl.core import (
     MODES,
     forbids_eos,
     guide,
-    length_to_horizon,
+    length_to_u,
     select_candidates,
     tokens_left,
 )
@@ -45,7 +45,7 @@ def one(mode, p=P, lengths=LENGTHS, *, eos=0, **numbers):
 
 
 def horizons(lengths=LENGTHS):
-    return length_to_horizon(lengths.double(), gamma=GAMMA)
+    return length_to_u(lengths.double(), gamma=GAMMA)
 
 
 @st.composite

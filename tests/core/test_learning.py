@@ -94,19 +94,19 @@ def test_cut_completions_bias_drop_and_not_bootstrap():
     style, mask, finished = sample(per_style=200, limit=40)
     assert 0.05 < 1 - finished.float().mean() < 0.5
     found = {}
-    for cut in ("drop", "bootstrap", "censored"):
+    for truncated in ("drop", "bootstrap", "censored"):
         critic = StyleCritic()
 
-        def loss_of_logits(logit, cut=cut):
+        def loss_of_logits(logit, truncated=truncated):
             value = logit_to_value(logit)
             goal, weights, censored = value_targets(
-                mask, finished, gamma=GAMMA, cut=cut, values=value
+                mask, finished, gamma=GAMMA, truncated=truncated, values=value
             )
             return censored_squared_error(value, goal, censored), weights
 
-        found[cut] = fit(critic, loss_of_logits, style, mask)
+        found[truncated] = fit(critic, loss_of_logits, style, mask)
     # Style 3 (mean 50 tokens) is cut about half of the time.
-    error = {cut: (values - OPTIMUM)[3].item() for cut, values in found.items()}
+    error = {truncated: (values - OPTIMUM)[3].item() for truncated, values in found.items()}
     assert error["drop"] > 0.1  # values too high: lengths too short
     assert abs(error["bootstrap"]) < 0.03
     assert abs(error["censored"]) < error["drop"]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lenvm_rl.core import length_to_horizon, td_scores
+from lenvm_rl.core import length_to_u, td_scores
 
 
 def test_by_hand():
@@ -17,15 +17,15 @@ def test_by_hand():
 @given(length=st.integers(1, 400), gamma=st.sampled_from([0.5, 0.9, 0.997, 0.9998]))
 def test_a_known_length_scores_zero_everywhere(length, gamma):
     left = torch.arange(length, 0, -1, dtype=torch.float64)
-    scores = td_scores(length_to_horizon(left, gamma=gamma), gamma=gamma)
+    scores = td_scores(length_to_u(left, gamma=gamma), gamma=gamma)
     assert scores.abs().max() < 1e-12
 
 
 def test_a_token_that_adds_length_scores_the_discounted_difference():
     # Before the token 10 remain; after it 30 instead of 9: s = gamma (u(30) - u(9)).
-    u = length_to_horizon(torch.tensor([10.0, 30.0, 29.0], dtype=torch.float64), gamma=0.99)
+    u = length_to_u(torch.tensor([10.0, 30.0, 29.0], dtype=torch.float64), gamma=0.99)
     scores = td_scores(u, gamma=0.99, ended=False)
-    expected = 0.99 * (length_to_horizon(30.0, gamma=0.99) - length_to_horizon(9.0, gamma=0.99))
+    expected = 0.99 * (length_to_u(30.0, gamma=0.99) - length_to_u(9.0, gamma=0.99))
     assert scores[0].item() == pytest.approx(expected.item(), abs=1e-12)
     assert scores[0] > 0 and abs(scores[1]) < 1e-12
 

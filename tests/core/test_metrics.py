@@ -11,15 +11,15 @@ from torch.testing import assert_close
 from lenvm_rl.core import (
     at_positions,
     calibration,
-    horizon_to_length,
     kendall_tau,
-    length_to_horizon,
+    length_to_u,
     mean_relative_error,
     noise_corrected_r2,
     r2,
     relative_error,
     relative_error_by_position,
     remaining_length,
+    u_to_length,
 )
 
 
@@ -151,10 +151,10 @@ def test_calibration_belongs_in_the_space_of_values():
     gamma, states, samples = 0.99, 200, 400
     scale = torch.linspace(20, 400, states)[:, None]
     lengths = (torch.rand(states, samples, generator=rng).log() * -scale).ceil().clamp(min=1)
-    horizon = length_to_horizon(lengths, gamma=gamma)
+    horizon = length_to_u(lengths, gamma=gamma)
     perfect = horizon.mean(1, keepdim=True).expand_as(horizon)
     assert calibration(perfect.flatten(), horizon.flatten()).error < 1e-5
-    implied = horizon_to_length(perfect, gamma=gamma)
+    implied = u_to_length(perfect, gamma=gamma)
     table = calibration(implied.flatten(), lengths.flatten())
     assert (table.predicted < 0.95 * table.actual).all()
 

@@ -96,14 +96,14 @@ def test_discounted_returns_keep_the_order_of_trajectories(lengths, gamma, seed)
 def test_a_cut_completion_keeps_its_last_potential():
     phi = torch.tensor([[-0.8, -0.6]])
     mask = torch.tensor([[1, 1]])
-    cut = torch.tensor([False])
-    got = shaping_rewards(phi, mask, cut, gamma=1.0, scale=1.0)
+    truncated = torch.tensor([False])
+    got = shaping_rewards(phi, mask, truncated, gamma=1.0, scale=1.0)
     assert_close(got, torch.tensor([[0.2, 0.0]]))
     end = torch.tensor([-0.5])
-    known = shaping_rewards(phi, mask, cut, gamma=1.0, scale=1.0, end_potential=end)
+    known = shaping_rewards(phi, mask, truncated, gamma=1.0, scale=1.0, end_potential=end)
     assert_close(known, torch.tensor([[0.2, 0.1]]))
     # A finished row does not read it.
-    done = shaping_rewards(phi, mask, ~cut, gamma=1.0, scale=1.0, end_potential=end)
+    done = shaping_rewards(phi, mask, ~truncated, gamma=1.0, scale=1.0, end_potential=end)
     assert_close(done, torch.tensor([[0.2, 0.6]]))
 
 
@@ -186,11 +186,11 @@ def test_a_small_lambda_is_the_limit_of_one_step():
 def test_a_cut_row_is_judged_by_its_expected_end():
     mask = torch.tensor([[1, 1]])
     left = torch.tensor([[4.0, 4.0]])
-    budget, cut = torch.tensor([4.0]), torch.tensor([False])
-    got = budget_advantage(left, mask, cut, budget, lam=0.0, end_left=torch.tensor([6.0]))
+    budget, truncated = torch.tensor([4.0]), torch.tensor([False])
+    got = budget_advantage(left, mask, truncated, budget, lam=0.0, end_left=torch.tensor([6.0]))
     # totals 4, 5, then 2 + 6 = 8: Phi 0, -1/4, -1
     assert_close(got, torch.tensor([[-0.25, -0.75]]))
-    own = budget_advantage(left, mask, cut, budget, lam=0.0)
+    own = budget_advantage(left, mask, truncated, budget, lam=0.0)
     assert_close(own, torch.tensor([[-0.25, 0.0]]))
 
 

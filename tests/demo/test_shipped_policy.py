@@ -61,7 +61,7 @@ def test_greedy_answers_are_right():
 
 def test_samples_are_graded_vary_and_end():
     figures = report(sampled())
-    assert figures["share_cut"] == 0.0
+    assert figures["share_truncated"] == 0.0
     assert 0.6 <= figures["accuracy"] <= 1.0
     assert 4 <= figures["min_length"] <= 12
     assert figures["max_length"] <= 480

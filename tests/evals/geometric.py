@@ -17,7 +17,7 @@ EOS, WORD = 1, 2
 SHA = "geometric"
 
 
-def true_horizon(p, gamma=GAMMA):
+def true_u(p, gamma=GAMMA):
     return 1.0 - p * gamma / (1.0 - (1.0 - p) * gamma)
 
 
@@ -77,5 +77,5 @@ class Oracle(nn.Module):
         self.widths.append(tuple(input_ids.shape))
         # The kind is named once; states before it are not asked for.
         kind = (input_ids - 10).clamp(min=0).cummax(dim=1).values
-        u = true_horizon(end_probability(kind.double())) + self.bias
+        u = true_u(end_probability(kind.double())) + self.bias
         return value_to_logit(-u).float()

@@ -45,8 +45,8 @@ def test_an_obedient_sampler_scores_100_and_the_baselines_do_not(policy, tmp_pat
         assert figures[f"{control}_guided_accuracy"] == 1
         assert figures[f"{control}_prompted_deviation"] > 0
     assert 0 < figures["equal_unguided_score"] < 90
-    assert figures["at_most_cut_score"] == 100 > figures["at_least_cut_score"]
-    assert figures["at_most_cut_accuracy"] < figures["at_most_unguided_accuracy"] == 1
+    assert figures["at_most_truncated_score"] == 100 > figures["at_least_truncated_score"]
+    assert figures["at_most_truncated_accuracy"] < figures["at_most_unguided_accuracy"] == 1
     files = report.save(tmp_path)
     assert {file.name for file in files} >= {"control.json", "control.png", "control_summary.csv"}
     assert all(file.stat().st_size > 0 for file in files)
@@ -69,8 +69,13 @@ def test_the_cut_baseline_by_hand(policy):
             controls=("at_most",), quantiles=(0.1,), samples=1, unguided_samples=4
         ),
     )
-    cut = next(row for row in report.tables["summary"] if row["method"] == "cut")
-    assert (cut["target"], cut["length"], cut["accuracy"], cut["score"]) == (2, 2, 0.25, 100)
+    truncated = next(row for row in report.tables["summary"] if row["method"] == "truncated")
+    assert (
+        truncated["target"],
+        truncated["length"],
+        truncated["accuracy"],
+        truncated["score"],
+    ) == (2, 2, 0.25, 100)
     free = next(row for row in report.tables["summary"] if row["method"] == "unguided")
     assert (free["length"], free["accuracy"]) == (3.5, 1)
     assert free["deviation"] == pytest.approx(100 * (0 + 0.5 + 1 + 1.5) / 4)

@@ -63,7 +63,7 @@ def test_the_data_are_split_by_prompt_once(data, tmp_path, tiny_policy):
     assert shared_prompts([data.train, data.heldout]) == 0
     assert (len(RolloutReader(data.train)), len(RolloutReader(data.heldout))) == (21, 9)
     assert data.longest_response <= 8 and data.longest_sequence == data.longest_response + 2
-    assert data.share_cut == 0.0
+    assert data.share_truncated == 0.0
     before = data.train.stat().st_mtime_ns
     again = prepare_data(
         tmp_path / "rollouts", tmp_path / "out", policy=tiny_policy, heldout_prompts=3

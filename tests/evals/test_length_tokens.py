@@ -10,7 +10,7 @@ from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lenvm_rl.core import length_to_horizon, value_to_logit
+from lenvm_rl.core import length_to_u, value_to_logit
 from lenvm_rl.evals.length_tokens.draw import cloud_sizes, draw, view
 from lenvm_rl.evals.length_tokens.evaluate import Settings, evaluate, run
 from lenvm_rl.evals.result import Result
@@ -49,20 +49,20 @@ class LastToken(torch.nn.Module):
         left = torch.full(input_ids.shape, 8.0, dtype=torch.float64)
         for token, length in self.left.items():
             left[input_ids == token] = length
-        return value_to_logit(-length_to_horizon(left, gamma=GAMMA))
+        return value_to_logit(-length_to_u(left, gamma=GAMMA))
 
 
 def u(length):
     return 1.0 - GAMMA**length
 
 
-def row(ids, *, name="p", sample=0, cut=False):
+def row(ids, *, name="p", sample=0, truncated=False):
     return Rollout(
         prompt_id=name,
         sample_id=sample,
         prompt_ids=[SO, ASK],
         response_ids=ids,
-        finish_reason="length" if cut else "stop",
+        finish_reason="length" if truncated else "stop",
     )
 
 
@@ -71,7 +71,7 @@ def rows():
     return [
         row([SO, WAIT, BOLD, CON, CLUDE, EOS]),
         row([WAIT, CON, CLUDE, EOS], sample=1),
-        row([SO, WAIT], sample=2, cut=True),
+        row([SO, WAIT], sample=2, truncated=True),
     ]
 
 
@@ -107,7 +107,7 @@ def test_tokens_equal_a_plain_loop(report, rows):
         ids = [*r.prompt_ids, *r.response_ids]
         for t in range(len(r.prompt_ids), len(ids)):
             last = t == len(ids) - 1
-            if last and r.cut:
+            if last and r.truncated:
                 continue
             before = u(model.left.get(ids[t - 1], 8.0))
             after = 0.0 if last else u(model.left.get(ids[t], 8.0))

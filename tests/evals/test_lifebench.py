@@ -125,7 +125,7 @@ class Sampler:
 
 
 def evaluate(sampler, prompts=PROMPTS, **fields):
-    settings = LifebenchSettings(**{"methods": ("unguided", "guided", "cut"), **fields})
+    settings = LifebenchSettings(**{"methods": ("unguided", "guided", "truncated"), **fields})
     policy = None if sampler.answer is not None else make_policy("llama")
     return evaluate_lifebench(sampler, policy, make_tokenizer(), prompts, settings=settings)
 
@@ -144,8 +144,8 @@ def test_an_obedient_guide_scores_100_and_gets_the_control_of_the_prompt():
     assert free["at_most"] == pytest.approx((above + 100) / 2)
     assert free["at_least"] == pytest.approx((100 + below) / 2)
     # the cut is 5 where 5 is asked, and leaves the 10 where 20 is
-    assert lines["cut"]["equal"] == pytest.approx((100 + below) / 2)
-    assert lines["cut"]["at_most"] == 100
+    assert lines["truncated"]["equal"] == pytest.approx((100 + below) / 2)
+    assert lines["truncated"]["at_most"] == 100
 
 
 def test_the_papers_table_stands_beside():
@@ -193,7 +193,7 @@ def test_equal_requests_are_sampled_once():
         return [completion(10) for _ in requests]
 
     sampler.answer = object()
-    evaluate(sampler, targets=(5, 20), methods=("unguided", "cut"))
+    evaluate(sampler, targets=(5, 20), methods=("unguided", "truncated"))
     assert calls == [len(PROMPTS)], "prompts that ask for nothing are the same for every target"
     calls.clear()
     evaluate(sampler, [task("w3 w{word_count}")], targets=(5, 20), methods=("unguided",))
@@ -221,13 +221,13 @@ def test_in_words_the_guide_gets_tokens_and_words_are_measured():
         [ENGLISH, CHINESE],
         targets=(6,),
         unit="words",
-        methods=("unguided", "guided", "cut", "countdown"),
+        methods=("unguided", "guided", "truncated", "countdown"),
         controls=("equal",),
     )
     assert report.figures["tokens_per_word"] == {"en": 1.0, "cn": 1.0}
     assert sampler.guides == [("equal", 6)] * 2
     lines = {row["model"]: row for row in report.tables["table2"] if row["source"] == "here"}
-    assert lines["guided"]["equal"] == 100 and lines["cut"]["equal"] == 100
+    assert lines["guided"]["equal"] == 100 and lines["truncated"]["equal"] == 100
     assert lines["countdown"]["equal"] == pytest.approx(100 * math.exp(-2 * 4 / 6))
     assert {row["language"] for row in report.tables["languages"]} == {"en", "cn"}
 

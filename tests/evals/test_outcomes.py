@@ -26,7 +26,7 @@ def test_logprobs_equal_those_of_one_row_at_a_time(policy):
 def test_length_leaves_eos_out_and_an_unfinished_answer_is_wrong(policy):
     tokenizer = make_tokenizer()
     done = Completion([5, 6, 1], "stop", [0.0] * 3)
-    cut = Completion([5, 6, 7], "length", [0.0] * 3)
+    truncated = Completion([5, 6, 7], "length", [0.0] * 3)
     seen = []
 
     def accept(text, truth):
@@ -34,7 +34,7 @@ def test_length_leaves_eos_out_and_an_unfinished_answer_is_wrong(policy):
         return True
 
     first, second, third = measure(
-        policy, tokenizer, [[3], [4]], ["x", None], [(0, done), (0, cut), (1, done)], accept
+        policy, tokenizer, [[3], [4]], ["x", None], [(0, done), (0, truncated), (1, done)], accept
     )
     assert (first.length, first.ended, first.right) == (2, True, True)
     assert (second.length, second.ended, second.right) == (3, False, False)

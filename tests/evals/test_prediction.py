@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 
-from lenvm_rl.core import horizon_to_length, length_to_horizon
+from lenvm_rl.core import length_to_u, u_to_length
 from lenvm_rl.evals.prediction.draw import draw, paper_rows, view
 from lenvm_rl.evals.prediction.evaluate import evaluate
 from lenvm_rl.evals.result import Result
@@ -22,7 +22,7 @@ from tests.evals.geometric import (
     end_probability,
     prompt_of,
     rollouts,
-    true_horizon,
+    true_u,
     write,
 )
 
@@ -84,7 +84,7 @@ def test_boundary_table_by_hand(oracle_report, files):
     mean = sum(GAMMA**length for length in lengths) / 64
     row = table["kind0-0"]
     assert row["measured"] == pytest.approx(math.log(mean) / math.log(GAMMA), rel=1e-5)
-    expected = math.log(1 - true_horizon(end_probability(0))) / math.log(GAMMA)
+    expected = math.log(1 - true_u(end_probability(0))) / math.log(GAMMA)
     assert row["lenvm"] == pytest.approx(expected, rel=1e-4)
     assert row["prompt_tokens"] == len(prompt_of(0))
 
@@ -102,7 +102,7 @@ def test_a_shifted_model_shows_its_bias_everywhere(files):
     report = evaluate(Oracle(bias=0.05), files["heldout"], states=files["states"])
     assert report.figures["bias_monte_carlo"] == pytest.approx(0.05, abs=0.01)
     assert report.figures["calibration_error"] == pytest.approx(0.05, abs=0.015)
-    spread = torch.tensor([true_horizon(end_probability(k)) for k in KINDS]).var(correction=0)
+    spread = torch.tensor([true_u(end_probability(k)) for k in KINDS]).var(correction=0)
     expected = 1 - 0.05**2 / spread.item()
     assert report.figures["r2_monte_carlo"] == pytest.approx(expected, abs=0.04)
     assert "mre_naive_mean" not in report.figures  # no training file, no naive predictors
@@ -112,12 +112,12 @@ def test_token_statistics_of_true_values(oracle_report):
     figures = oracle_report.figures
     rows = rollouts(KINDS, 64, seed=1, prompts_per_kind=3)
     weights = torch.tensor([float(row.length) for row in rows])
-    u = torch.tensor([true_horizon(end_probability(row.prompt_ids[-1] - 10)) for row in rows])
+    u = torch.tensor([true_u(end_probability(row.prompt_ids[-1] - 10)) for row in rows])
     mean = ((weights * u).sum() / weights.sum()).item()
-    assert figures["horizon_mean"] == pytest.approx(mean, abs=1e-4)
+    assert figures["u_mean"] == pytest.approx(mean, abs=1e-4)
     assert figures["tokens"] == int(weights.sum())
     outcomes = torch.cat(
-        [length_to_horizon(torch.arange(row.length, 0, -1.0), gamma=GAMMA) for row in rows]
+        [length_to_u(torch.arange(row.length, 0, -1.0), gamma=GAMMA) for row in rows]
     )
     errors = outcomes - u.repeat_interleave(weights.long())
     assert figures["mse"] == pytest.approx(errors.square().mean().item(), rel=1e-3)
@@ -131,8 +131,8 @@ def test_position_errors_equal_a_plain_loop(oracle_report, files):
         errors = []
         for row in rows:
             left = row.length - int((row.length - 1) * position + 1e-9)
-            guess = horizon_to_length(
-                torch.tensor(true_horizon(end_probability(row.prompt_ids[-1] - 10))), gamma=GAMMA
+            guess = u_to_length(
+                torch.tensor(true_u(end_probability(row.prompt_ids[-1] - 10))), gamma=GAMMA
             )
             errors.append(abs(guess.item() - left) / left)
         found = [
@@ -156,9 +156,9 @@ def test_cut_completions_are_counted_and_warned_about(tmp_path):
     rows = rollouts(KINDS, 8)
     for row in rows[::20]:
         row.finish_reason, row.response_ids = "length", [WORD] * row.length
-    with pytest.warns(UserWarning, match="6.2% of the held-out completions were cut"):
-        report = evaluate(Oracle(), write(tmp_path / "cut", rows))
-    assert report.figures["share_cut"] == pytest.approx(4 / 64)
+    with pytest.warns(UserWarning, match="6.2% of the held-out completions were truncated"):
+        report = evaluate(Oracle(), write(tmp_path / "truncated", rows))
+    assert report.figures["share_truncated"] == pytest.approx(4 / 64)
     assert report.tables["positions"][0]["responses"] == 60
 
 
@@ -234,8 +234,8 @@ def test_outcomes_equal_a_plain_loop(oracle_report):
     rows = rollouts(KINDS, 64, seed=1, prompts_per_kind=3)
     at_start, everywhere = [], []
     for row in rows:
-        u = torch.tensor(true_horizon(end_probability(row.prompt_ids[-1] - 10)))
-        guess = horizon_to_length(u, gamma=GAMMA).item()  # the same at every state
+        u = torch.tensor(true_u(end_probability(row.prompt_ids[-1] - 10)))
+        guess = u_to_length(u, gamma=GAMMA).item()  # the same at every state
         at_start.append(abs(guess - row.length))
         everywhere += [abs(guess - left) for left in range(row.length, 0, -1)]
     found = {(r["at"], r["predictor"]): r for r in oracle_report.tables["outcomes"]}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lenvm_rl.core import length_to_horizon
+from lenvm_rl.core import length_to_u
 from lenvm_rl.evals.grids.ablation import AblationSettings, ablation_grid, ablation_report
 from lenvm_rl.evals.grids.cell import Cell
 from lenvm_rl.evals.grids.grid_plots import figure_of, plot_choices, plot_gamma, plot_scaling
@@ -54,7 +54,7 @@ def scaled(data):  # noqa: F811
 def ablated(data):  # noqa: F811
     variants = ablation_grid(data, ABLATION, BASE)
     loss = lambda c: 4.0 if c.grouped else 2.0  # noqa: E731
-    return ablation_report(variants, fill(variants, loss, horizon_bias_s0=-0.1), {})
+    return ablation_report(variants, fill(variants, loss, u_bias_s0=-0.1), {})
 
 
 def test_the_scaling_grid_varies_one_thing_at_a_time(data):  # noqa: F811
@@ -91,7 +91,7 @@ def test_the_ablation_has_the_method_in_every_part(data):  # noqa: F811
     gammas = [v.cell.gamma for v in variants if v.group == "gamma"][::2]
     lengths = [factor * data.p99 for factor in (0.3, 0.6, 3.0)]
     assert [
-        float(length_to_horizon(length, gamma=gamma))
+        float(length_to_u(length, gamma=gamma))
         for length, gamma in zip(lengths, gammas, strict=True)
     ] == pytest.approx([0.99] * 3)
     assert len({v.cell for v in variants}) == 2 * (1 + 3 + 1 + 2 + 3 + 2)

@@ -131,7 +131,7 @@ def test_naive_predictors_of_a_file_leave_cut_rows_out(tmp_path):
     )
     rows[0].finish_reason, rows[0].response_ids = "length", [2] * 500
     found = NaivePredictors.of_rollouts(RolloutReader(write(tmp_path / "train", rows)), gamma=GAMMA)
-    assert (found.mean_horizon, found.slope) == (whole.mean_horizon, whole.slope)
+    assert (found.mean_u, found.slope) == (whole.mean_u, whole.slope)
 
 
 def test_another_policy_and_another_tokenizer_are_refused(tmp_path):

@@ -148,7 +148,7 @@ def bench_advantages() -> dict[str, list[float]]:
     mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
     logits = _numbers(16, max(lengths), step=617)
     found = {}
-    for answers in ("all", "right"):
+    for answers in ("all", "correct"):
         batch = Graded(
             correct=[float(i % 3 != 1) for i in range(16)],
             lengths=lengths,

@@ -73,8 +73,8 @@ def test_states_are_those_before_a_token_of_the_response():
     distiller = make_distiller(states=50, completions=1)
     _, [places] = distiller._teacher._draw([([5, 6, 7], [8, 9, EOS])])
     assert places == [2, 3, 4]  # s_0 after the prompt, s_2 before EOS
-    cut = make_distiller(states=50, completions=1, max_length=4)
-    assert cut._teacher._draw([([5, 6, 7], [8, 9, EOS])]) == ([[5, 6, 7, 8]], [[2, 3]])
+    truncated = make_distiller(states=50, completions=1, max_length=4)
+    assert truncated._teacher._draw([([5, 6, 7], [8, 9, EOS])]) == ([[5, 6, 7, 8]], [[2, 3]])
 
 
 def test_the_loss_is_the_mean_over_candidates_that_count():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lenvm_rl.core import length_to_horizon
+from lenvm_rl.core import length_to_u
 from lenvm_rl.model.baselines import NaivePredictors
 
 GAMMA = 0.9
@@ -12,7 +12,7 @@ GAMMA = 0.9
 def test_mean_is_taken_over_horizons():
     naive = NaivePredictors.fit([3, 3], [1, 10], gamma=GAMMA)
     u = (1 - 0.9 + 1 - 0.9**10) / 2
-    assert naive.mean_horizon == pytest.approx(u)
+    assert naive.mean_u == pytest.approx(u)
     guess = naive.total_lengths(torch.tensor([3]))
     assert (1 - GAMMA ** guess["mean"].item()) == pytest.approx(u, rel=1e-5)
     assert guess["linear"].item() == pytest.approx(guess["mean"].item())  # one prompt length
@@ -23,7 +23,7 @@ def test_linear_is_least_squares_on_horizons():
     x = torch.randint(2, 30, (200,), generator=generator)
     lengths = x // 2 + torch.randint(1, 5, (200,), generator=generator)
     naive = NaivePredictors.fit(x.tolist(), lengths.tolist(), gamma=GAMMA)
-    u = length_to_horizon(lengths.double(), gamma=GAMMA)
+    u = length_to_u(lengths.double(), gamma=GAMMA)
     design = torch.stack([torch.ones(200), x.float()], 1).double()
     expected = torch.linalg.lstsq(design, u[:, None]).solution[:, 0]
     assert [naive.intercept, naive.slope] == pytest.approx(expected.tolist(), rel=1e-6)

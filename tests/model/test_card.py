@@ -43,8 +43,8 @@ def test_what_is_not_known_is_left_out():
         assert word not in card
 
 
-@pytest.mark.parametrize("fields", [{"answers": "right"}, {"frozen_trunk": True}])
+@pytest.mark.parametrize("fields", [{"answers": "correct"}, {"frozen_trunk": True}])
 def test_what_changes_the_meaning_of_a_length_is_said(fields):
     card = model_card(make(gamma=0.9, **fields))
-    assert ("right ones alone" in card) == (fields.get("answers") == "right")
+    assert ("right ones alone" in card) == (fields.get("answers") == "correct")
     assert ("that was not trained" in card) == bool(fields.get("frozen_trunk"))

@@ -13,13 +13,13 @@ from tests.tiny import make_tokenizer
 GAMMA = 0.5
 
 
-def row(length, *, cut=False):
+def row(length, *, truncated=False):
     return Rollout(
         prompt_id=f"p{length}",
         sample_id=0,
         prompt_ids=[5, 6],
         response_ids=[9] * length,
-        finish_reason="length" if cut else "stop",
+        finish_reason="length" if truncated else "stop",
     )
 
 
@@ -34,7 +34,7 @@ def constant(length):
 
 
 def test_a_constant_prediction_by_hand():
-    found = heldout_errors(constant(2.0), [row(4), row(1), row(7, cut=True)])
+    found = heldout_errors(constant(2.0), [row(4), row(1), row(7, truncated=True)])
     # Remaining lengths 4, 3, 2, 1 and 1; predicted 2, value -3/4. The cut row is left out.
     assert found["length_error"] == pytest.approx((2 + 1 + 0 + 1 + 1) / 5, abs=1e-5)
     returns = [-(1 - GAMMA**n) for n in (4, 3, 2, 1, 1)]
@@ -47,9 +47,9 @@ def test_a_constant_prediction_by_hand():
     assert found["relative_error_50"] == pytest.approx((1 / 3 + 1) / 2, abs=1e-5)
     assert found["relative_error_75"] == pytest.approx((0 / 2 + 1) / 2, abs=1e-5)
     # Horizons at s_0: 15/16 and 1/2; 3/4 is predicted.
-    assert found["horizon_bias_s0"] == pytest.approx(0.75 - (15 / 16 + 1 / 2) / 2, abs=1e-6)
+    assert found["u_bias_s0"] == pytest.approx(0.75 - (15 / 16 + 1 / 2) / 2, abs=1e-6)
 
 
 def test_only_cut_completions_are_refused():
     with pytest.raises(ValueError, match="all 1 held-out completions were cut"):
-        heldout_errors(constant(2.0), [row(5, cut=True)])
+        heldout_errors(constant(2.0), [row(5, truncated=True)])

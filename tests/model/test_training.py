@@ -62,7 +62,7 @@ def test_labels_of_every_target():
     }
     for target in TARGETS:
         (batch,) = micro_batches(
-            [row], gamma=GAMMA, cut="drop", token_budget=99, target=target, length_scale=2.0
+            [row], gamma=GAMMA, truncated="drop", token_budget=99, target=target, length_scale=2.0
         )
         torch.testing.assert_close(batch.targets[0, 1:], expected[target])
         assert batch.weights.tolist() == [[0.0, 1.0, 1.0, 1.0]]

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lenvm_rl.core import horizon_to_length
+from lenvm_rl.core import u_to_length
 from lenvm_rl.model import (
     LengthValueModel,
     describe_policy,
@@ -76,7 +76,7 @@ def test_numbers_are_those_of_each_model(lenvms, rollouts, tmp_path):
             u = torch.sigmoid(logits[response["id"], response["sample"]].double()).tolist()
             numbers = response["series"][m]
             assert numbers["horizon"] == pytest.approx(u, abs=1e-6)
-            lengths = [horizon_to_length(x, gamma=gamma).item() for x in u]
+            lengths = [u_to_length(x, gamma=gamma).item() for x in u]
             assert numbers["length"] == pytest.approx(lengths, rel=1e-4)
             after = [*u[1:], 0.0]
             scores = [gamma * b - a + 1 - gamma for a, b in zip(u, after, strict=True)]

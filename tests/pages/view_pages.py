@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lenvm_rl.core import length_to_horizon, td_scores
+from lenvm_rl.core import length_to_u, td_scores
 
 EVIL = " </script><script>window.executed=1</script><img src=http://127.0.0.1:9/x.png onerror=a()>"
 
@@ -23,7 +23,7 @@ def page(tokens: list[str], *, models: int = 1, gamma: float = 0.99) -> dict[str
         guess = left.clone()
         if len(tokens) > 6:
             guess[:6] += 10 * (m + 1)
-        u = length_to_horizon(guess, gamma=gamma)
+        u = length_to_u(guess, gamma=gamma)
         scores = td_scores(u, gamma=gamma)
         series.append(
             {

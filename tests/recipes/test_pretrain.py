@@ -38,7 +38,7 @@ def test_the_recipe_composes_and_passes_every_check(name):
     block = read_settings(config)
     check_verl_settings(config)
     assert config.trainer.v1.trainer_mode == "lenvm_pretrain"
-    assert block.gamma == "auto" and block.lam == 1.0 and block.cut == "drop"
+    assert block.gamma == "auto" and block.lam == 1.0 and block.truncated == "drop"
 
 
 @pytest.mark.parametrize(

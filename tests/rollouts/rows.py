@@ -16,15 +16,15 @@ def make_rows(prompts=10, samples=4, *, seed=0, max_length=20, source=lambda p: 
     for prompt in range(prompts):
         for sample in range(samples):
             length = int(rng.integers(1, max_length + 1))
-            cut = bool(rng.random() < 0.125)
-            body = rng.integers(1, 60, size=length - (not cut)).tolist()
+            truncated = bool(rng.random() < 0.125)
+            body = rng.integers(1, 60, size=length - (not truncated)).tolist()
             rows.append(
                 Rollout(
                     prompt_id=f"p{prompt}",
                     sample_id=sample,
                     prompt_ids=[61, prompt // 50 + 1, prompt % 50 + 1],
-                    response_ids=body + ([] if cut else [EOS]),
-                    finish_reason="length" if cut else "stop",
+                    response_ids=body + ([] if truncated else [EOS]),
+                    finish_reason="length" if truncated else "stop",
                     data_source=source(prompt),
                 )
             )

@@ -95,7 +95,7 @@ def test_reference_rows(tmp_path):
         reference_row("ab", tokens=5, index=8),
     )
     report = convert_reference(source, tmp_path / "out", codec=CODEC)
-    first, cut, other = read(tmp_path / "out")
+    first, truncated, other = read(tmp_path / "out")
     assert first.prompt_ids == [1, *chars("sS"), 1, *chars("uq?"), 2]
     assert first.response_ids == [*chars("abc"), EOS] and first.finish_reason == "stop"
     assert first.prompt_messages == [
@@ -105,8 +105,12 @@ def test_reference_rows(tmp_path):
     assert (first.prompt_id, first.sample_id, first.data_source) == ("math/7", 0, "math")
     assert (first.ground_truth, first.policy["name"]) == ("42", "policy")
     assert (first.sampling["temperature"], first.sampling["max_tokens"]) == (0.7, 10)
-    assert (cut.prompt_id, cut.sample_id, cut.finish_reason) == ("math/7", 1, "length")
-    assert cut.response_ids == chars("0123456789"), "a cut completion gets no EOS"
+    assert (truncated.prompt_id, truncated.sample_id, truncated.finish_reason) == (
+        "math/7",
+        1,
+        "length",
+    )
+    assert truncated.response_ids == chars("0123456789"), "a cut completion gets no EOS"
     assert (other.prompt_id, other.sample_id) == ("math/8", 0)
     assert (report.lines, report.rows, report.bad) == (3, 3, {})
     assert report.notes == {
@@ -390,7 +394,7 @@ def test_a_completion_cut_inside_its_reasoning_is_a_cut_one(tmp_path):
     )
     convert_text(source, tmp_path / "out", codec=codec)
     (row,) = read(tmp_path / "out")
-    assert row.response_ids == chars("<t>hmm") and row.cut
+    assert row.response_ids == chars("<t>hmm") and row.truncated
 
 
 def test_reasoning_of_a_reference_row_is_put_back(tmp_path):

@@ -28,9 +28,9 @@ def check(*rows, **rules):
 
 
 def test_good_rows_pass_as_they_are():
-    cut = {"finish_reason": "length", "response_ids": [7]}
-    passed = check({}, cut, vocab_size=8, eos_ids=[0])
-    assert passed == [Rollout(**GOOD), Rollout(**{**GOOD, **cut})]
+    truncated = {"finish_reason": "length", "response_ids": [7]}
+    passed = check({}, truncated, vocab_size=8, eos_ids=[0])
+    assert passed == [Rollout(**GOOD), Rollout(**{**GOOD, **truncated})]
 
 
 @pytest.mark.parametrize(
@@ -131,8 +131,8 @@ def test_missing_settings_become_none():
 
 def test_length_and_cut():
     row = Rollout(**GOOD)
-    assert (row.length, row.cut) == (2, False)
-    assert Rollout(**{**GOOD, "finish_reason": "length"}).cut
+    assert (row.length, row.truncated) == (2, False)
+    assert Rollout(**{**GOOD, "finish_reason": "length"}).truncated
     assert list(row.to_dict()) == SCHEMA.names
 
 

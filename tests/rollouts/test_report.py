@@ -64,14 +64,16 @@ def test_report_equals_numpy(write, monkeypatch):
     assert (total.min, total.max) == (lengths.min(), lengths.max())
     for q in (1, 5, 25, 50, 75, 90, 95, 99, 99.9):
         assert total.percentiles[f"p{q:g}"] == pytest.approx(np.percentile(lengths, q))
-    cut = np.array([row.cut for row in rows])
-    assert total.cut_rows == cut.sum() and total.share_cut == pytest.approx(cut.mean())
+    truncated = np.array([row.truncated for row in rows])
+    assert total.truncated_rows == truncated.sum() and total.share_truncated == pytest.approx(
+        truncated.mean()
+    )
     assert report.suggested_gamma == gamma_for_length(np.percentile(lengths, 99))
     sources = np.array([row.data_source for row in rows])
     assert {entry.source for entry in report.sources} == {"math", "code", "chat"}
     for entry in report.sources:
         mine = sources == entry.source
-        assert entry.rows == mine.sum() and entry.cut_rows == cut[mine].sum()
+        assert entry.rows == mine.sum() and entry.truncated_rows == truncated[mine].sum()
         assert entry.mean == pytest.approx(lengths[mine].mean())
         assert entry.percentiles["p90"] == pytest.approx(np.percentile(lengths[mine], 90))
     per_prompt = lengths.reshape(60, 8)
@@ -85,19 +87,19 @@ def test_report_equals_numpy(write, monkeypatch):
 
 def test_gamma_for_another_percentile(write):
     path = write([row_of_length(n, prompt=f"p{n}") for n in range(1, 102)], eos_ids=None)
-    report = length_report(path, percentile=50, horizon=0.9)
+    report = length_report(path, percentile=50, u=0.9)
     # 1 - gamma**51 = 0.9
     assert 1 - report.suggested_gamma**51 == pytest.approx(0.9)
     with pytest.raises(ValueError, match=r"percentile must be in \(0, 100\], got 0"):
         length_report(path, percentile=0)
 
 
-@pytest.mark.parametrize(("cut", "warned"), [(1, False), (2, True)])
-def test_above_one_percent_cut_is_warned_of(write, cut, warned):
-    rows = [row_of_length(5, prompt=f"p{n}") for n in range(100 - cut)]
-    rows += [row_of_length(9, prompt=f"cut{n}", reason="length") for n in range(cut)]
+@pytest.mark.parametrize(("truncated", "warned"), [(1, False), (2, True)])
+def test_above_one_percent_cut_is_warned_of(write, truncated, warned):
+    rows = [row_of_length(5, prompt=f"p{n}") for n in range(100 - truncated)]
+    rows += [row_of_length(9, prompt=f"cut{n}", reason="length") for n in range(truncated)]
     warnings = length_report(write(rows, eos_ids=None)).warnings
-    found = [w for w in warnings if f"{cut}.0% of the completions were cut" in w]
+    found = [w for w in warnings if f"{truncated}.0% of the completions were truncated" in w]
     assert bool(found) == warned
     assert not warned or "over-represents short responses" in found[0]
 
@@ -164,10 +166,10 @@ def test_saved_files(write, tmp_path):
     assert float(table[0]["p99"]) == report.overall.percentiles["p99"]
     histogram = list(csv.DictReader(paths[2].open()))
     counted = sum(
-        int(line["length"]) * (int(line["ended"]) + int(line["cut"])) for line in histogram
+        int(line["length"]) * (int(line["ended"]) + int(line["truncated"])) for line in histogram
     )
     assert counted == report.overall.tokens
-    assert sum(int(line["cut"]) for line in histogram) == report.overall.cut_rows
+    assert sum(int(line["truncated"]) for line in histogram) == report.overall.truncated_rows
     assert paths[3].read_bytes().startswith(b"\x89PNG") and paths[3].stat().st_size > 10_000
 
 
@@ -179,10 +181,10 @@ def test_table_fits_one_screen(write):
     text = console.export_text()
     assert len(text.splitlines()) <= 30
     assert "…" not in text, "a figure is cut"
-    assert f"{report.overall.share_cut:.2%}" in text
+    assert f"{report.overall.share_truncated:.2%}" in text
     assert f"suggested gamma: {report.suggested_gamma:.6g}" in text
     assert "8 smaller sources" in text
-    assert "warning:" in text and "cut by the token limit" in text
+    assert "warning:" in text and "truncated by the token limit" in text
 
 
 def test_another_tokenizer_is_refused(write):

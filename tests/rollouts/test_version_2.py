@@ -12,7 +12,7 @@ from lenvm_rl.rollouts import (
     RolloutReader,
     RolloutStream,
     RolloutWriter,
-    keep_right,
+    keep_correct,
     split_by_prompt,
 )
 from lenvm_rl.rollouts.media import media_paths
@@ -97,10 +97,10 @@ def test_grading_writes_reward_and_grader(write, tmp_path):
     rows = [replace(row, ground_truth="7", reward=-3.0) for row in make_rows(2, 2)]
     path = write(rows)
     always = {"decode": str, "judge": lambda *_: True}
-    keep_right(path, tmp_path / "right", grader_of=lambda source: f"{source}!", **always)
+    keep_correct(path, tmp_path / "right", grader_of=lambda source: f"{source}!", **always)
     kept = list(RolloutReader(tmp_path / "right").iter_rows())
     assert kept == [replace(row, reward=1.0, grader="math!") for row in rows]
-    keep_right(path, tmp_path / "as_it_was", **always)
+    keep_correct(path, tmp_path / "as_it_was", **always)
     assert list(RolloutReader(tmp_path / "as_it_was").iter_rows()) == rows
 
 

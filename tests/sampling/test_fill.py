@@ -238,7 +238,7 @@ class Clock:
 
 def test_throughput_share_cut_and_remaining_time_are_shown():
     clock = Clock()
-    found = Completed({(f"p{i}", 0) for i in range(10)}, tokens=100, cut=0)
+    found = Completed({(f"p{i}", 0) for i in range(10)}, tokens=100, truncated=0)
     counts = SamplingCounts(found, total=100, clock=clock)
     row = run_of().row(made(TASKS[0], 0))  # two tokens, cut
     for _ in range(20):

@@ -72,7 +72,12 @@ def test_completions_come_with_the_servers_token_ids(run, tmp_path):
     with serving() as server:
         report, failures = run(server, top_k=5)
     assert keys_of(tmp_path / "out") == ALL and not failures
-    assert (report.rows, report.rows_missing, report.tokens, report.share_cut) == (30, 0, 60, 0.0)
+    assert (report.rows, report.rows_missing, report.tokens, report.share_truncated) == (
+        30,
+        0,
+        60,
+        0.0,
+    )
     assert sorted(body.get("n", 1) for body in server.bodies) == [2] * 5 + [4] * 5
     body = server.bodies[0]
     assert body["path"] == "/v1/completions" and body["return_token_ids"] is True
@@ -233,8 +238,8 @@ def test_a_refusal_is_not_retried(run):
 
 
 def test_a_limit_of_the_servers_own_is_no_length_of_the_policy(run):
-    cut = {"finish_reason": "length", "token_ids": [4, 5]}
-    with serving(lambda server, body, number: answers(body, **cut)) as server:
+    truncated = {"finish_reason": "length", "token_ids": [4, 5]}
+    with serving(lambda server, body, number: answers(body, **truncated)) as server:
         report, failures = run(server)
         assert len(server.bodies) == 10, "no retry helps"
     assert report.failures == {"cut by the server below max_tokens": 30} and report.rows == 0
@@ -468,15 +473,22 @@ def test_reasoning_beside_the_content_is_refused_or_put_back(run, tmp_path, key)
 
 
 def test_a_response_cut_inside_its_reasoning_is_a_cut_one(run, tmp_path):
-    cut = {"finish_reason": "length", "message": {"content": None, "reasoning_content": THOUGHTS}}
-    with serving(lambda server, body, number: answers(body, **cut)) as server:
+    truncated = {
+        "finish_reason": "length",
+        "message": {"content": None, "reasoning_content": THOUGHTS},
+    }
+    with serving(lambda server, body, number: answers(body, **truncated)) as server:
         report, failures = run(server, chosen=TEXT, reasoning="w2 ...w3")
-    assert (report.rows, report.share_cut, report.mean_length) == (30, 1.0, 6.0) and not failures
+    assert (report.rows, report.share_truncated, report.mean_length) == (
+        30,
+        1.0,
+        6.0,
+    ) and not failures
 
 
 def test_text_that_the_server_keeps_to_itself_is_no_empty_completion(run):
-    cut = {"finish_reason": "length", "message": {"content": None}}
-    with serving(lambda server, body, number: answers(body, **cut)) as server:
+    truncated = {"finish_reason": "length", "message": {"content": None}}
+    with serving(lambda server, body, number: answers(body, **truncated)) as server:
         report, _ = run(server, chosen=TEXT)
         assert len(server.bodies) == 10, "asked again, only the short ones would remain"
     assert report.failures == {"text is missing": 30}

@@ -47,7 +47,7 @@ def test_rows_hold_what_was_asked_and_what_was_sampled(tiny_policy, tmp_path):
         (f"p{i}", k) for i in range(6) for k in range(4)
     }
     for row in rows:
-        assert row.cut == (row.response_ids[-1] != 1)
+        assert row.truncated == (row.response_ids[-1] != 1)
         assert row.length <= 24 and len(row.response_logprobs) == row.length
         assert row.ground_truth == row.prompt_id[1:] and row.data_source == "words"
         assert row.sampling["temperature"] == 1.3 and row.sampling["max_tokens"] == 24
@@ -55,7 +55,7 @@ def test_rows_hold_what_was_asked_and_what_was_sampled(tiny_policy, tmp_path):
     assert report.rows == 24 and report.rows_resumed == 0
     assert report.tokens == sum(r.length for r in rows)
     assert report.mean_length == pytest.approx(report.tokens / 24)
-    assert report.share_cut == pytest.approx(sum(r.cut for r in rows) / 24)
+    assert report.share_truncated == pytest.approx(sum(r.truncated for r in rows) / 24)
     assert report.to_dict()["tokens_per_s"] > 0
 
 

@@ -12,10 +12,10 @@ from lenvm_rl.core import discounted_returns
 from lenvm_rl.model import LengthValueModel, from_scratch, tokenizer_sha
 from lenvm_rl.model.training import Recipe, learning_rate, micro_batches, train
 from lenvm_rl.rollouts import Rollout, RolloutReader, RolloutWriter, shared_prompts
-from scripts.bench.harness import main
-from scripts.bench.plots import plot_positions
-from scripts.bench.text_comparison import Errors, compare, margin
-from scripts.bench.text_sources import completions_source, story_prompts
+from scripts.bench import real_text as bench_real_text
+from scripts.bench.text.comparison import Errors, compare, margin
+from scripts.bench.text.figure import plot_positions
+from scripts.bench.text.sources import completions_source, story_prompts
 from tests.tiny import make_policy, make_tokenizer
 
 GAMMA = 0.95
@@ -62,14 +62,14 @@ def rows_with_announced_length(count: int) -> list[Rollout]:
     """Responses as long as the last prompt token says (2..13), plus one in ten that was cut."""
     rows = []
     for i in range(count):
-        length, cut = 2 + i % 12, i % 10 == 9
+        length, truncated = 2 + i % 12, i % 10 == 9
         rows.append(
             Rollout(
                 prompt_id=f"p{i % 36}",
                 sample_id=i,
                 prompt_ids=[20 + i % 7, 2 + i % 12],
-                response_ids=[30] * (length - 1) + [30 if cut else EOS],
-                finish_reason="length" if cut else "stop",
+                response_ids=[30] * (length - 1) + [30 if truncated else EOS],
+                finish_reason="length" if truncated else "stop",
                 data_source="toy",
             )
         )
@@ -127,13 +127,13 @@ def test_story_prompts_are_different_openings(tmp_path):
 
 def test_micro_batches_hold_every_state_once_with_its_return():
     rows = rows_with_announced_length(30)
-    batches = micro_batches(rows, gamma=GAMMA, cut="drop", token_budget=40)
+    batches = micro_batches(rows, gamma=GAMMA, truncated="drop", token_budget=40)
     assert len(batches) > 3 and all(b.ids.numel() <= 40 for b in batches)
     assert sum(len(b.ids) for b in batches) == 30
-    finished = [row for row in rows if not row.cut]
+    finished = [row for row in rows if not row.truncated]
     assert sum(b.weights.sum().item() for b in batches) == sum(row.length for row in finished)
     row = rows[4]
-    (one,) = micro_batches([row], gamma=GAMMA, cut="drop", token_budget=1)
+    (one,) = micro_batches([row], gamma=GAMMA, truncated="drop", token_budget=1)
     # s_0 is the last prompt token; EOS is not fed.
     assert one.ids.tolist() == [[*row.prompt_ids, *row.response_ids[:-1]]]
     expected = discounted_returns(torch.ones(1, row.length), gamma=GAMMA)
@@ -230,8 +230,7 @@ def test_a_whole_run_leaves_numbers_a_figure_and_checkpoints(answers, tmp_path, 
         json.dump([" ".join(f"w{2 + (i * j) % 40}" for j in range(1, 12)) for i in range(20)], file)
     arguments = f"--data {answers} --stories-model {policy} --story-texts {stories} --quick"
     out, copy = tmp_path / "out", tmp_path / "copy.json"
-    words = ["real_text", *arguments.split(), "--out", str(out), "--json", str(copy)]
-    assert main(words) == 0
+    bench_real_text.main([*arguments.split(), "--out", str(out), "--json", str(copy)])
 
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures == json.loads(copy.read_text())
@@ -253,5 +252,5 @@ def test_the_command_line_says_what_is_missing(capsys):
         (["--stories-model", "m"], "needs --story-texts"),
     ):
         with pytest.raises(SystemExit):
-            main(["real_text", *arguments])
+            bench_real_text.parse_args(arguments)
         assert sentence in capsys.readouterr().err

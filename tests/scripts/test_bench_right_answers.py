@@ -8,14 +8,13 @@ from torch.testing import assert_close
 
 from lenvm_rl.core import logit_to_length, logit_to_value
 from scripts.bench import right_answers as bench
-from scripts.bench.harness import main
 
 SIZES = {"short": 20, "long": 60, "jitter": 3, "gamma": 0.98, "groups": 8, "updates": 40}
 SMALL = [f"--{name}={value}" for name, value in {**SIZES, "seeds": 1}.items()]
 
 
 def run(capsys, *more):
-    assert main(["right_answers", *SMALL, *more]) == 0
+    bench.main([*SMALL, *more])
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
@@ -25,7 +24,7 @@ def test_values_are_means_over_what_can_still_come():
     row = int(batch.went_on.nonzero()[0])
     of_all, of_right = (
         logit_to_value(batch.logits(world, 0.25, answers=answers, times=1.0))[row]
-        for answers in ("all", "right")
+        for answers in ("all", "correct")
     )
     end = {n: -(1 - 0.9**n) for n in range(6)}
     share = 0.25 * 0.9 / (0.25 * 0.9 + 0.75 * 0.3)
@@ -53,7 +52,7 @@ def test_among_equally_right_answers_the_short_ones_win(capsys):
     assert got["p_short"]["recommended"] > 0.9
     assert {(r["baseline"], r["critic"]) for r in got["rows"] if r["method"] == "recommended"} == {
         ("group", None),
-        *(("right", critic) for critic in bench.CRITICS),
+        *(("correct", critic) for critic in bench.CRITICS),
     }
 
 
@@ -64,12 +63,11 @@ def test_where_length_and_answer_are_at_odds_the_answer_has_the_last_word(capsys
 
 
 def test_what_is_played_is_what_the_recipe_says(capsys, tmp_path):
-    more = ["--updates", "1", "--critic", "exact", "--json", str(tmp_path / "out")]
-    assert main(["right_answers", *SMALL, *more]) == 0
+    bench.main([*SMALL, "--updates", "1", "--critic", "exact", "--json", str(tmp_path / "out")])
     got = json.loads((tmp_path / "out").read_text())
     assert got == json.loads(capsys.readouterr().out.splitlines()[-1])
     settings = got["settings"]["recommended"]
-    assert settings["applies_to"] == "right" and settings["baseline"] == "auto"
+    assert settings["applies_to"] == "correct" and settings["baseline"] == "auto"
     assert settings["clamp"] is not None and settings["lam"] == "auto"
     assert list(got["p_right"]) == ["none", "kimi", "recommended", "old"]
     old = bench.old()
@@ -79,5 +77,5 @@ def test_what_is_played_is_what_the_recipe_says(capsys, tmp_path):
 @pytest.mark.parametrize("wrong", [["--short", "600"], ["--start", "1.0"]])
 def test_worlds_without_a_choice_are_refused(wrong, capsys):
     with pytest.raises(SystemExit):
-        main(["right_answers", *wrong])
+        bench.parse_args(wrong)
     assert wrong[0] in capsys.readouterr().err

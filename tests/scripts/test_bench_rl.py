@@ -2,8 +2,14 @@
 
 import json
 import math
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -19,7 +25,9 @@ from lenvm_rl.verl.rl.length_terms import length_term
 from lenvm_rl.verl.rl.policy_settings import PolicyLengthSettings
 from reward_fns import LENGTH_REWARDS
 from scripts.bench import rl as bench_rl
+from scripts.bench.grpo import jobs
 from scripts.bench.grpo.batches import Grid, length_values, policy_gradient
+from scripts.bench.grpo.comparison import answer, compare, updates_to
 from scripts.bench.grpo.methods import (
     LENVM,
     Graded,
@@ -29,14 +37,12 @@ from scripts.bench.grpo.methods import (
     rewards_of,
     task_advantage,
 )
-from scripts.bench.harness import main
-from scripts.bench.rl import answer, compare, updates_to
 from tests.tiny import FORWARD
 
 GAMMA = 0.98
 TINY = (
     "--updates 2 --prompts 2 --samples 3 --max-tokens 24 --pool 4 --eval-prompts 2 "
-    "--eval-samples 2 --levels 1 --seeds 1 --jobs 0"
+    "--eval-samples 2 --levels 1 --seeds 1 --jobs 1"
 )
 
 
@@ -160,19 +166,20 @@ def test_length_pressure_on_right_answers_alone():
     batch = graded()
     plain = advantages(Method("none"), batch, None, lam=0.95)
     everywhere = advantages(Method("objective", 2), batch, None, lam=0.95) - plain
-    right = advantages(Method("objective_right", 1), batch, None, lam=0.95) - plain
+    right = advantages(Method("objective_correct", 1), batch, None, lam=0.95) - plain
     rows = torch.tensor(batch.correct) == 1  # both strengths are .3
     torch.testing.assert_close(right[rows], everywhere[rows], atol=1e-6, rtol=0)
     assert (right[~rows] == 0).all() and (everywhere[~rows][batch.mask[~rows]] != 0).all()
 
 
-@pytest.mark.parametrize("answers", ["all", "right"])
+@pytest.mark.parametrize("answers", ["all", "correct"])
 def test_right_answers_get_the_trainers_own_term(answers):
-    """`right` is what lenvm.applies_to=right makes of the same values, in group or against V_c."""
+    """`right` is what lenvm.applies_to=correct makes of the same values, in group or against
+    V_c."""
     values = -torch.rand(4, 4, generator=torch.Generator().manual_seed(1)) * graded().mask
     batch = graded(correct=[1.0, 1.0, 1.0, 0.0], values=values, answers=answers)
     settings = PolicyLengthSettings(
-        checkpoint="x", scale=1.0, applies_to="right", normalise="batch_std"
+        checkpoint="x", scale=1.0, applies_to="correct", normalise="batch_std"
     )
     plain = advantages(Method("none"), batch, None, lam=0.95)
     term = length_term(
@@ -187,8 +194,8 @@ def test_right_answers_get_the_trainers_own_term(answers):
         correct=torch.tensor(batch.correct),
         groups=torch.tensor([0, 0, 1, 1]),
     )
-    got = advantages(Method("right", 1), batch, None, lam=0.5)
-    assert Method("right", 1).strength == 1.0
+    got = advantages(Method("correct", 1), batch, None, lam=0.5)
+    assert Method("correct", 1).strength == 1.0
     torch.testing.assert_close(got, plain + term.scaled, atol=1e-6, rtol=0)
     assert not torch.equal(got, plain)
 
@@ -209,9 +216,9 @@ def test_published_rewards_go_through_their_groups():
 
 def test_methods_by_name():
     assert [m.name for m in all_methods(["kimi", "none"], [0, 2])] == ["none", "kimi", "kimi"]
-    assert all_methods(["right_lam0:1", "kimi:2"], [0]) == [
+    assert all_methods(["correct_lam0:1", "kimi:2"], [0]) == [
         Method("kimi", 2),
-        Method("right_lam0", 1),
+        Method("correct_lam0", 1),
     ]
     default = all_methods(None, [0, 1, 2])
     assert len({m.name for m in default if m.family == "published"}) >= 8
@@ -223,10 +230,10 @@ def test_methods_by_name():
 
 def test_lambda_scan_differs_from_objective_right_by_lambda_alone():
     batch = graded()
-    for name, lam in (("right_lam0", 0.0), ("right_lam1", 1.0)):
+    for name, lam in (("correct_lam0", 0.0), ("correct_lam1", 1.0)):
         torch.testing.assert_close(
             advantages(Method(name, 1), batch, None, lam=0.95),
-            advantages(Method("objective_right", 1), batch, None, lam=lam),
+            advantages(Method("objective_correct", 1), batch, None, lam=lam),
         )
 
 
@@ -245,7 +252,7 @@ def outcome(method, family, accuracy, length, lengths, seed=0, strength=1.0):
         "accuracy": accuracy,
         "length": length,
         "tokens_per_correct": length / accuracy,
-        "share_cut": 0.0,
+        "share_truncated": 0.0,
         "history": history(lengths),
     }
 
@@ -287,14 +294,24 @@ def test_the_comparison_says_who_is_dominated_and_how_much_faster_lenvm_is():
 def test_a_whole_bench_goes_on_where_it_was_killed(lenvm, tmp_path, capsys, monkeypatch):
     names = "none,kimi,o1_pruner,objective_refresh"
     arguments = [*TINY.split(), "--lenvm", str(lenvm), "--out", str(tmp_path), "--methods", names]
-    started, inner = [], bench_rl.one_run
+    started = []
 
-    def one_run(method, *args):
-        started.append(method.name)
-        return inner(method, *args)
+    class InProcess:
+        """Runs at once, in this process."""
 
-    monkeypatch.setattr(bench_rl, "one_run", one_run)
-    assert main(["rl", *arguments]) == 0
+        def __init__(self, *args, **kwargs): ...
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *args): ...
+        def submit(self, fn, *args):
+            started.append(args[0].name)
+            done = Future()
+            done.set_result(fn(*args))
+            return done
+
+    monkeypatch.setattr(jobs, "ProcessPoolExecutor", InProcess)
+    bench_rl.main(arguments)
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert started == names.split(",")
     assert [row["method"] for row in figures["methods"]] == names.split(",")
@@ -312,7 +329,7 @@ def test_a_whole_bench_goes_on_where_it_was_killed(lenvm, tmp_path, capsys, monk
     } <= {path.name for path in tmp_path.iterdir()}
     started.clear()
     next(tmp_path.glob("runs/*/kimi-0.5-0.json")).unlink()
-    assert main(["rl", *arguments]) == 0
+    bench_rl.main(arguments)
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert started == ["kimi"], "finished runs are not run again"
     for old, new in zip(figures["methods"], again["methods"], strict=True):
@@ -325,5 +342,56 @@ def test_nonsense_is_refused(lenvm, tmp_path, capsys):
         (["--lenvm", str(lenvm), "--levels", "4"], "use some of 0, 1, 2, 3"),
     ):
         with pytest.raises(SystemExit):
-            main(["rl", *arguments])
+            bench_rl.parse_args(arguments)
         assert said in capsys.readouterr().err
+
+
+PARENT = """
+import os, sys, time
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from scripts.bench.grpo.jobs import run_missing
+import killed_run
+
+if __name__ == "__main__":
+    run_missing(killed_run.run, {{Path({out!r}): ({out!r},)}}, jobs=1)
+"""
+RUN = """
+import os, time
+from pathlib import Path
+
+def run(out):
+    Path(out + ".pid").write_text(str(os.getpid()))
+    time.sleep(120)
+"""
+
+
+def test_a_worker_ends_with_a_bench_that_is_killed(tmp_path):
+    out = tmp_path / "run.json"
+    root = str(Path(bench_rl.__file__).parents[2])
+    (tmp_path / "killed_run.py").write_text(RUN)
+    (tmp_path / "parent.py").write_text(PARENT.format(root=root, out=str(out)))
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")], cwd=tmp_path)
+    pid_file = Path(f"{out}.pid")
+    wait_for(lambda: pid_file.exists() and pid_file.read_text())
+    worker = int(pid_file.read_text())
+    assert computes(worker)
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not computes(worker))
+    assert not out.exists()
+
+
+def computes(pid):
+    """Whether the process is there, and no zombie that nobody has waited for."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.1)

@@ -50,14 +50,14 @@ def make_rows(n: int, *, seed: int = 0, cut_every: int = 0, longest: int = 24) -
     for i in range(n):
         prompt = random.integers(2, 48, size=random.integers(2, 9)).tolist()
         response = random.integers(2, 48, size=random.integers(0, longest)).tolist()
-        cut = bool(cut_every) and i % cut_every == 0
+        truncated = bool(cut_every) and i % cut_every == 0
         rows.append(
             Rollout(
                 prompt_id=f"p{i}",
                 sample_id=0,
                 prompt_ids=prompt,
-                response_ids=[*response, 2 if cut else 1],
-                finish_reason="length" if cut else "stop",
+                response_ids=[*response, 2 if truncated else 1],
+                finish_reason="length" if truncated else "stop",
             )
         )
     return rows

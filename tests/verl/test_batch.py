@@ -9,7 +9,7 @@ from lenvm_rl.verl.pretrain.loss import LengthValueLoss
 from tests.verl.engines import make_rows
 
 DROP = LengthValueLoss(gamma=0.9)
-CENSORED = LengthValueLoss(gamma=0.9, cut="censored")
+CENSORED = LengthValueLoss(gamma=0.9, truncated="censored")
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -44,8 +44,8 @@ def test_cut_rows_count_only_where_they_are_trained_on(loss, share):
         batch["row_index"], batch["loss_mask"], batch["finished"], strict=True
     ):
         row = rows[int(i)]
-        assert bool(finished) is not row.cut
-        assert int(counted) == (row.length * share if row.cut else row.length)
+        assert bool(finished) is not row.truncated
+        assert int(counted) == (row.length * share if row.truncated else row.length)
 
 
 def test_workers_get_about_the_same_work():

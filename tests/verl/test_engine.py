@@ -47,7 +47,7 @@ def reference(any_head):
         ids = torch.tensor([[*row.prompt_ids, *row.response_ids]])
         z = model.length_logits(ids)[0, len(row.prompt_ids) - 1 : -1]
         logits.append(z.detach())
-        if not row.cut:
+        if not row.truncated:
             remaining = torch.arange(row.length, 0, -1)
             target = -(1 - LOSS.gamma**remaining)
             errors.append((-torch.sigmoid(z) - target) ** 2)
@@ -85,7 +85,7 @@ def test_the_exported_model_predicts_what_the_worker_does(lenvm, tmp_path):
     worker = make_worker(lenvm)
     policy = {"name": "toy", "revision": "1", "tokenizer_sha": tokenizer_sha(make_tokenizer())}
     known = {"sampling": {"temperature": 1.0}, "training": {"rows": 9, "tokens": 90}}
-    worker.describe(gamma=LOSS.gamma, policy=policy, answers="right", **known)
+    worker.describe(gamma=LOSS.gamma, policy=policy, answers="correct", **known)
     worker.describe(measured={"mre_s0": 0.1, "step": 4})
     train(worker, ROWS)
     worker.save_length_value_model(str(tmp_path / "lenvm"))
@@ -95,7 +95,7 @@ def test_the_exported_model_predicts_what_the_worker_does(lenvm, tmp_path):
     )
     assert model.config.head_output == "value"
     assert model.config.policy == policy and model.config.sampling == {"temperature": 1.0}
-    assert model.config.answers == "right"
+    assert model.config.answers == "correct"
     card = (tmp_path / "lenvm" / "README.md").read_text()
     assert "| trained on | rows 9, tokens 90 |" in card and "mre_s0 0.1, step 4" in card
     for row, ours in zip(ROWS, infer(worker, ROWS), strict=True):

@@ -78,15 +78,15 @@ def test_a_right_answer_needs_others_to_be_judged_among(composed, policy, tmp_pa
     alone = composed.copy()
     alone.actor_rollout_ref.rollout.n = 1
     with pytest.raises(ValueError, match="rollout.n=1 makes one of each.*lenvm.applies_to=all"):
-        critic_of(alone, policy, path, applies_to="right")
+        critic_of(alone, policy, path, applies_to="correct")
     critic_of(alone, policy, path)
 
 
 def test_the_ablation_says_what_it_is(composed, policy, tmp_path, caplog):
     path = make_lenvm(tmp_path / "lenvm", gamma=GAMMA)
-    critic_of(composed, policy, path, applies_to="right")
+    critic_of(composed, policy, path, applies_to="correct")
     assert not caplog.records
-    critic_of(composed, policy, path, applies_to="right", baseline="all")
+    critic_of(composed, policy, path, applies_to="correct", baseline="all")
     assert "is an ablation: where right answers are the long ones" in caplog.text
 
 

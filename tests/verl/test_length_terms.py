@@ -135,7 +135,7 @@ def test_batch_std_gives_the_term_a_unit_of_its_own():
 
 def right_terms(rollouts, estimate, **given):
     """advantage_term of settings that apply to right answers."""
-    settings = PolicyLengthSettings(checkpoint="x", scale=1.0, applies_to="right", **given)
+    settings = PolicyLengthSettings(checkpoint="x", scale=1.0, applies_to="correct", **given)
     return lambda baseline: advantage_term(
         settings,
         estimate,
@@ -154,7 +154,7 @@ def test_wrong_answers_are_left_alone_and_have_no_say_in_the_unit():
     rollouts = batch(correct=correct)
     logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
     estimate = LengthValues.of_logits(logits, torch.tensor(LENGTHS), model())
-    got = right_terms(rollouts, estimate, normalise="batch_std", lam=0.7)("right")
+    got = right_terms(rollouts, estimate, normalise="batch_std", lam=0.7)("correct")
     plain = length_advantage(
         estimate.values,
         rollouts.mask,
@@ -196,10 +196,10 @@ def test_lambda_follows_the_completions_that_get_the_term():
         return lambda_of(settings, rollouts.mask, weights)
 
     assert lam() == pytest.approx(1 - 1 / (0.3 * 193 / 4))
-    assert lam(applies_to="right") == pytest.approx(1 - 1 / (0.3 * 50))
+    assert lam(applies_to="correct") == pytest.approx(1 - 1 / (0.3 * 50))
     assert lam(lam=0.95) == 0.95
     nothing = batch(correct=(0.0,) * 4)
-    settings = PolicyLengthSettings(**asked, applies_to="right")
+    settings = PolicyLengthSettings(**asked, applies_to="correct")
     weights = weights_of(settings, nothing.correct, nothing.mask)
     assert lambda_of(settings, nothing.mask, weights) == 1.0
 
@@ -258,7 +258,7 @@ def test_prompts_without_a_budget_are_counted_and_named(missing):
 def test_length_metrics_by_hand():
     got = length_metrics(batch())
     assert got["length/mean"] == 3.25 and got["length/p50"] == 3.5 and got["length/max"] == 5.0
-    assert got["length/share_cut"] == 0.25 and got["length/accuracy"] == 0.75
+    assert got["length/share_truncated"] == 0.25 and got["length/accuracy"] == 0.75
     assert got["length/tokens_per_correct"] == pytest.approx(13 / 3)
     nothing_right = length_metrics(batch(correct=(0.0,) * 4))
     assert "length/tokens_per_correct" not in nothing_right

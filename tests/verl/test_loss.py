@@ -95,7 +95,7 @@ def random_logits(rows, seed=0):
 
 
 @pytest.mark.parametrize(
-    ("cut", "target"),
+    ("truncated", "target"),
     [
         ("bootstrap", "return"),  # lengths are not bootstrapped
         *itertools.product(
@@ -103,11 +103,11 @@ def random_logits(rows, seed=0):
         ),
     ],
 )
-def test_micro_batches_add_up_to_the_whole_batch(cut, target):
+def test_micro_batches_add_up_to_the_whole_batch(truncated, target):
     rows = make_rows(9, cut_every=3)
-    objective = LengthValueLoss(gamma=GAMMA, target=target, length_scale=25.0, cut=cut)
+    objective = LengthValueLoss(gamma=GAMMA, target=target, length_scale=25.0, truncated=truncated)
     logits = random_logits(rows)
-    tokens = sum(objective.counted_tokens(r.length, not r.cut) for r in rows)
+    tokens = sum(objective.counted_tokens(r.length, not r.truncated) for r in rows)
 
     def loss_of(part):
         batch = make_batch([rows[i] for i in part], loss=objective, workers=1, balance=False)
@@ -134,10 +134,10 @@ def test_workers_average_to_the_whole_batch():
     assert halves == pytest.approx(loss_of(range(8), 1), rel=1e-5)
 
 
-@pytest.mark.parametrize("cut", ["drop", "censored", "bootstrap"])
-def test_filling_rows_change_nothing(cut):
+@pytest.mark.parametrize("truncated", ["drop", "censored", "bootstrap"])
+def test_filling_rows_change_nothing(truncated):
     rows = make_rows(5, cut_every=2)
-    objective = LengthValueLoss(gamma=GAMMA, cut=cut)
+    objective = LengthValueLoss(gamma=GAMMA, truncated=truncated)
     plain = make_batch(rows, loss=objective, workers=1)
     filled = make_batch(rows, loss=objective, workers=1, multiple=4)
     assert int(plain["loss_mask"].sum()) == int(filled["loss_mask"].sum()) > 0
@@ -150,10 +150,10 @@ def test_filling_rows_change_nothing(cut):
 
 
 def test_a_dropped_completion_has_no_gradient_and_a_censored_one_only_when_too_short():
-    def gradient(cut, z):
+    def gradient(truncated, z):
         logits = torch.full((6,), z, requires_grad=True)
         values = torch.nested.nested_tensor_from_jagged(logits, torch.tensor([0, 3, 6]))
-        objective = LengthValueLoss(gamma=GAMMA, cut=cut)
+        objective = LengthValueLoss(gamma=GAMMA, truncated=truncated)
         objective({"values": values}, hand_batch(finished=(True, False)))[0].backward()
         return logits.grad[3:5]  # s_0 and s_1 of the cut completion
 
@@ -168,7 +168,7 @@ def test_bootstrap_ends_in_the_models_value_of_the_last_state():
     logits = nested([[9.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     batch = hand_batch(finished=(False, True))
     batch["row_weight"] = torch.tensor([1.0, 0.0])
-    objective = LengthValueLoss(gamma=GAMMA, cut="bootstrap")
+    objective = LengthValueLoss(gamma=GAMMA, truncated="bootstrap")
     loss, _ = objective({"values": logits}, with_globals(batch, 1))
     assert loss.item() == pytest.approx((0.55 - 0.5) ** 2, rel=1e-4)
 
@@ -207,5 +207,5 @@ def test_matches_verls_value_loss_without_clipping():
 
 
 def test_an_instance_travels_to_workers():
-    objective = LengthValueLoss(gamma=GAMMA, cut="censored")
+    objective = LengthValueLoss(gamma=GAMMA, truncated="censored")
     assert pickle.loads(pickle.dumps(objective)) == objective

@@ -59,8 +59,8 @@ def test_target_and_scale():
 
 
 def test_the_rest_is_handed_on():
-    objective = loss({"lam": 0.5, "cut": "bootstrap"})
-    assert (objective.lam, objective.cut) == (0.5, "bootstrap")
+    objective = loss({"lam": 0.5, "truncated": "bootstrap"})
+    assert (objective.lam, objective.truncated) == (0.5, "bootstrap")
     fields = describe(objective, policy={"name": "p"}, sampling={"temperature": 1.0})
     described = {"gamma", "target", "length_scale", "policy", "sampling", "answers", "training"}
     assert set(fields) == described

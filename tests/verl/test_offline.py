@@ -43,7 +43,7 @@ def test_facts_of_a_file(tmp_path):
     facts = read_facts(write(tmp_path / "r", rows), tokenizer_sha="abc", **LIMITS)
     lengths = [row.length for row in rows]
     assert (facts.rows, facts.finished_rows, facts.tokens) == (30, 27, sum(lengths))
-    assert facts.share_cut == pytest.approx(0.1)
+    assert facts.share_truncated == pytest.approx(0.1)
     assert facts.longest_prompt == max(len(row.prompt_ids) for row in rows)
     assert facts.longest_response == max(lengths)
     assert facts.suggested_gamma == pytest.approx(gamma_from_lengths(lengths))
@@ -91,13 +91,13 @@ def test_every_completion_comes_once_per_epoch_in_full_batches(tmp_path):
     assert src.epoch == 2.0
 
 
-@pytest.mark.parametrize(("cut", "expected"), [("drop", 20), ("censored", 30)])
-def test_dropped_completions_do_not_come_and_do_not_count(tmp_path, cut, expected):
+@pytest.mark.parametrize(("truncated", "expected"), [("drop", 20), ("censored", 30)])
+def test_dropped_completions_do_not_come_and_do_not_count(tmp_path, truncated, expected):
     rows = make_rows(30, cut_every=3)
-    src = source(write(tmp_path / "r", rows), cut=cut, epochs=1)
+    src = source(write(tmp_path / "r", rows), truncated=truncated, epochs=1)
     order = list(itertools.chain.from_iterable(all_batches(src)))
     assert len(order) == src.rows == expected
-    assert any(row.cut for row in order) is (cut == "censored")
+    assert any(row.truncated for row in order) is (truncated == "censored")
 
 
 @pytest.mark.parametrize("at", [1, 4, 6])
@@ -150,7 +150,9 @@ def test_many_cut_completions_are_announced(tmp_path, caplog):
 
 def test_a_file_of_cut_completions_only_is_refused(tmp_path):
     path = write(tmp_path / "r", make_rows(4, cut_every=1))
-    with pytest.raises(ValueError, match="all 4 completions .* lenvm.cut=drop leaves them out"):
+    with pytest.raises(
+        ValueError, match="all 4 completions .* lenvm.truncated=drop leaves them out"
+    ):
         source(path)
 
 

@@ -174,17 +174,17 @@ def test_the_length_term_of_right_answers_alone(step):
     right = torch.tensor(SCORES)[:, None]
     assert 0 < right.sum() < len(right)
     wanted = task + 0.5 * right * a_len() * MASK
-    for answers, baseline in (("right", "auto"), ("right", "right"), ("all", "all")):
+    for answers, baseline in (("correct", "auto"), ("correct", "correct"), ("all", "all")):
         queue, metrics, _ = step(
-            {"adv_estimator": "grpo"}, answers=answers, applies_to="right", baseline=baseline
+            {"adv_estimator": "grpo"}, answers=answers, applies_to="correct", baseline=baseline
         )
         assert_close(queue.padded("advantages"), wanted, atol=1e-6, rtol=0)
         assert metrics["lenvm/scale"] == 0.5
     # Beside a LenVM of all answers a right one is judged among its prompt's; here it is alone.
-    queue, *_ = step({"adv_estimator": "grpo"}, applies_to="right")
+    queue, *_ = step({"adv_estimator": "grpo"}, applies_to="correct")
     assert_close(queue.padded("advantages"), task)
     scores = Queue(scores=[1.0, 1.0, 0.0, 0.0])
-    queue, *_ = step({"adv_estimator": "grpo"}, queue=scores, applies_to="right")
+    queue, *_ = step({"adv_estimator": "grpo"}, queue=scores, applies_to="correct")
     returns = [-(1 - GAMMA**n) for n in (3, 1)]
     apart = 0.5 * (returns[0] - returns[1]) / 2
     assert queue.padded("advantages")[:2, 0].tolist() == pytest.approx([apart, -apart], abs=1e-6)
@@ -193,12 +193,12 @@ def test_the_length_term_of_right_answers_alone(step):
 
 def test_values_of_right_answers_alone_are_no_baseline_of_all(step):
     with pytest.raises(ValueError, match="trained on right answers alone, but lenvm.applies_to"):
-        step({"adv_estimator": "grpo"}, answers="right")
+        step({"adv_estimator": "grpo"}, answers="correct")
 
 
 def test_the_length_term_leaves_a_right_answer_its_lead(step):
     task = verls(step, adv_estimator="grpo")
-    given = {"applies_to": "right", "scale": 1e3, "answers": "right"}
+    given = {"applies_to": "correct", "scale": 1e3, "answers": "correct"}
     queue, *_ = step({"adv_estimator": "grpo"}, **given)
     total = queue.padded("advantages")
     for right, wrong in ((0, 1), (2, 3)):
@@ -233,7 +233,7 @@ def test_a_frozen_critic_is_refitted_before_use(step, monkeypatch):
     assert metrics["lenvm/recalibration_a"] == 0.5
     assert metrics["lenvm/recalibration_rmse_after"] == pytest.approx(0.1)
     assert torch.equal(seen[0][2], MASK & torch.tensor(FINISHED)[:, None])
-    step({"adv_estimator": "grpo"}, answers="right", applies_to="right")
+    step({"adv_estimator": "grpo"}, answers="correct", applies_to="correct")
     rows = torch.tensor(FINISHED) & (torch.tensor(SCORES) > 0)
     assert torch.equal(seen[1][2], MASK & rows[:, None])
     for off in ({"recalibrate": False}, {"refresh": True}, {"use": "shaping"}):
@@ -243,14 +243,14 @@ def test_a_frozen_critic_is_refitted_before_use(step, monkeypatch):
 
 def test_a_lenvm_of_right_answers_goes_on_learning_from_right_ones(step):
     _, metrics, _ = step(
-        {"adv_estimator": "grpo"}, answers="right", applies_to="right", refresh=True
+        {"adv_estimator": "grpo"}, answers="correct", applies_to="correct", refresh=True
     )
     assert metrics["lenvm/refresh/mse"] == 2.0
     _, metrics, _ = step(
         {"adv_estimator": "grpo"},
         queue=Queue(scores=[0.0] * 4),
-        answers="right",
-        applies_to="right",
+        answers="correct",
+        applies_to="correct",
         refresh=True,
     )
     assert "lenvm/refresh/mse" not in metrics
@@ -266,7 +266,7 @@ def test_rows_that_fill_up_take_no_part(step):
     queue, metrics, _ = step({"adv_estimator": "grpo"})
     assert not queue.columns["advantages"]["pad_0_0"].any()
     assert "pad_0_0" not in queue.columns["len_values"]
-    assert metrics["length/mean"] == 3.25 and metrics["length/share_cut"] == 0.25
+    assert metrics["length/mean"] == 3.25 and metrics["length/share_truncated"] == 0.25
 
 
 def test_a_group_of_equal_rewards_still_learns_its_length(step):

@@ -129,7 +129,7 @@ def test_metrics_are_those_of_the_batch(grpo, work):
     wanted = {
         "length/mean": lengths.mean(),
         "length/p95": lengths.quantile(0.95),
-        "length/share_cut": 1 - batch["finished"].float().mean(),
+        "length/share_truncated": 1 - batch["finished"].float().mean(),
         "length/accuracy": batch["correct"].mean(),
     }
     for name, value in wanted.items():

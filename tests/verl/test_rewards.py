@@ -181,7 +181,7 @@ def test_a_session_is_cut_where_one_of_its_outputs_is():
     rollouts = sessions()
     rollouts.finished[2] = False
     assert rollouts.samples.finished.tolist() == [True, False]
-    assert length_metrics(rollouts)["length/share_cut"] == 0.5
+    assert length_metrics(rollouts)["length/share_truncated"] == 0.5
 
 
 def test_columns_of_the_data_reach_the_formula():

@@ -75,13 +75,23 @@ def test_training_learns_and_reports(whole_run):
     losses = steps(whole_run, "critic/mse")
     assert sorted(losses) == list(range(1, 13))
     assert losses[12] < 0.7 * losses[1]
-    for metric in ("critic/grad_norm", "critic/lr", "perf/tokens_per_second", "data/share_cut"):
+    for metric in (
+        "critic/grad_norm",
+        "critic/lr",
+        "perf/tokens_per_second",
+        "data/share_truncated",
+    ):
         assert len(steps(whole_run, metric)) == 12, metric
     assert steps(whole_run, "training/epoch")[12] == EPOCHS
     assert "Training Progress: 100%" in whole_run
     before, after = (steps(whole_run, "val/mse")[step] for step in (0, 12))
     assert after < 0.7 * before
-    for metric in ("mre_s0", "r2", "share_cut", *(f"relative_error/{p}" for p in ("00", "90"))):
+    for metric in (
+        "mre_s0",
+        "r2",
+        "share_truncated",
+        *(f"relative_error/{p}" for p in ("00", "90")),
+    ):
         assert math.isfinite(steps(whole_run, f"val/{metric}")[12])
 
 
@@ -167,7 +177,7 @@ def test_on_policy_training_writes_what_it_samples(work):
         work,
         "sampled",
         *("lenvm.train_rollouts=null", "lenvm.val_rollouts=null", "lenvm.gamma=0.95"),
-        *("lenvm.cut=censored", "data.train_batch_size=8", "trainer.total_epochs=2"),
+        *("lenvm.truncated=censored", "data.train_batch_size=8", "trainer.total_epochs=2"),
         *("data.max_response_length=40", "data.max_prompt_length=8"),
         f"data.train_files={work / 'train.parquet'}",
         f"data.val_files={work / 'val.parquet'}",
@@ -183,7 +193,7 @@ def test_on_policy_training_writes_what_it_samples(work):
     assert len(rows) == 4 * 8 * 4  # steps, prompts, n
     assert len({(row.prompt_id, row.sample_id) for row in rows}) == len(rows)
     for row in rows:
-        assert row.cut == (row.response_ids[-1] != 1)
+        assert row.truncated == (row.response_ids[-1] != 1)
         assert row.prompt_ids[0] == row.prompt_ids[1] == int(row.ground_truth)
         assert row.sampling["temperature"] == 1.0 and row.policy["name"] == str(work / "policy")
     held_out = RolloutReader(work / "sampled" / "rollouts" / "heldout.parquet")

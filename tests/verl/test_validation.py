@@ -15,14 +15,14 @@ from tests.verl.engines import make_rows
 LOSS = LengthValueLoss(gamma=0.9)
 
 
-def completions(lengths_of_prompts, cut=()):
+def completions(lengths_of_prompts, truncated=()):
     return [
         Rollout(
             prompt_id=f"p{i}",
             sample_id=k,
             prompt_ids=[2, 3, 2 + i],
             response_ids=[2] * (n - 1) + [1],
-            finish_reason="length" if (i, k) in cut else "stop",
+            finish_reason="length" if (i, k) in truncated else "stop",
         )
         for i, lengths in enumerate(lengths_of_prompts)
         for k, n in enumerate(lengths)
@@ -79,7 +79,7 @@ def test_by_hand():
 
 
 def test_batches_and_filling_rows_do_not_matter():
-    rows = completions([[4, 7, 2, 9], [12, 3, 5, 8], [6, 6, 1, 20]], cut={(0, 3), (2, 1)})
+    rows = completions([[4, 7, 2, 9], [12, 3, 5, 8], [6, 6, 1, 20]], truncated={(0, 3), (2, 1)})
 
     def noisy(row, t):
         return math.sin(row.length * 3 + t)
@@ -92,9 +92,9 @@ def test_batches_and_filling_rows_do_not_matter():
 
 
 def test_cut_completions_are_reported_and_carry_no_weight():
-    rows = completions([[4, 50], [6, 8]], cut={(0, 1)})
+    rows = completions([[4, 50], [6, 8]], truncated={(0, 1)})
     metrics = measure(rows, truth)
-    assert metrics["share_cut"] == 0.25 and metrics["completions"] == 4
+    assert metrics["share_truncated"] == 0.25 and metrics["completions"] == 4
     assert metrics["tokens"] == 4 + 6 + 8 and metrics["mse"] < 1e-12
 
 
@@ -115,6 +115,6 @@ def test_other_targets_are_measured_in_their_own_space(target):
 
 
 def test_nothing_to_compare_with_is_refused():
-    rows = completions([[4]], cut={(0, 0)})
+    rows = completions([[4]], truncated={(0, 0)})
     with pytest.raises(ValueError, match="none of the 1 held-out completions ended by itself"):
         measure(rows, truth)

@@ -89,7 +89,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_one_that_was_not(run, tmp_path):
     assert after == rows_of(tmp_path / "whole") and after.items() >= before.items()
     again, engine = run()
     assert (again.rows_resumed, again.tokens_per_s, engine.asked) == (9, 0.0, [])
-    for figure in ("rows", "mean_length", "share_cut", "mean_deviation"):
+    for figure in ("rows", "mean_length", "share_truncated", "mean_deviation"):
         assert getattr(again, figure) == getattr(whole, figure)
     assert again.mean_deviation == 0.75, "one token without EOS where four were asked for"
 

@@ -192,7 +192,7 @@ def test_evaluations_sample_from_it(server, tmp_path):
     settings = LifebenchSettings(
         controls=("at_most", "at_least"),
         targets=(12,),
-        methods=("unguided", "guided", "cut"),
+        methods=("unguided", "guided", "truncated"),
         max_tokens=100,
     )
     sampler = ServedSampler(ServedPolicy(server), NAME)

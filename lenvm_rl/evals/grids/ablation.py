@@ -146,7 +146,7 @@ def _claims(finals: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             claims[f"gamma_best_at_{position}"] = _best(rows, f"relative_error_{position}")
     if rows := rows_of(finals, "weighting"):
         claims["weighting_least_mse"] = _best(rows, "mse")
-        claims["weighting_bias_s0"] = {row["label"]: row["horizon_bias_s0"] for row in rows}
+        claims["weighting_bias_s0"] = {row["label"]: row["u_bias_s0"] for row in rows}
     return claims
 
 

@@ -60,7 +60,7 @@ class Data:
     longest_response: int
     longest_sequence: int
     """Prompt and response."""
-    share_cut: float
+    share_truncated: float
 
     def subset(self, prompts: int, samples: int) -> Path:
         """Rollout file of the first so many prompts and samples; made when it is not there."""
@@ -254,7 +254,7 @@ def _failure(spec: Path, status: int) -> str:
 def _lengths(train: Path, heldout: Path) -> dict[str, Any]:
     """Facts about the lengths of both parts, as fields of `Data`."""
     trained = RolloutReader(train).lengths()
-    longest, sequence, cut, rows = int(trained.max()), 0, 0, 0
+    longest, sequence, truncated, rows = int(trained.max()), 0, 0, 0
     for path in (train, heldout):
         for batch in RolloutReader(path).iter_batches(
             ["prompt_ids", "response_ids", "finish_reason"]
@@ -262,7 +262,7 @@ def _lengths(train: Path, heldout: Path) -> dict[str, Any]:
             lengths = list_lengths(batch.column(1))
             longest = max(longest, int(lengths.max()))
             sequence = max(sequence, int((list_lengths(batch.column(0)) + lengths).max()))
-            cut += batch.column(2).to_pylist().count("length")
+            truncated += batch.column(2).to_pylist().count("length")
             rows += batch.num_rows
     p99 = float(np.quantile(trained, 0.99))
     return {
@@ -270,5 +270,5 @@ def _lengths(train: Path, heldout: Path) -> dict[str, Any]:
         "p99": p99,
         "longest_response": longest,
         "longest_sequence": sequence,
-        "share_cut": cut / rows,
+        "share_truncated": truncated / rows,
     }

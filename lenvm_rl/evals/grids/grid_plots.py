@@ -50,7 +50,7 @@ def plot_choices(figure: Figure, tables: Tables) -> bool:
         ("target", "length_error", "mean |length error| (tokens)", "(5a) target"),
         ("batches", "mse", "held-out MSE of the value", "(5b) batches"),
         ("precision", "mse", "held-out MSE of the value", "(5c) precision"),
-        ("weighting", "horizon_bias_s0", "mean predicted - true horizon at s_0", "(E) weighting"),
+        ("weighting", "u_bias_s0", "mean predicted - true horizon at s_0", "(E) weighting"),
     ]
     panels = [panel for panel in panels if _labels(tables["curves"], panel[0])]
     if not panels:
@@ -62,7 +62,7 @@ def plot_choices(figure: Figure, tables: Tables) -> bool:
         _curves(axes, tables["curves"], group, metric, _CONTRAST)
         axes.set_ylabel(ylabel)
         axes.set_title(title, fontsize=10)
-        if metric == "horizon_bias_s0":
+        if metric == "u_bias_s0":
             axes.axhline(0.0, color="#444444", linewidth=0.8)
     return True
 
@@ -101,7 +101,7 @@ def _curves(axes: Axes, curves: Table, group: str, metric: str, colours: Sequenc
         low, high = [r[f"{metric}_low"] for r in rows], [r[f"{metric}_high"] for r in rows]
         axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
         seen += [r[metric] for r in rows[len(rows) // 5 :]]  # the start would squeeze the rest
-    if seen and metric != "horizon_bias_s0":
+    if seen and metric != "u_bias_s0":
         margin = 0.08 * (max(seen) - min(seen)) or 0.05 * max(seen)
         axes.set_ylim(min(seen) - margin, max(seen) + margin)
     axes.set_xlabel("step")

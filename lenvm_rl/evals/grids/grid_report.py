@@ -26,7 +26,7 @@ METRICS = (
     "relative_error_25",
     "relative_error_50",
     "relative_error_75",
-    "horizon_bias_s0",
+    "u_bias_s0",
 )
 """Of `heldout.heldout_errors`."""
 

@@ -126,7 +126,7 @@ def evaluate_control(
     points: list[dict[str, Any]] = []
     for control in settings.controls:
         points += rows_of("unguided", control, targets, unguided)
-        points += rows_of("cut", control, targets, unguided)
+        points += rows_of("truncated", control, targets, unguided)
         for goal, asked in targets.items():
             notify(f"{control} {goal}")
             name, here = f"{control}-{goal}", {goal: asked}

@@ -17,7 +17,7 @@ Table = Sequence[Mapping[str, Any]]
 STYLE = {
     "guided": ("#2b5c8a", "o", "guided"),
     "unguided": ("#9a9a9a", "s", "unguided"),
-    "cut": ("#d1603d", "v", "cut at the target"),
+    "truncated": ("#d1603d", "v", "cut at the target"),
     "prompted": ("#5d8a4a", "^", "asked in words"),
     "countdown": ("#8a5a9e", "D", "countdown prompt"),
 }

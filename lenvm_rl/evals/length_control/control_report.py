@@ -54,7 +54,7 @@ def rows_of(
         for outcome in outcomes:
             target = asked[outcome.prompt]
             within = outcome.ended and outcome.length <= target
-            cut = method == "cut" and not within
+            truncated = method == "truncated" and not within
             rows.append(
                 {
                     "control": control,
@@ -62,9 +62,9 @@ def rows_of(
                     "goal": goal,
                     "prompt": outcome.prompt,
                     "target": target,
-                    "length": min(outcome.length, target) if cut else outcome.length,
-                    "ended": outcome.ended and not cut,
-                    "right": None if outcome.right is None else outcome.right and not cut,
+                    "length": min(outcome.length, target) if truncated else outcome.length,
+                    "ended": outcome.ended and not truncated,
+                    "right": None if outcome.right is None else outcome.right and not truncated,
                     "logprob": outcome.logprob,
                 }
             )
@@ -108,7 +108,7 @@ def _scores(control: str, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Means over completions; a completion that never ended fails unless it was cut on purpose."""
     length = torch.tensor([row["length"] for row in rows], dtype=torch.float64)
     target = torch.tensor([row["target"] for row in rows], dtype=torch.float64)
-    failed = torch.tensor([not row["ended"] and row["method"] != "cut" for row in rows])
+    failed = torch.tensor([not row["ended"] and row["method"] != "truncated" for row in rows])
     deviation = lifebench_deviation(length, target, failed=failed)
     return {
         "completions": len(rows),

@@ -120,8 +120,8 @@ class _Run:
         words = self.settings.unit == "words"
         scale = {lang: ratio if words else 1.0 for lang, ratio in ratios.items()}
         tokens = [max(1, round(target * scale[lang])) for lang in self.languages]
-        if method == "cut":
-            return [self._cut(answer, tokens[answer.prompt]) for answer in free]
+        if method == "truncated":
+            return [self._truncated(answer, tokens[answer.prompt]) for answer in free]
         asked = self._asked(control, target)
         if method == "guided":
             guides = [
@@ -194,7 +194,7 @@ class _Run:
             )
         return answers
 
-    def _cut(self, answer: _Answer, limit: int) -> _Answer:
+    def _truncated(self, answer: _Answer, limit: int) -> _Answer:
         """What `max_tokens=limit` leaves; it counts as ended, as it stops where it was told to."""
         if answer.tokens <= limit and answer.ended:
             return answer

@@ -9,7 +9,7 @@ from lenvm_rl.core import CONTROLS
 from lenvm_rl.evals.length_control.lifebench_tasks import UNITS
 from lenvm_rl.guidance import GuidanceSettings
 
-METHODS = ("unguided", "guided", "cut", "countdown")
+METHODS = ("unguided", "guided", "truncated", "countdown")
 TARGETS = (32, 64, 128, 256, 512, 1024)
 OFFICIAL_TARGETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 

@@ -35,7 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lenvm_rl.core import horizon_to_length, td_scores, value_of_logit
+from lenvm_rl.core import td_scores, u_to_length, value_of_logit
 from lenvm_rl.evals.result import Result
 from lenvm_rl.model import LengthValueModel, check_tokenizer, find_lenvm, load_tokenizer
 from lenvm_rl.model.forward import iter_logits, model_space
@@ -147,15 +147,15 @@ def evaluate(
     special = set(getattr(tokenizer, "all_special_ids", []))
     tokens: dict[int, Tally] = {}
     words: dict[str, Tally] = {}
-    completions = cut = 0
+    completions = truncated = 0
     for row, z in iter_logits(model, rows):
         completions += 1
-        cut += row.cut
+        truncated += row.truncated
         u = -value_of_logit(z.double(), **model_space(model))
         pieces = token_texts(tokenizer, row.response_ids, before=row.prompt_ids)
         starts = word_starts(pieces, row.response_ids, special)
         along = _Along(row, u, pieces, gamma)
-        for i, score in enumerate(td_scores(u, gamma=gamma, ended=not row.cut).tolist()):
+        for i, score in enumerate(td_scores(u, gamma=gamma, ended=not row.truncated).tolist()):
             key = row.response_ids[i]
             if not math.isnan(score):  # the last token before a cut has no state after it
                 tally = tokens.get(key) or tokens.setdefault(
@@ -170,7 +170,7 @@ def evaluate(
                 tally.examples[sign][place : place + 1] = [along.example(a, b, score, starts)]
     if not completions:
         raise ValueError("no completion to analyse: the rollout file is empty, or limit is 0.")
-    return _ranked(tokens, words, special, completions, cut, gamma, settings)
+    return _ranked(tokens, words, special, completions, truncated, gamma, settings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +184,7 @@ class _Along:
 
     def word_scores(self, starts: Sequence[int]) -> Iterator[tuple[int, int, float]]:
         """First token, end, and k-step score of every word whose end state is known."""
-        after = torch.nan if self.row.cut else 0.0
+        after = torch.nan if self.row.truncated else 0.0
         u = torch.cat([self.u, torch.tensor([after], dtype=torch.float64)])
         ends = [*starts[1:], self.row.length]
         a, b = torch.tensor(starts), torch.tensor(ends)
@@ -196,10 +196,10 @@ class _Along:
 
     def example(self, a: int, b: int, score: float, starts: Sequence[int]) -> dict[str, Any]:
         """The word with the text around it, and the remaining length before and after."""
-        before = horizon_to_length(self.u[a], gamma=self.gamma).item()
+        before = u_to_length(self.u[a], gamma=self.gamma).item()
         left = 0.0
         if b < self.row.length:
-            left = horizon_to_length(self.u[b], gamma=self.gamma).item()
+            left = u_to_length(self.u[b], gamma=self.gamma).item()
         return {
             "prompt_id": self.row.prompt_id,
             "sample_id": self.row.sample_id,
@@ -281,7 +281,7 @@ def _ranked(
     words: dict[str, Tally],
     special: set[int],
     completions: int,
-    cut: int,
+    truncated: int,
     gamma: float,
     settings: Settings,
 ) -> Result:
@@ -299,7 +299,7 @@ def _ranked(
             contexts += [{"sign": sign, "text": text, **example} for example in examples]
     figures = {
         "completions": completions,
-        "share_cut": cut / completions,
+        "share_truncated": truncated / completions,
         "gamma": gamma,
         "threshold": settings.threshold,
         "min_count": settings.min_count,

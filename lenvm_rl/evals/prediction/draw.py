@@ -80,7 +80,7 @@ def view(result: Result) -> Group:
             Text(
                 f"over {figures['tokens']:,} tokens: mean squared error {figures['mse']:.4f}, "
                 f"calibration error {figures['calibration_error']:.4f}; "
-                f"{figures['share_cut']:.2%} of completions truncated"
+                f"{figures['share_truncated']:.2%} of completions truncated"
             )
         )
     return Group(*parts)

@@ -29,7 +29,7 @@ from lenvm_rl.core import (
     at_positions,
     calibration,
     kendall_tau,
-    length_to_horizon,
+    length_to_u,
     mean_relative_error,
     noise_corrected_mre,
     noise_floor,
@@ -199,7 +199,7 @@ def position_table(
 ) -> Table:
     """Errors of remaining lengths at `POSITIONS` of finished responses, one row per predictor.
 
-    Columns: relative_error, mean |l_hat - l| / l; mae, mean |l_hat - l| in tokens; horizon_rmse,
+    Columns: relative_error, mean |l_hat - l| / l; mae, mean |l_hat - l| in tokens; u_rmse,
     the root mean squared error of u_hat. Outcomes are single samples, so that even a perfect model
     has errors here.
     """
@@ -209,7 +209,7 @@ def position_table(
     if naive is not None:
         prompts = torch.tensor([len(row.prompt_ids) for row, _ in along])
         guesses |= naive.remaining_lengths(prompts, t_BP)
-    u_BP = length_to_horizon(left_BP, gamma=gamma)
+    u_BP = length_to_u(left_BP, gamma=gamma)
     table = []
     for name, guess_BP in guesses.items():
         error = relative_error(guess_BP.double(), left_BP.double()).mean(0)
@@ -218,7 +218,7 @@ def position_table(
         u_hat = (
             -value_of_logit(z_BP, **model_space(model))
             if name == "lenvm"
-            else length_to_horizon(guess_BP, gamma=gamma)
+            else length_to_u(guess_BP, gamma=gamma)
         )
         squared = (u_hat - u_BP).double().square().mean(0)
         for i, position in enumerate(POSITIONS):
@@ -228,7 +228,7 @@ def position_table(
                     "predictor": name,
                     "relative_error": error[i].item(),
                     "mae": absolute[i].item(),
-                    "horizon_rmse": squared[i].sqrt().item(),
+                    "u_rmse": squared[i].sqrt().item(),
                     "responses": len(along),
                 }
             )
@@ -242,7 +242,7 @@ def position_calibration(model: LengthValueModel, along: Sequence[Along]) -> Tab
     """
     gamma = model.config.require_gamma()
     z_BP, _, left_BP = _at_positions(along)
-    u_BP = length_to_horizon(left_BP, gamma=gamma)
+    u_BP = length_to_u(left_BP, gamma=gamma)
     u_hat_BP = -value_of_logit(z_BP, **model_space(model))
     table = []
     for position in CALIBRATED:
@@ -288,18 +288,18 @@ def token_metrics(
     """
     z = torch.cat([z for _, z in along])
     lengths = [remaining_length(torch.ones(1, row.length))[0] for row, _ in along]
-    u = length_to_horizon(torch.cat(lengths), gamma=model.config.require_gamma())
+    u = length_to_u(torch.cat(lengths), gamma=model.config.require_gamma())
     u_hat = -value_of_logit(z, **model_space(model))
     curve = calibration(u_hat, u, bins=20)
     low, middle, high = torch.quantile(_thinned(u_hat), torch.tensor([0.05, 0.5, 0.95])).tolist()
     figures = {
         "mse": (u_hat - u).double().square().mean().item(),
         "r2_returns": r2(u_hat, u) if len(u) > 1 else float("nan"),
-        "horizon_mean": u_hat.double().mean().item(),
-        "horizon_std": u_hat.double().std(correction=0).item(),
-        "horizon_p5": low,
-        "horizon_p50": middle,
-        "horizon_p95": high,
+        "u_mean": u_hat.double().mean().item(),
+        "u_std": u_hat.double().std(correction=0).item(),
+        "u_p5": low,
+        "u_p50": middle,
+        "u_p95": high,
         "calibration_error": curve.error,
     }
     bins = zip(curve.count.tolist(), curve.predicted.tolist(), curve.actual.tolist(), strict=True)

@@ -44,7 +44,7 @@ from lenvm_rl.model.policy_check import open_rollouts
 from lenvm_rl.rollouts import Rollout
 from lenvm_rl.sampling.transformers.sampler import ContinuousSampler
 
-_CUT_WARNING = 0.01
+_TRUNCATED_WARNING = 0.01
 
 
 HEADLINE = (
@@ -169,7 +169,7 @@ def evaluate(
     figures = _counts(rows, gamma)
     figures |= prompt_metrics(tables["prompts"], rows, gamma=gamma, seed=seed)
     tables["domains"] = domain_table(tables["prompts"], rows, gamma=gamma, seed=seed)
-    ended = [item for item in along if not item[0].cut]
+    ended = [item for item in along if not item[0].truncated]
     if ended:
         tables["outcomes"] = outcome_table(model, tables["prompts"], ended, naive)
         tables["positions"] = position_table(model, ended, naive)
@@ -194,18 +194,18 @@ def evaluate(
 
 
 def _counts(rows: Sequence[Rollout], gamma: float) -> dict[str, Any]:
-    cut = sum(row.cut for row in rows) / len(rows)
-    if cut > _CUT_WARNING:
+    truncated = sum(row.truncated for row in rows) / len(rows)
+    if truncated > _TRUNCATED_WARNING:
         warnings.warn(
-            f"{cut:.1%} of the held-out completions were cut by the token limit: true lengths are "
-            "longer than measured. Sample them with more tokens.",
+            f"{truncated:.1%} of the held-out completions were truncated by the token limit: true "
+            "lengths are longer than measured. Sample them with more tokens.",
             stacklevel=3,
         )
     return {
         "gamma": gamma,
         "completions": len(rows),
         "tokens": sum(row.length for row in rows),
-        "share_cut": cut,
+        "share_truncated": truncated,
     }
 
 

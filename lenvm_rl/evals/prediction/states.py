@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from lenvm_rl.core import length_to_horizon, noise_corrected_r2, r2, value_of_logit
+from lenvm_rl.core import length_to_u, noise_corrected_r2, r2, value_of_logit
 from lenvm_rl.evals.prediction.errors import Table, group_lengths
 from lenvm_rl.model import LengthValueModel
 from lenvm_rl.model.forward import iter_logits, model_space
@@ -167,7 +167,7 @@ def state_table(model: LengthValueModel, reader: RolloutReader, *, token_budget:
             f"{reader.path}: state {poorest} has {int(count.min())} continuation; its spread, and "
             "so the sampling noise, is unknown. Sample at least two per state (32 are good)."
         )
-    u = length_to_horizon(lengths.double(), gamma=gamma)
+    u = length_to_u(lengths.double(), gamma=gamma)
     mean = (u * mask).sum(1) / count
     variance = ((u - mean[:, None]).square() * mask).sum(1) / (count - 1)
     first = {row.prompt_id: row for row in rows}

@@ -297,7 +297,7 @@ def _figures(
         "length_mean": float(lengths.mean()),
         "length_p50": float(np.quantile(lengths, 0.5)),
         "length_p99": float(np.quantile(lengths, 0.99)),
-        "share_cut": sum(row.cut for row in rows) / len(rows),
+        "share_truncated": sum(row.truncated for row in rows) / len(rows),
         "requests": settings.requests,
         "seeds": settings.seeds,
         "slots": settings.server.slots,

@@ -18,7 +18,7 @@ from lenvm_rl.pages.labels import Series, place_labels
 Table = Sequence[Mapping[str, Any]]
 Points = list[tuple[float, float]]
 
-_GUIDED, _BUDGET, _PROMPTED = STYLE["guided"][0], STYLE["cut"][0], STYLE["prompted"][0]
+_GUIDED, _BUDGET, _PROMPTED = STYLE["guided"][0], STYLE["truncated"][0], STYLE["prompted"][0]
 _THINKING = "#8a5a9e"
 _BUDGET_LABELS = 6
 

@@ -209,18 +209,25 @@ def _sample(
             )
             raise Problem("stop without an end token", detail, retry=False)
     else:
-        ids = _ids_of_text(body, choice, dialect.codec, chat=dialect.chat, cut=reason == "length")
+        ids = _ids_of_text(
+            body, choice, dialect.codec, chat=dialect.chat, truncated=reason == "length"
+        )
     if not ids:
         raise Problem("empty completion", retry=True)
     return Sample(task=task, sample_id=sample_id, token_ids=ids, finish_reason=reason)
 
 
 def _ids_of_text(
-    body: Mapping[str, Any], choice: Mapping[str, Any], codec: TextCodec, *, chat: bool, cut: bool
+    body: Mapping[str, Any],
+    choice: Mapping[str, Any],
+    codec: TextCodec,
+    *,
+    chat: bool,
+    truncated: bool,
 ) -> list[int]:
     """Ids of what the policy wrote, reasoning included."""
     message = choice["message"] if chat else {"content": choice["text"]}
-    if message.get("content") is None and cut and not _has_reasoning(message):
+    if message.get("content") is None and truncated and not _has_reasoning(message):
         raise Problem(
             "text is missing",
             "the response was cut, and the server returns nothing of it: its reasoning parser "
@@ -228,7 +235,7 @@ def _ids_of_text(
             retry=False,
         )
     try:
-        return codec.completion(with_reasoning(codec, message), finished=not cut)
+        return codec.completion(with_reasoning(codec, message), finished=not truncated)
     except TextProblem as problem:
         raise Problem(problem.kind, str(problem), retry=False) from problem
 

@@ -50,7 +50,7 @@ class LengthValueLoss:
     """Tokens per unit, for the targets that are scaled."""
     lam: float = 1.0
     """Lambda of the returns; 1 is the closed form."""
-    cut: str = "drop"
+    truncated: str = "drop"
     """Completions cut by the token limit: drop, bootstrap or censored."""
     boundary_weight: float = 1.0
     """Weight of s_0, the state before the first response token, where others have 1."""
@@ -90,11 +90,11 @@ class LengthValueLoss:
 
     def counted_tokens(self, length: int, finished: bool) -> int:
         """How many states of a completion of `length` tokens carry weight: 0 or `length`."""
-        return length if finished or self.cut != "drop" else 0
+        return length if finished or self.truncated != "drop" else 0
 
     def _targets(self, logits: Tensor, mask: Tensor, finished: Tensor) -> tuple[Tensor, ...]:
         if self.target != "return":
-            lengths, weights, censored = length_targets(mask, finished, cut=self.cut)
+            lengths, weights, censored = length_targets(mask, finished, truncated=self.truncated)
             y = label(lengths, target=self.target, gamma=self.gamma, length_scale=self.length_scale)
             return y, weights, censored
         values = value_of_logit(logits.detach())
@@ -104,7 +104,7 @@ class LengthValueLoss:
             finished,
             gamma=self.gamma,
             lam=self.lam,
-            cut=self.cut,
+            truncated=self.truncated,
             values=values[:, :-1],
             bootstrap_value=values.gather(1, last)[:, 0],
         )

@@ -53,7 +53,7 @@ def make_loss(
         target=settings.target or stored.target,
         length_scale=_length_scale(settings, stored, facts),
         lam=settings.lam,
-        cut=settings.cut,
+        truncated=settings.truncated,
         boundary_weight=settings.boundary_weight,
     )
 

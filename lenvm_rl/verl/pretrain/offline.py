@@ -20,7 +20,7 @@ from lenvm_rl.verl.pretrain.settings import LengthValueSettings
 
 logger = logging.getLogger(__name__)
 
-CUT_WARNING = 0.01
+TRUNCATED_WARNING = 0.01
 """Share of cut completions above which dropping them visibly biases what is learned."""
 
 
@@ -56,9 +56,9 @@ class OfflineSource:
     def __init__(
         self, facts: RolloutFacts, settings: LengthValueSettings, *, batch_size: int, epochs: int
     ):
-        self._drop_cut = settings.cut == "drop"
+        self._drop_truncated = settings.truncated == "drop"
         self.facts = facts
-        self.rows = facts.finished_rows if self._drop_cut else facts.rows
+        self.rows = facts.finished_rows if self._drop_truncated else facts.rows
         """Completions of an epoch that are trained on."""
         self.batch_size = batch_size
         self.seen = 0
@@ -66,15 +66,15 @@ class OfflineSource:
         if not self.rows:
             raise ValueError(
                 f"all {facts.rows} completions of {facts.path} were cut by the token limit, and "
-                "lenvm.cut=drop leaves them out. Sample with more tokens, or set "
-                "lenvm.cut=censored."
+                "lenvm.truncated=drop leaves them out. Sample with more tokens, or set "
+                "lenvm.truncated=censored."
             )
-        if self._drop_cut and facts.share_cut > CUT_WARNING:
+        if self._drop_truncated and facts.share_truncated > TRUNCATED_WARNING:
             logger.warning(
                 "%.1f %% of the completions in %s were cut by the token limit and are dropped: "
                 "short responses are over-represented. Sample with more tokens, or set "
-                "lenvm.cut=censored.",
-                100 * facts.share_cut,
+                "lenvm.truncated=censored.",
+                100 * facts.share_truncated,
                 facts.path,
             )
         self.steps_per_epoch = -(-self.rows // batch_size)
@@ -101,7 +101,7 @@ class OfflineSource:
             more = self._stream.batch(self.batch_size - len(rows))
             if not more:
                 break
-            rows += [row for row in more if not (self._drop_cut and row.cut)]
+            rows += [row for row in more if not (self._drop_truncated and row.truncated)]
         self.seen += len(rows)
         return rows
 

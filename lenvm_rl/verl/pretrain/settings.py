@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.config import CriticConfig
 
-from lenvm_rl.core import CUTS, TARGETS, check_gamma
+from lenvm_rl.core import TARGETS, TRUNCATIONS, check_gamma
 from lenvm_rl.verl.cpu.platform import wants_cpu
 
 MODES = ("offline", "on_policy")
@@ -44,7 +44,7 @@ class LengthValueSettings:
     """Tokens per unit of the targets length and normalized_length. auto: longest response."""
     lam: float = 1.0
     """Lambda of the returns in [0, 1]; 1 is best in the paper and has the closed form."""
-    cut: str = "drop"
+    truncated: str = "drop"
     """Completions cut by the token limit: drop, bootstrap or censored."""
     boundary_weight: float = 1.0
     """Weight of the state before the first response token, where all others have 1. Lengths
@@ -58,7 +58,7 @@ class LengthValueSettings:
 
     def __post_init__(self) -> None:
         check_choice("lenvm.mode", self.mode, MODES)
-        check_choice("lenvm.cut", self.cut, CUTS)
+        check_choice("lenvm.truncated", self.truncated, TRUNCATIONS)
         if self.target is not None:
             check_choice("lenvm.target", self.target, TARGETS)
         if self.gamma != AUTO:
@@ -77,11 +77,11 @@ class LengthValueSettings:
             )
         if self.window_rows < 1:
             raise ValueError(f"lenvm.window_rows must be at least 1, got {self.window_rows}.")
-        if self.target not in (None, "return") and (self.lam != 1 or self.cut == "bootstrap"):
+        if self.target not in (None, "return") and (self.lam != 1 or self.truncated == "bootstrap"):
             raise ValueError(
                 f"lenvm.target={self.target} is trained on lengths, which have no lambda-returns: "
-                f"lam={self.lam}, cut={self.cut} need target=return. Use lam=1 and cut=drop or "
-                "cut=censored."
+                f"lam={self.lam}, truncated={self.truncated} need target=return. Use lam=1 and "
+                "truncated=drop or truncated=censored."
             )
         self._check_files()
 
@@ -123,6 +123,7 @@ def read_block(config: DictConfig, settings: type, *, base: str, recipe: str) ->
     if unknown:
         raise ValueError(
             f"unknown key(s) in the lenvm block: {', '.join(unknown)}. Known: {', '.join(known)}."
+            + (" lenvm.truncated is called lenvm.truncated now." if "truncated" in unknown else "")
         )
     return given
 

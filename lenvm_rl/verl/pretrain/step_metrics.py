@@ -22,7 +22,7 @@ def data_metrics(rows: Sequence[Rollout]) -> dict[str, float]:
         "data/completions": len(rows),
         "data/response_tokens": sum(lengths),
         "data/response_length_mean": sum(lengths) / len(rows),
-        "data/share_cut": sum(row.cut for row in rows) / len(rows),
+        "data/share_truncated": sum(row.truncated for row in rows) / len(rows),
     }
 
 

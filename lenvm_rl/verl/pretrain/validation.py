@@ -3,10 +3,11 @@
     mse                      token-weighted squared error in the space of the training target
     r2                       share of the variance of the returns G_t that V(s_t) explains
     mre_s0                   mean over prompts of |L_hat - L_GT| / L_GT at the prompt boundary, with
-                             L_GT the length of the mean horizon of the prompt's completions
+                             L_GT the length of the mean discounted length of the prompt's
+                             completions
     mre_s0_noise_floor       what sampling alone puts into mre_s0; with 2+ completions per prompt
     relative_error/<p>       mean |l_hat - l| / l at p % of each response
-    share_cut                share of completions that the token limit cut; they carry no weight
+    share_truncated          share of completions that the token limit cut; no weight
 
 Memory grows with prompts and completions (a few numbers each), not with tokens.
 """
@@ -62,7 +63,7 @@ class HeldOut:
         }
         self._prompts: dict[str, _Prompt] = defaultdict(_Prompt)
         self._errors: list[Tensor] = []
-        self._rows = self._cut = 0
+        self._rows = self._truncated = 0
         self._tokens = 0.0
         self._target_error = self._value_error = 0.0
         self._returns = self._returns_squared = 0.0
@@ -79,7 +80,7 @@ class HeldOut:
         real = batch["row_index"] >= 0
         keep = real & batch["finished"]
         self._rows += int(real.sum())
-        self._cut += int((real & ~batch["finished"]).sum())
+        self._truncated += int((real & ~batch["finished"]).sum())
         if not keep.any():
             return
         z, mask = states[keep, :-1].double(), mask[keep]
@@ -108,7 +109,7 @@ class HeldOut:
         variance = self._returns_squared / self._tokens - mean**2
         result = {
             "mse": self._target_error / self._tokens,
-            "share_cut": self._cut / self._rows,
+            "share_truncated": self._truncated / self._rows,
             "completions": float(self._rows),
             "tokens": self._tokens,
             **self._prompt_metrics(),

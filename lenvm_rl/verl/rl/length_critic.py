@@ -79,7 +79,7 @@ class LengthCritic:
             gamma=self.gamma,
             target=self.model.target,
             length_scale=self.model.length_scale,
-            cut=settings.cut,
+            truncated=settings.truncated,
         )
         self._critic = critic
         self._balance = config.trainer.balance_batch
@@ -202,9 +202,9 @@ class LengthCritic:
 
     def _check_baseline(self, config: DictConfig) -> None:
         baseline = self.settings.baseline_for(self.model.answers)
-        if self.settings.applies_to == "right" and baseline == "all":
+        if self.settings.applies_to == "correct" and baseline == "all":
             logger.warning(
-                "lenvm.baseline=all with lenvm.applies_to=right is an ablation: where right "
+                "lenvm.baseline=all with lenvm.applies_to=correct is an ablation: where right "
                 "answers are the long ones it teaches to be wrong "
                 "(scripts/bench/right_answers.py). Leave lenvm.baseline=auto to train a policy "
                 "that is to be used."
@@ -212,7 +212,7 @@ class LengthCritic:
         samples = config.actor_rollout_ref.rollout.n
         if baseline == "group" and samples < 2:
             raise ValueError(
-                f"lenvm.applies_to=right with a LenVM of all answers judges a right answer among "
+                f"lenvm.applies_to=correct with a LenVM of all answers judges a right answer among "
                 f"those of its prompt, but actor_rollout_ref.rollout.n={samples} makes one of "
                 "each. Sample several, give a LenVM of right answers (recipes/pretrain), or set "
                 "lenvm.applies_to=all."

@@ -16,8 +16,9 @@ from torch import Tensor
 from lenvm_rl.core import (
     Recalibration,
     budget_advantage,
-    centre_right,
+    centre_correct,
     clamp_to_lead,
+    correct_term,
     discounted_returns,
     lam_for_length,
     length_advantage,
@@ -27,7 +28,6 @@ from lenvm_rl.core import (
     normalise_advantage,
     predicted_length,
     recalibrate,
-    right_term,
     shaping_rewards,
     value_of_logit,
 )
@@ -142,7 +142,7 @@ def advantage_term(
         finished: [B].
         gamma: the checkpoint's.
         budget: [B] tokens, for use=budget.
-        correct: [B] task scores, for applies_to=right.
+        correct: [B] task scores, for applies_to=correct.
         groups: [B] equal for samples of a prompt, for baseline=group.
         baseline: one of lenvm_rl.core.BASELINES, as `settings.baseline_for` decided.
     """
@@ -180,8 +180,8 @@ def advantage_term(
         return normalise_advantage(term, mask, how=settings.normalise)
     if by_group:
         assert groups is not None
-        term = centre_right(term, mask, weights, groups)
-    return right_term(term, mask, weights, how=settings.normalise)
+        term = centre_correct(term, mask, weights, groups)
+    return correct_term(term, mask, weights, how=settings.normalise)
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ def length_term(
     """
     fit = None
     if settings.recalibrates:
-        known = finished & (correct > 0) if model.answers == "right" else finished
+        known = finished & (correct > 0) if model.answers == "correct" else finished
         fitted = (mask != 0) & known[:, None]
         estimate, fit = LengthValues.refitted(logits, lengths, model, fitted)
     else:
@@ -246,7 +246,7 @@ def length_term(
         baseline=settings.baseline_for(model.answers),
     )
     scaled = scale * unit
-    if settings.applies_to == "right" and settings.clamp is not None:
+    if settings.applies_to == "correct" and settings.clamp is not None:
         weights = weights_of(settings, correct, mask)
         counted = mask if trained is None else trained
         share = float(settings.clamp)

@@ -1,8 +1,8 @@
 """What is logged about lengths while a policy trains?
 
 length/mean, p50, p95, max        tokens that the policy wrote in a session, EOS included
-length/share_cut                  sessions with a response without EOS (verl's clip ratio counts
-                                  other things)
+length/share_truncated            sessions with a response without EOS (verl's clip
+                                  ratio counts other things)
 length/tokens_per_correct         all tokens spent, by correct answers; absent without any
 length/accuracy                   mean task score
 length/alarm                      -1 collapse, +1 explosion, 0; against the first step's mean
@@ -46,7 +46,7 @@ def length_metrics(rollouts: RolloutBatch) -> dict[str, float]:
         "length/p50": lengths.quantile(0.5).item(),
         "length/p95": lengths.quantile(0.95).item(),
         "length/max": lengths.max().item(),
-        "length/share_cut": 1.0 - samples.finished.double().mean().item(),
+        "length/share_truncated": 1.0 - samples.finished.double().mean().item(),
         "length/accuracy": right.mean().item(),
     }
     if right.sum() > 0:

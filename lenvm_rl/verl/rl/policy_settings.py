@@ -18,8 +18,8 @@ from lenvm_rl.core import (
     BASELINES,
     BUDGETS,
     CLAMP,
-    CUTS,
     NORMALISATIONS,
+    TRUNCATIONS,
     Controller,
     check_gamma,
     check_scale,
@@ -32,7 +32,7 @@ from lenvm_rl.verl.rl.rollout_guidance import RolloutGuidance
 logger = logging.getLogger(__name__)
 
 USES = ("none", "objective", "shaping", "budget")
-APPLIES_TO = ("all", "right")
+APPLIES_TO = ("all", "correct")
 
 DISCOUNTING = ("gae", "reinforce_plus_plus")
 """verl's estimators that discount token rewards by algorithm.gamma; all others sum them."""
@@ -63,24 +63,24 @@ class PolicyLengthSettings:
     """none, or batch_std: divide the length advantage by its own standard deviation, over the
     completions that get the term."""
     applies_to: str = "all"
-    """all: every completion gets the length term. right: each gets it times its task score (the
+    """all: every completion gets the length term. correct: each gets it times its task score (the
     grader's `acc`, else its reward, within 0..1), so wrong answers are not pushed to be short."""
     baseline: str = AUTO
-    """Against what a right answer's length is judged with applies_to=right, see
-    `lenvm_rl.core.right_answers`. right: the LenVM, trained on right answers (`lenvm grade`).
-    group: the right answers of its prompt, without the LenVM; lam has no effect. auto: `right`
-    where the LenVM is one of right answers, else `group`. all: a LenVM of all answers, an
+    """Against what a right answer's length is judged with applies_to=correct, see
+    `lenvm_rl.core.correct_answers`. correct: the LenVM, trained on right answers (`lenvm grade`).
+    group: the right answers of its prompt, without the LenVM; lam has no effect. auto: `correct`
+    where the LenVM is one of correct answers, else `group`. all: a LenVM of all answers, an
     ablation: where right answers are the long ones it teaches to be wrong."""
     clamp: float | None = CLAMP
-    """With applies_to=right: the largest share, in [0, 1], that the length term of a token may take
-    of its answer's lead over the wrong answers of the prompt. null: no bound (an ablation)."""
+    """With applies_to=correct: the largest share, in [0, 1], that the length term of a token may
+    take of its answer's lead over the wrong answers of the prompt. null: no bound (an ablation)."""
     recalibrate: bool | str = AUTO
     """Refit the critic's logits, two numbers, to every batch before use. auto: where it is frozen
     and part of the advantage (objective, budget)."""
     refresh: bool = False
     """Train the length critic on every batch of rollouts with the pretraining loss; a LenVM of
     right answers on the right ones alone."""
-    cut: str = "drop"
+    truncated: str = "drop"
     """What refresh makes of cut completions: drop, bootstrap or censored."""
     budget_column: str | None = None
     """Column of the data with every prompt's budget (response tokens, EOS included)."""
@@ -106,7 +106,7 @@ class PolicyLengthSettings:
         check_choice("lenvm.use", self.use, USES)
         check_choice("lenvm.normalise", self.normalise, NORMALISATIONS)
         check_choice("lenvm.applies_to", self.applies_to, APPLIES_TO)
-        check_choice("lenvm.cut", self.cut, CUTS)
+        check_choice("lenvm.truncated", self.truncated, TRUNCATIONS)
         check_choice("lenvm.budget_kind", self.budget_kind, BUDGETS)
         if self.gamma != AUTO:
             object.__setattr__(self, "gamma", check_gamma(number("lenvm.gamma", self.gamma)))
@@ -121,7 +121,7 @@ class PolicyLengthSettings:
                 "multiples of the first mean length, one below and one above 1."
             )
         self._check_critic()
-        self._check_right()
+        self._check_correct()
         self._check_recalibration()
         self._check_scale()
         self._check_budget()
@@ -145,7 +145,7 @@ class PolicyLengthSettings:
                 "one, and pays for its own drift. Use objective or budget with refresh."
             )
 
-    def _check_right(self) -> None:
+    def _check_correct(self) -> None:
         check_choice("lenvm.baseline", self.baseline, (AUTO, *BASELINES))
         if self.clamp is not None and not 0 <= number("lenvm.clamp", self.clamp) <= 1:
             raise ValueError(f"lenvm.clamp must be in [0, 1] or null, got {self.clamp}.")
@@ -153,11 +153,11 @@ class PolicyLengthSettings:
             raise ValueError(
                 f"lenvm.baseline={self.baseline} with lenvm.applies_to=all: the term of all "
                 "answers is measured against the LenVM's values of all answers. Leave "
-                "lenvm.baseline=auto, or set lenvm.applies_to=right."
+                "lenvm.baseline=auto, or set lenvm.applies_to=correct."
             )
-        if self.applies_to == "right" and self.use == "shaping":
+        if self.applies_to == "correct" and self.use == "shaping":
             raise ValueError(
-                "lenvm.applies_to=right with lenvm.use=shaping: a potential in some completions "
+                "lenvm.applies_to=correct with lenvm.use=shaping: a potential in some completions "
                 "alone is none, and pays for the others. Set lenvm.applies_to=all, or use "
                 "objective or budget."
             )
@@ -186,7 +186,7 @@ class PolicyLengthSettings:
         return bool(self.recalibrate)
 
     def baseline_for(self, answers: str) -> str:
-        """What stands for `baseline` beside a LenVM of `answers` (all, right).
+        """What stands for `baseline` beside a LenVM of `answers` (all, correct).
 
         Raises:
             ValueError: the LenVM is not one whose values the setting needs.
@@ -194,23 +194,23 @@ class PolicyLengthSettings:
         if self.use not in ("objective", "budget"):
             return "all"  # shaping takes any potential
         if self.applies_to == "all" or self.baseline == "all":
-            if answers == "right":
+            if answers == "correct":
                 raise ValueError(
                     f"lenvm.checkpoint={self.checkpoint} was trained on right answers alone, but "
                     f"lenvm.applies_to={self.applies_to}, lenvm.baseline={self.baseline} measure "
-                    "against values of all answers. Set lenvm.applies_to=right and leave "
+                    "against values of all answers. Set lenvm.applies_to=correct and leave "
                     "lenvm.baseline=auto, or give a LenVM of all answers."
                 )
             return "all"
-        if self.baseline == "right" and answers != "right":
+        if self.baseline == "correct" and answers != "correct":
             raise ValueError(
-                f"lenvm.baseline=right, but lenvm.checkpoint={self.checkpoint} was trained on all "
-                "answers: against their values a right answer is punished for being as long as it "
-                "has to be. Train one on right answers (`lenvm grade` writes their rollout file, "
-                "see recipes/pretrain), or set lenvm.baseline=group."
+                f"lenvm.baseline=correct, but lenvm.checkpoint={self.checkpoint} was trained "
+                "on all answers: against their values a right answer is punished for being as "
+                "long as it has to be. Train one on right answers (`lenvm grade` writes their "
+                "rollout file, see recipes/pretrain), or set lenvm.baseline=group."
             )
         if self.baseline == AUTO:
-            return "right" if answers == "right" else "group"
+            return "correct" if answers == "correct" else "group"
         return self.baseline
 
     def _check_scale(self) -> None:

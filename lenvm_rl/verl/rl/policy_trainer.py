@@ -242,7 +242,7 @@ class LengthAwareTrainer(PPOTrainerSync):
     def _refresh(self, rollouts: RolloutBatch, metrics: dict) -> None:
         rollouts.check_own_words("lenvm.refresh=true")
         rows = rollouts.rows
-        if self.length_critic.model.answers == "right":
+        if self.length_critic.model.answers == "correct":
             correct = rollouts.correct.tolist()
             rows = [row for row, score in zip(rows, correct, strict=True) if score > 0]
         if not rows:

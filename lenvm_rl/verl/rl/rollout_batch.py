@@ -83,12 +83,14 @@ class RolloutBatch:
         turns = [int(key.rsplit("_", 1)[1]) for key in self.keys]
         for row in sorted(range(len(turns)), key=turns.__getitem__):
             last[int(of_row[row])] = row
-        cut = torch.zeros(count, dtype=torch.long).index_add(0, of_row, (~self.finished).long())
+        truncated = torch.zeros(count, dtype=torch.long).index_add(
+            0, of_row, (~self.finished).long()
+        )
         return Samples(
             of_row=of_row,
             last=last,
             lengths=self.lengths.new_zeros(count).index_add(0, of_row, self.lengths),
-            finished=cut == 0,
+            finished=truncated == 0,
             correct=self.correct[last],
             groups=self.groups[last],
         )
@@ -173,7 +175,7 @@ def read_rollouts(
         keys=keys,
         rows=rows,
         mask=mask,
-        finished=torch.tensor([not row.cut for row in rows]),
+        finished=torch.tensor([not row.truncated for row in rows]),
         groups=_numbered([key.rsplit("_", 2)[0] for key in keys]),
         scores=scores,
         correct=_task_scores(info, scores),

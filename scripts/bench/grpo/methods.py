@@ -12,7 +12,7 @@ and so does the bare answer, which all LenVM forms start from:
     right       A + s c A_len        in right answers alone, as the recipes do it: against a LenVM
                                      of right answers where --lenvm is one, else against the right
                                      answers of the prompt; bounded by the lead over wrong ones
-    objective_right, right_lam0, right_lam1
+    objective_correct, correct_lam0, correct_lam1
                 A + s c A_len        the same against values of all answers, unbounded, at the run's
                                      lambda, 0 and 1: harmless only where right answers are short
     shaping     r + sum_t F_t        F_t = s (Phi_{t+1} - Phi_t), Phi = V: GRPO sums token rewards,
@@ -33,16 +33,16 @@ from torch import Tensor
 from lenvm_rl.core import (
     CLAMP,
     budget_advantage,
-    centre_right,
+    centre_correct,
     clamp_to_lead,
     combine,
+    correct_term,
     discounted_returns,
     lam_for_length,
     length_advantage,
     logit_to_value,
     normalise_advantage,
     recalibrate,
-    right_term,
     shaping_rewards,
     value_to_logit,
 )
@@ -52,23 +52,23 @@ from scripts.bench.grpo.strengths import STRENGTHS
 NONE = "none"
 LENVM = {
     "objective": ("scale", (0.1, 0.3, 1.0)),
-    "right": ("scale", (0.3, 1.0, 3.0)),
-    "objective_right": ("scale", (0.3, 1.0, 3.0)),
+    "correct": ("scale", (0.3, 1.0, 3.0)),
+    "objective_correct": ("scale", (0.3, 1.0, 3.0)),
     "objective_refresh": ("scale", (0.1, 0.3, 1.0)),
-    "right_lam0": ("scale", (0.3, 1.0, 3.0)),
-    "right_lam1": ("scale", (0.3, 1.0, 3.0)),
+    "correct_lam0": ("scale", (0.3, 1.0, 3.0)),
+    "correct_lam1": ("scale", (0.3, 1.0, 3.0)),
     "shaping": ("scale", (0.1, 0.3, 1.0)),
     "budget": ("tokens", (56.0, 40.0, 28.0)),
 }
 """Forms, what their strength is, and its three values from weak to strong."""
 BUDGET_SCALE = 1.0
-LAMBDAS = {"right_lam0": 0.0, "right_lam1": 1.0}
+LAMBDAS = {"correct_lam0": 0.0, "correct_lam1": 1.0}
 """Forms with a lambda of their own; the others take the run's."""
 DEFAULT = (
     NONE,
     *("kimi", "l1_max", "arora_zanette", "dapo_overlong", "truncation", "laser"),
     *("shorter_better", "alp"),
-    *("objective", "right", "objective_refresh", "shaping", "budget"),
+    *("objective", "correct", "objective_refresh", "shaping", "budget"),
 )
 """What is compared unless names are given; ALL stands for everything there is."""
 LEVELS = ("0", "1", "2", "3")
@@ -101,11 +101,6 @@ class Method:
             return values[self.level]
         beyond = values[2] * values[2] / values[1]
         return round(beyond) if isinstance(values[2], int) else beyond
-
-    @property
-    def label(self) -> str:
-        """Name and strength."""
-        return self.name + ("" if self.strength is None else f"-{self.strength:g}")
 
     @property
     def refreshes(self) -> bool:
@@ -212,8 +207,8 @@ def advantages(method: Method, batch: Graded, bound: BoundReward | None, *, lam:
             batch.lengths_left, batch.mask, batch.finished, tokens, kind="at_most", lam=lam
         )
         return combine(task, dense, batch.mask, scale=BUDGET_SCALE)
-    if method.name == "right":
-        dense = float(method.strength or 0) * _right_term(batch)
+    if method.name == "correct":
+        dense = float(method.strength or 0) * _correct_term(batch)
         right, groups = torch.tensor(batch.correct), _groups(batch)
         dense = clamp_to_lead(dense, task, batch.mask, right, groups, share=CLAMP)
         return combine(task, dense, batch.mask, scale=1.0)
@@ -221,19 +216,19 @@ def advantages(method: Method, batch: Graded, bound: BoundReward | None, *, lam:
     dense = length_advantage(batch.values, batch.mask, batch.finished, gamma=batch.gamma, lam=lam)
     dense = normalise_advantage(dense, batch.mask, how="batch_std")
     scale = torch.full((len(batch.lengths), 1), float(method.strength or 0))
-    if method.name.endswith("_right") or method.name in LAMBDAS:
+    if method.name.endswith("_correct") or method.name in LAMBDAS:
         scale = scale * torch.tensor(batch.correct)[:, None]
     return combine(task, dense, batch.mask, scale=scale)
 
 
-def _right_term(batch: Graded) -> Tensor:
-    """A_len of right answers as `lenvm.applies_to=right` makes it, in units of its own spread."""
+def _correct_term(batch: Graded) -> Tensor:
+    """A_len of right answers as `lenvm.applies_to=correct` makes it, in units of its own spread."""
     right, mask, done = torch.tensor(batch.correct), batch.mask, batch.finished
-    if batch.answers != "right":
+    if batch.answers != "correct":
         returns = length_advantage(
             torch.zeros_like(batch.values), mask, done, gamma=batch.gamma, lam=1.0
         )
-        dense = centre_right(returns, mask, right, _groups(batch))
+        dense = centre_correct(returns, mask, right, _groups(batch))
     else:
         fitted = mask & (done & (right > 0))[:, None]
         logits = value_to_logit(batch.values)
@@ -242,7 +237,7 @@ def _right_term(batch: Graded) -> Tensor:
         lam = lam_for_length(sum(lengths) / len(lengths)) if lengths else 1.0
         values = logit_to_value(fit(logits))
         dense = length_advantage(values, mask, done, gamma=batch.gamma, lam=lam)
-    return right_term(dense, mask, right, how="batch_std")
+    return correct_term(dense, mask, right, how="batch_std")
 
 
 def _groups(batch: Graded) -> Tensor:

@@ -21,7 +21,7 @@ def test_report_by_hand():
     assert figures["accuracy"] == 0.5
     assert figures["mean_length"] == 9.0
     assert (figures["min_length"], figures["max_length"]) == (5.0, 15.0)
-    assert figures["share_cut"] == 0.25
+    assert figures["share_truncated"] == 0.25
     # Standard deviations of (5, 11) and (5, 15) are 6 and 10 over sqrt 2; means are 8 and 10.
     assert figures["std_over_mean_within_prompt"] == pytest.approx((6 / 8 + 1) / 8**0.5)
     assert figures["by_style"]["bare"]["accuracy"] == 0.5

@@ -12,15 +12,15 @@ from lenvm_rl.core import (
     check_gamma,
     gamma_for_length,
     gamma_from_lengths,
-    horizon_to_length,
-    length_to_horizon,
     length_to_logit,
+    length_to_u,
     length_to_value,
     logit_error_floor,
-    logit_to_horizon,
     logit_to_length,
+    logit_to_u,
     logit_to_value,
     resolution_limit,
+    u_to_length,
     value_to_length,
     value_to_logit,
 )
@@ -36,17 +36,17 @@ gammas = st.floats(min_value=0.9, max_value=0.99995)
 def test_values_by_hand():
     length = torch.tensor([[0, 1], [2, 3]])
     assert_close(length_to_value(length, gamma=0.5), torch.tensor([[0.0, -0.5], [-0.75, -0.875]]))
-    assert_close(length_to_horizon(length, gamma=0.5), torch.tensor([[0.0, 0.5], [0.75, 0.875]]))
+    assert_close(length_to_u(length, gamma=0.5), torch.tensor([[0.0, 0.5], [0.75, 0.875]]))
     value = torch.tensor([0.0, -0.5, -0.75, -0.875])
     assert_close(value_to_length(value, gamma=0.5), torch.tensor([0.0, 1.0, 2.0, 3.0]))
-    assert_close(horizon_to_length(-value, gamma=0.5), torch.tensor([0.0, 1.0, 2.0, 3.0]))
+    assert_close(u_to_length(-value, gamma=0.5), torch.tensor([0.0, 1.0, 2.0, 3.0]))
 
 
 def test_logits_by_hand():
     # sigmoid(0) = 1/2 and sigmoid(ln 3) = 3/4: one and two tokens at gamma 1/2.
     logit = torch.tensor([0.0, math.log(3.0)])
     assert_close(logit_to_value(logit), torch.tensor([-0.5, -0.75]))
-    assert_close(logit_to_horizon(logit), torch.tensor([0.5, 0.75]))
+    assert_close(logit_to_u(logit), torch.tensor([0.5, 0.75]))
     assert_close(logit_to_length(logit, gamma=0.5), torch.tensor([1.0, 2.0]))
     assert_close(length_to_logit(torch.tensor([1, 2]), gamma=0.5), logit, atol=1e-7, rtol=1e-6)
     assert_close(value_to_logit(torch.tensor([-0.5, -0.75])), logit, atol=1e-7, rtol=1e-6)
@@ -125,7 +125,7 @@ def test_order_of_the_scales(n, more, gamma):
     pair = torch.tensor([n, n + more], dtype=torch.float64)
     logit = length_to_logit(pair, gamma=gamma)
     assert logit[1] > logit[0]
-    horizon = length_to_horizon(pair, gamma=gamma)
+    horizon = length_to_u(pair, gamma=gamma)
     assert horizon[1] >= horizon[0]
     assert torch.equal(length_to_value(pair, gamma=gamma), -horizon)
 
@@ -148,7 +148,7 @@ def test_golden_numbers_of_naive_precision():
     assert last_finite.round() == 5306
     # A bfloat16 sigmoid of 3,000 tokens rounds to one; clamped by one float32 eps it reads 5,306.
     coarse = torch.sigmoid(logit[0].bfloat16()).float().clamp(max=1 - EPS)
-    assert horizon_to_length(coarse, gamma=gamma).round() == 5306
+    assert u_to_length(coarse, gamma=gamma).round() == 5306
     assert logit_to_length(logit[0].bfloat16(), gamma=gamma).floor() == 2995
 
 
@@ -179,9 +179,9 @@ def test_gradients_are_finite_and_right(gamma):
 )
 def test_gamma_for_length(length, gamma):
     assert gamma_for_length(length) == pytest.approx(gamma, abs=(1 - gamma) * 1e-3)
-    horizon = length_to_horizon(length, gamma=gamma_for_length(length))
+    horizon = length_to_u(length, gamma=gamma_for_length(length))
     assert horizon.item() == pytest.approx(0.99)
-    assert gamma_for_length(length, horizon=0.5) == pytest.approx(0.5 ** (1 / length))
+    assert gamma_for_length(length, u=0.5) == pytest.approx(0.5 ** (1 / length))
 
 
 def test_gamma_from_lengths():
@@ -190,9 +190,7 @@ def test_gamma_from_lengths():
     assert gamma_from_lengths(data.tolist()) == gamma_from_lengths(data)
     assert gamma_from_lengths([7]) == gamma_for_length(7)
     assert gamma_from_lengths(data, percentile=100) == gamma_for_length(1000)
-    assert gamma_from_lengths(data, percentile=50, horizon=0.9) == gamma_for_length(
-        500.5, horizon=0.9
-    )
+    assert gamma_from_lengths(data, percentile=50, u=0.9) == gamma_for_length(500.5, u=0.9)
 
 
 def test_resolution_limit():
@@ -215,9 +213,9 @@ def test_resolution_limit_is_where_values_end(dtype):
     if dtype != torch.float32:  # nextafter is not defined for half types
         last = torch.tensor(1 - torch.finfo(dtype).eps / 2)
         assert last.to(dtype).float() == last
-    assert horizon_to_length(last.double(), gamma=gamma).item() == pytest.approx(end, rel=1e-6)
-    beyond = length_to_horizon(torch.tensor(end * 1.2), gamma=gamma).to(dtype)
-    assert horizon_to_length(beyond, gamma=gamma) == math.inf
+    assert u_to_length(last.double(), gamma=gamma).item() == pytest.approx(end, rel=1e-6)
+    beyond = length_to_u(torch.tensor(end * 1.2), gamma=gamma).to(dtype)
+    assert u_to_length(beyond, gamma=gamma) == math.inf
     # A logit of the same dtype still tells it apart.
     logit = length_to_logit(torch.tensor(end * 1.2), gamma=gamma).to(dtype)
     assert logit_to_length(logit, gamma=gamma).item() == pytest.approx(end * 1.2, rel=0.01)
@@ -270,12 +268,12 @@ def test_gamma_messages_say_why():
         (lambda: length_to_value(math.nan, gamma=0.9), "length must be in .*got nan"),
         (lambda: value_to_length(0.1, gamma=0.9), r"value must be in \[-1, 0\], got 0.1"),
         (lambda: value_to_length(-1.5, gamma=0.9), r"value must be in \[-1, 0\], got -1.5"),
-        (lambda: horizon_to_length(-0.5, gamma=0.9), r"horizon must be in \[0, 1\], got -0.5"),
+        (lambda: u_to_length(-0.5, gamma=0.9), r"u must be in \[0, 1\], got -0.5"),
         (lambda: value_to_logit(0.5), "value must be in"),
         (lambda: logit_to_value(torch.zeros(1, dtype=torch.complex64)), "logit must be real"),
         (lambda: gamma_for_length(0), "length_p99 must be positive and finite, got 0"),
         (lambda: gamma_for_length(math.inf), "length_p99 must be positive"),
-        (lambda: gamma_for_length(100, horizon=1.0), r"horizon must be in \(0, 1\), got 1.0"),
+        (lambda: gamma_for_length(100, u=1.0), r"u must be in \(0, 1\), got 1.0"),
         (lambda: gamma_for_length(1e20), "gamma must be in"),
         (lambda: gamma_from_lengths([]), "empty data set"),
         (lambda: gamma_from_lengths([3, 0]), "lengths must be positive, got 0"),

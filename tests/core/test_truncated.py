@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from lenvm_rl.core import (
-    CUTS,
+    TRUNCATIONS,
     boundary_weights,
     censored_squared_error,
     discounted_returns,
@@ -29,14 +29,14 @@ VALUES = torch.tensor([[-0.1, -0.2, -0.3, 9.0], [9.0, -0.6, -0.7, -0.8], [-0.9, 
 
 
 def test_drop_by_hand():
-    targets, weights, censored = value_targets(MASK, FINISHED, gamma=GAMMA, cut="drop")
+    targets, weights, censored = value_targets(MASK, FINISHED, gamma=GAMMA, truncated="drop")
     assert_close(targets[0], CLOSED[0])
     assert_close(weights, torch.tensor([[1.0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]))
     assert not censored.any()
 
 
 def test_censored_by_hand():
-    targets, weights, censored = value_targets(MASK, FINISHED, gamma=GAMMA, cut="censored")
+    targets, weights, censored = value_targets(MASK, FINISHED, gamma=GAMMA, truncated="censored")
     assert_close(targets, CLOSED)  # n - t seen tokens: the bound, here of rows 1 and 2
     assert_close(weights, MASK.float())
     expected = [[False] * 4, [False, True, True, True], [True, False, False, False]]
@@ -45,7 +45,7 @@ def test_censored_by_hand():
 
 def test_bootstrap_from_the_last_available_state_by_hand():
     targets, weights, censored = value_targets(
-        MASK, FINISHED, gamma=GAMMA, cut="bootstrap", values=VALUES
+        MASK, FINISHED, gamma=GAMMA, truncated="bootstrap", values=VALUES
     )
     # V(s_2) = -.8 ends row 1: G_1 = -.5 + .5 * -.8 = -.9, G_0 = -.5 + .5 * -.9 = -.95.
     expected = torch.tensor([[-0.875, -0.75, -0.5, 0], [0, -0.95, -0.9, 0], [0, 0, 0, 0]])
@@ -57,7 +57,7 @@ def test_bootstrap_from_the_last_available_state_by_hand():
 def test_bootstrap_from_the_state_after_the_last_token_by_hand():
     after = torch.tensor([-0.7, -0.4, -0.6])  # row 0 is finished: its entry must not matter
     targets, weights, _ = value_targets(
-        MASK, FINISHED, gamma=GAMMA, cut="bootstrap", values=VALUES, bootstrap_value=after
+        MASK, FINISHED, gamma=GAMMA, truncated="bootstrap", values=VALUES, bootstrap_value=after
     )
     # G_2 = -.5 + .5 * -.4 = -.7, G_1 = -.85, G_0 = -.925; row 2: -.5 + .5 * -.6.
     expected = torch.tensor([[-0.875, -0.75, -0.5, 0], [0, -0.925, -0.85, -0.7], [-0.8, 0, 0, 0]])
@@ -65,11 +65,11 @@ def test_bootstrap_from_the_state_after_the_last_token_by_hand():
     assert_close(weights, MASK.float())
 
 
-@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("truncated", TRUNCATIONS)
 @pytest.mark.parametrize("lam", [0.0, 0.6, 1.0])
-def test_finished_rows_get_plain_lambda_returns(cut, lam):
+def test_finished_rows_get_plain_lambda_returns(truncated, lam):
     targets, weights, censored = value_targets(
-        MASK, FINISHED, gamma=GAMMA, lam=lam, cut=cut, values=VALUES
+        MASK, FINISHED, gamma=GAMMA, lam=lam, truncated=truncated, values=VALUES
     )
     rewards = length_rewards(MASK, gamma=GAMMA)
     expected = lambda_returns(rewards, VALUES, MASK, gamma=GAMMA, lam=lam)
@@ -81,7 +81,7 @@ def test_finished_rows_get_plain_lambda_returns(cut, lam):
 @pytest.mark.parametrize("lam", [0.0, 0.6, 1.0])
 def test_censored_rows_get_the_bound_whatever_lambda(lam):
     targets, weights, censored = value_targets(
-        MASK, FINISHED, gamma=GAMMA, lam=lam, cut="censored", values=VALUES
+        MASK, FINISHED, gamma=GAMMA, lam=lam, truncated="censored", values=VALUES
     )
     assert_close(targets[1:], CLOSED[1:])
     assert_close(weights, MASK.float())
@@ -109,7 +109,7 @@ def test_bootstrap_of_true_values_gives_the_true_returns(lam):
             torch.tensor([False]),
             gamma=0.9,
             lam=lam,
-            cut="bootstrap",
+            truncated="bootstrap",
             values=true[:, :12],
             bootstrap_value=end,
         )
@@ -119,7 +119,7 @@ def test_bootstrap_of_true_values_gives_the_true_returns(lam):
 
 
 def test_censored_loss_is_one_sided_in_length():
-    targets, weights, censored = value_targets(MASK, FINISHED, gamma=GAMMA, cut="censored")
+    targets, weights, censored = value_targets(MASK, FINISHED, gamma=GAMMA, truncated="censored")
     longer, shorter = targets - 0.01, targets + 0.01
     loss = censored_squared_error(longer, targets, censored)
     assert masked_sum(loss[1:], weights[1:]) == 0
@@ -128,18 +128,20 @@ def test_censored_loss_is_one_sided_in_length():
     assert masked_sum(loss, weights).item() == pytest.approx(7e-4, rel=1e-4)
 
 
-@pytest.mark.parametrize("cut", ["drop", "censored"])
-def test_length_targets_agree_with_value_targets(cut):
-    lengths, weights, censored = length_targets(MASK, FINISHED, cut=cut)
-    targets, value_weights, value_censored = value_targets(MASK, FINISHED, gamma=0.997, cut=cut)
+@pytest.mark.parametrize("truncated", ["drop", "censored"])
+def test_length_targets_agree_with_value_targets(truncated):
+    lengths, weights, censored = length_targets(MASK, FINISHED, truncated=truncated)
+    targets, value_weights, value_censored = value_targets(
+        MASK, FINISHED, gamma=0.997, truncated=truncated
+    )
     assert_close(label(lengths, gamma=0.997), targets)
     assert torch.equal(weights, value_weights)
     assert torch.equal(censored, value_censored)
 
 
-@pytest.mark.parametrize("cut", CUTS)
-def test_padding_contents_never_matter(cut):
-    arguments = {"gamma": GAMMA, "lam": 0.6, "cut": cut}
+@pytest.mark.parametrize("truncated", TRUNCATIONS)
+def test_padding_contents_never_matter(truncated):
+    arguments = {"gamma": GAMMA, "lam": 0.6, "truncated": truncated}
     clean = value_targets(MASK, FINISHED, values=VALUES, **arguments)
     dirty_values = VALUES.masked_fill(MASK == 0, math.nan)
     dirty = value_targets(MASK, FINISHED, values=dirty_values, **arguments)
@@ -150,7 +152,7 @@ def test_padding_contents_never_matter(cut):
 def test_targets_are_constants():
     values = VALUES.clone().requires_grad_()
     targets, weights, _ = value_targets(
-        MASK, FINISHED, gamma=GAMMA, lam=0.5, cut="bootstrap", values=values
+        MASK, FINISHED, gamma=GAMMA, lam=0.5, truncated="bootstrap", values=values
     )
     assert not targets.requires_grad and not weights.requires_grad
 
@@ -159,15 +161,24 @@ def test_targets_are_constants():
     ("arguments", "message"),
     [
         ({"gamma": 1.0}, "gamma must be in"),
-        ({"gamma": 0.9, "cut": "keep"}, "unknown cut 'keep': use one of drop, bootstrap, censored"),
+        (
+            {"gamma": 0.9, "truncated": "keep"},
+            "unknown truncated 'keep': use one of drop, bootstrap, censored",
+        ),
         ({"gamma": 0.9, "lam": -0.1}, r"lam must be in \[0, 1\]"),
-        ({"gamma": 0.9, "lam": 0.5}, "values are missing: lam=0.5 with cut='drop'"),
-        ({"gamma": 0.9, "cut": "bootstrap"}, "values are missing: lam=1 with cut='bootstrap'"),
-        ({"gamma": 0.9, "cut": "bootstrap", "values": VALUES[:, :3]}, "must have the same shape"),
+        ({"gamma": 0.9, "lam": 0.5}, "values are missing: lam=0.5 with truncated='drop'"),
+        (
+            {"gamma": 0.9, "truncated": "bootstrap"},
+            "values are missing: lam=1 with truncated='bootstrap'",
+        ),
+        (
+            {"gamma": 0.9, "truncated": "bootstrap", "values": VALUES[:, :3]},
+            "must have the same shape",
+        ),
         (
             {
                 "gamma": 0.9,
-                "cut": "bootstrap",
+                "truncated": "bootstrap",
                 "values": VALUES,
                 "bootstrap_value": torch.zeros(2),
             },
@@ -184,8 +195,10 @@ def test_bad_finished():
     for call in (lambda f: value_targets(MASK, f, gamma=0.9), lambda f: length_targets(MASK, f)):
         with pytest.raises(ValueError, match=r"one entry per row of response_mask, \[3\]"):
             call(FINISHED[:2])
-    with pytest.raises(ValueError, match="unknown cut 'bootstrap': use one of drop, censored"):
-        length_targets(MASK, FINISHED, cut="bootstrap")
+    with pytest.raises(
+        ValueError, match="unknown truncated 'bootstrap': use one of drop, censored"
+    ):
+        length_targets(MASK, FINISHED, truncated="bootstrap")
 
 
 def test_boundary_weights_by_hand():

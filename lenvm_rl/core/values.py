@@ -1,14 +1,14 @@
-"""How do remaining length, value, horizon and logit convert into each other?
+"""Conversions between remaining length, value, discounted length and logit.
 
 Four views of one state with `l` tokens still to come (the EOS counted, the last token -> 1,
 after EOS -> 0), for a per-token discount gamma in (0, 1):
 
-    length   l                       tokens, 0 <= l
-    value    V = -(1 - gamma**l)     unitless, -1 < V <= 0: what training fits      (LenVM eq. 2)
-    horizon  u = -V = 1 - gamma**l   unitless, 0 <= u < 1: what guidance works on, larger = longer
-    logit    z with V = -sigmoid(z)  the raw output of the value head               (LenVM eq. 6-8)
+    length             l                  tokens, 0 <= l
+    value              V = -(1 - gamma**l)  -1 < V <= 0: what training fits (LenVM eq. 2)
+    discounted length  u = 1 - gamma**l = -V  0 <= u < 1, unitless: what guidance works on
+    logit              z, V = -sigmoid(z)  the raw output of the value head (LenVM eq. 6-8)
 
-Precision. A value or horizon near 1 runs out of digits: float32 cannot hold lengths beyond
+Precision. A value near -1, and u near 1, runs out of digits: float32 cannot hold lengths beyond
 5,537 tokens at gamma .997 (`resolution_limit`). The logit does not: `1 + V = sigmoid(-z)`, so
 `l = softplus(z) / -ln gamma` is good to float32 round-off from 1 to 100,000 tokens. Hand on
 logits, in float32, and convert last.
@@ -61,7 +61,7 @@ def length_to_value(length: Tensor | float, *, gamma: float) -> Tensor:
         ValueError: gamma outside (0, 1); negative or NaN Python number.
     Reference: LenVM eq. 2.
     """
-    return -length_to_horizon(length, gamma=gamma)
+    return -length_to_u(length, gamma=gamma)
 
 
 def value_to_length(value: Tensor | float, *, gamma: float) -> Tensor:
@@ -81,35 +81,35 @@ def value_to_length(value: Tensor | float, *, gamma: float) -> Tensor:
         ValueError: gamma outside (0, 1); Python number outside [-1, 0].
     Reference: LenVM eq. 5.
     """
-    return horizon_to_length(-as_float(value, name="value", low=-1.0, high=0.0), gamma=gamma)
+    return u_to_length(-as_float(value, name="value", low=-1.0, high=0.0), gamma=gamma)
 
 
-def length_to_horizon(length: Tensor | float, *, gamma: float) -> Tensor:
-    """Horizon `u = 1 - gamma**l` in [0, 1] of `length` >= 0 tokens; larger is longer.
+def length_to_u(length: Tensor | float, *, gamma: float) -> Tensor:
+    """Discounted length `u = 1 - gamma**l` in [0, 1] of `length` >= 0 tokens; larger is longer.
 
-    Inverse of `horizon_to_length`. Raises ValueError as `length_to_value` does.
+    Inverse of `u_to_length`. Raises ValueError as `length_to_value` does.
     """
     rate = -math.log(check_gamma(gamma))
     return -torch.expm1(as_float(length, name="length", low=0.0) * -rate)
 
 
-def horizon_to_length(horizon: Tensor | float, *, gamma: float) -> Tensor:
-    """Remaining tokens `l = ln(1 - u) / ln gamma` of a horizon in [0, 1]; 1 gives inf.
+def u_to_length(u: Tensor | float, *, gamma: float) -> Tensor:
+    """Remaining tokens `l = ln(1 - u) / ln gamma` of a discounted length in [0, 1]; 1 gives inf.
 
-    Tensors are not checked by content: a negative horizon gives a negative length, one above 1
-    gives NaN. Inverse of `length_to_horizon`. Raises ValueError as `value_to_length` does.
+    Tensors are not checked by content: a negative u gives a negative length, one above 1
+    gives NaN. Inverse of `length_to_u`. Raises ValueError as `value_to_length` does.
     """
     rate = -math.log(check_gamma(gamma))
-    return torch.log1p(-as_float(horizon, name="horizon", low=0.0, high=1.0)) / -rate
+    return torch.log1p(-as_float(u, name="u", low=0.0, high=1.0)) / -rate
 
 
 def logit_to_value(logit: Tensor | float) -> Tensor:
     """Value `V = -sigmoid(z)` in [-1, 0] of a head output. Inverse of `value_to_logit`."""
-    return -logit_to_horizon(logit)
+    return -logit_to_u(logit)
 
 
-def logit_to_horizon(logit: Tensor | float) -> Tensor:
-    """Horizon `u = sigmoid(z)` in [0, 1] of a head output, at least float32."""
+def logit_to_u(logit: Tensor | float) -> Tensor:
+    """Discounted length `u = sigmoid(z)` in [0, 1] of a head output, at least float32."""
     return torch.sigmoid(as_float(logit, name="logit"))
 
 
@@ -163,18 +163,18 @@ def length_to_logit(length: Tensor | float, *, gamma: float) -> Tensor:
     return x + torch.log(-torch.expm1(-x))
 
 
-def gamma_for_length(length_p99: float, *, horizon: float = 0.99) -> float:
-    """Discount at which `length_p99` tokens have the given horizon.
+def gamma_for_length(length_p99: float, *, u: float = 0.99) -> float:
+    """Discount at which `length_p99` tokens have the discounted length `u`.
 
-        1 - gamma**L99 = horizon   =>   gamma = (1 - horizon)**(1 / L99)
+        1 - gamma**L99 = u   =>   gamma = (1 - u)**(1 / L99)
 
     With the default: 1,533 tokens give 0.997, 4,603 give 0.999, 23,024 give 0.9998.
 
     Args:
         length_p99: a long length of the data in tokens (its 99th percentile), > 0.
-        horizon: where that length shall lie in (0, 1).
+        u: where that length shall lie in (0, 1).
     Raises:
-        ValueError: length not positive and finite, horizon outside (0, 1).
+        ValueError: length not positive and finite, u outside (0, 1).
     Reference: LenVM section 5.3.
     """
     if not (0.0 < length_p99 < math.inf):
@@ -182,13 +182,13 @@ def gamma_for_length(length_p99: float, *, horizon: float = 0.99) -> float:
             f"length_p99 must be positive and finite, got {length_p99}: "
             f"give the 99th percentile of the response lengths in tokens"
         )
-    if not 0.0 < horizon < 1.0:
-        raise ValueError(f"horizon must be in (0, 1), got {horizon}: the default is 0.99")
-    return check_gamma(math.exp(math.log1p(-horizon) / length_p99))
+    if not 0.0 < u < 1.0:
+        raise ValueError(f"u must be in (0, 1), got {u}: the default is 0.99")
+    return check_gamma(math.exp(math.log1p(-u) / length_p99))
 
 
 def gamma_from_lengths(
-    lengths: Tensor | Sequence[float], *, percentile: float = 99.0, horizon: float = 0.99
+    lengths: Tensor | Sequence[float], *, percentile: float = 99.0, u: float = 0.99
 ) -> float:
     """Discount that suits a data set: `gamma_for_length` of a percentile of its lengths.
 
@@ -198,7 +198,7 @@ def gamma_from_lengths(
     Args:
         lengths: response lengths in tokens, all > 0, at least one; flattened.
         percentile: in (0, 100].
-        horizon: see `gamma_for_length`.
+        u: see `gamma_for_length`.
     """
     flat = torch.as_tensor(lengths).flatten().to(torch.float64)
     if flat.numel() == 0:
@@ -214,13 +214,13 @@ def gamma_from_lengths(
     rank = (flat.numel() - 1) * percentile / 100.0
     below = flat.kthvalue(math.floor(rank) + 1).values.item()
     above = flat.kthvalue(math.ceil(rank) + 1).values.item()
-    return gamma_for_length(below + (above - below) * (rank - math.floor(rank)), horizon=horizon)
+    return gamma_for_length(below + (above - below) * (rank - math.floor(rank)), u=u)
 
 
 def resolution_limit(*, gamma: float, dtype: torch.dtype, from_logit: bool) -> float:
     """Longest finite length, in tokens, that a number of `dtype` can stand for.
 
-        value or horizon:  ln(eps / 2) / ln gamma     the last number below 1 is 1 - eps / 2
+        value or u:        ln(eps / 2) / ln gamma     the last number below 1 is 1 - eps / 2
         logit:             max / -ln gamma            softplus(z) -> z
 
     with eps and max from `torch.finfo(dtype)`. At gamma .999 a bfloat16 value ends at 5,542
@@ -240,7 +240,7 @@ def logit_error_floor(logit: Tensor | float, *, dtype: torch.dtype) -> Tensor:
 
         |dl| / l = sigmoid(z) |z| / (k softplus(z)),   k = 1 / eps
 
-    k is 128 for bfloat16, 1,024 for float16, 2**23 for float32. For long horizons the floor is
+    k is 128 for bfloat16, 1,024 for float16, 2**23 for float32. For long lengths the floor is
     1 / k; below z = -1 it grows as |z| / k: the error concentrates at short lengths.
 
     Returns:

@@ -1,4 +1,4 @@
-"""A value model against predictors that do not read, at every position of a response.
+"""Does the value model beat predictors that do not read, at every position of a response?
 
 The bar is the root mean squared error of the horizon u = 1 - gamma**l, the quantity whose mean the
 model learns and which `mean` and `linear` minimise at s_0 (`model.baselines`). Beside it:
@@ -21,9 +21,9 @@ from torch import Tensor
 from lenvm_rl.core import (
     POSITIONS,
     at_positions,
-    length_to_horizon,
-    logit_to_horizon,
+    length_to_u,
     logit_to_length,
+    logit_to_u,
     r2,
 )
 from lenvm_rl.model import LengthValueModel
@@ -39,11 +39,11 @@ BARS = ("mean", "linear")
 class Errors:
     """One predictor on N completions; P positions, M states in all."""
 
-    horizon_NP: Tensor
+    u_NP: Tensor
     """Predicted minus true u."""
     relative_NP: Tensor
     """|l_hat - l| / l."""
-    horizons_M: Tensor
+    u_M: Tensor
     """Predicted u at every state."""
 
 
@@ -63,7 +63,9 @@ def compare(
     """
     gamma = model.config.require_gamma()
     naive = fit_naive(RolloutReader(train).iter_rows(), source, gamma)
-    rows = [r for r in RolloutReader(heldout).iter_rows() if r.data_source == source and not r.cut]
+    rows = [
+        r for r in RolloutReader(heldout).iter_rows() if r.data_source == source and not r.truncated
+    ]
     if not rows:
         raise ValueError(
             f"{heldout} has no finished completion of {source}: use more completions, or hold out "
@@ -83,7 +85,7 @@ def compare(
         "heldout_completions": len(rows),
         "heldout_prompts": len(set(prompts)),
         "heldout_states": len(truth_M),
-        "r2": {name: r2(e.horizons_M, truth_M) for name, e in errors.items()},
+        "r2": {name: r2(e.u_M, truth_M) for name, e in errors.items()},
         "margin_in_standard_errors": margins,
         "beats": {bar: _beats(table, bar) for bar in margins},
     }
@@ -93,7 +95,9 @@ def compare(
 
 def fit_naive(rows: Iterable[Rollout], source: str, gamma: float) -> NaivePredictors:
     """Naive predictors of one data source, fitted on its finished training completions."""
-    used = [(len(r.prompt_ids), r.length) for r in rows if r.data_source == source and not r.cut]
+    used = [
+        (len(r.prompt_ids), r.length) for r in rows if r.data_source == source and not r.truncated
+    ]
     return NaivePredictors.fit([p for p, _ in used], [n for _, n in used], gamma=gamma)
 
 
@@ -108,19 +112,19 @@ def measure(
     for row, logits_L in iter_logits(model, rows):
         written_L = torch.arange(row.length, dtype=torch.float32)
         left_L = row.length - written_L
-        u_L = length_to_horizon(left_L, gamma=gamma)
+        u_L = length_to_u(left_L, gamma=gamma)
         prompts.append(row.prompt_id)
         truth.append(u_L)
-        guesses = {"lenvm": (logit_to_horizon(logits_L), logit_to_length(logits_L, gamma=gamma))}
+        guesses = {"lenvm": (logit_to_u(logits_L), logit_to_length(logits_L, gamma=gamma))}
         prompt_length = torch.tensor([len(row.prompt_ids)])
         longest = len(naive.survival)  # where a horizon is 1 to the last bit, its length is not inf
         for name, l_1L in naive.remaining_lengths(prompt_length, written_L[None]).items():
             l_hat_L = l_1L[0].clamp(max=longest)
-            guesses[name] = (length_to_horizon(l_hat_L, gamma=gamma), l_hat_L)
+            guesses[name] = (length_to_u(l_hat_L, gamma=gamma), l_hat_L)
         for name, (u_hat_L, l_hat_L) in guesses.items():
             errors_2L = torch.stack([u_hat_L - u_L, (l_hat_L - left_L).abs() / left_L])
-            horizon_P, relative_P = at_positions(errors_2L, torch.ones(errors_2L.shape))
-            parts.setdefault(name, []).append((horizon_P, relative_P, u_hat_L.float()))
+            u_P, relative_P = at_positions(errors_2L, torch.ones(errors_2L.shape))
+            parts.setdefault(name, []).append((u_P, relative_P, u_hat_L.float()))
     errors = {
         name: Errors(torch.stack(horizon), torch.stack(relative), torch.cat(u_hat))
         for name, (horizon, relative, u_hat) in (
@@ -138,7 +142,7 @@ def margin(ours: Errors, theirs: Errors, prompts: Sequence[str]) -> list[float]:
     because the completions of a prompt are not independent. NaN with fewer than two prompts or
     without any spread.
     """
-    gain_NP = theirs.horizon_NP.double().square() - ours.horizon_NP.double().square()
+    gain_NP = theirs.u_NP.double().square() - ours.u_NP.double().square()
     names = {name: i for i, name in enumerate(dict.fromkeys(prompts))}
     index = torch.tensor([names[prompt] for prompt in prompts])
     sums = torch.zeros(len(names), gain_NP.shape[1], dtype=torch.float64)
@@ -153,7 +157,7 @@ def margin(ours: Errors, theirs: Errors, prompts: Sequence[str]) -> list[float]:
 
 
 def _position_figures(errors: Errors) -> list[dict[str, float]]:
-    horizon = errors.horizon_NP.double()
+    horizon = errors.u_NP.double()
     return [
         {"u_rmse": rmse, "u_mae": mae, "length_mre": mre}
         for rmse, mae, mre in zip(

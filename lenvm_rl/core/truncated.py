@@ -4,7 +4,7 @@ Shapes: B sequences, T response positions; position t is the state s_t before to
 `returns`.
 
 A cut completion is not finished. With n tokens seen, the remaining length at state t is only
-known to be longer than n - t. Three ways to treat it (`CUTS`):
+known to be longer than n - t. Three ways to treat it (`TRUNCATIONS`):
 
     drop        its states get weight 0; short responses are then over-represented
     bootstrap   lambda-returns that end in the model's own value of its last state
@@ -31,11 +31,11 @@ from lenvm_rl.core.returns import (
     remaining_length,
 )
 
-CUTS = ("drop", "bootstrap", "censored")
+TRUNCATIONS = ("drop", "bootstrap", "censored")
 
 
 def length_targets(
-    response_mask: Tensor, finished: Tensor, *, cut: str = "drop"
+    response_mask: Tensor, finished: Tensor, *, truncated: str = "drop"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Remaining lengths with the weights that cut completions deserve.
 
@@ -45,19 +45,19 @@ def length_targets(
     Args:
         response_mask: [B, T], non-zero at generated tokens.
         finished: [B] bool, True where the completion ended by itself (EOS).
-        cut: "drop" or "censored".
+        truncated: "drop" or "censored".
     Returns:
         lengths: [B, T] float32 tokens; the lower bound n - t where censored.
         weights: [B, T] float32, 0 or 1; multiply the loss by it and sum it for the denominator.
         censored: [B, T] bool, True where the length is a lower bound.
     """
-    check_choice(cut, name="cut", known=("drop", "censored"))
+    check_choice(truncated, name="truncated", known=("drop", "censored"))
     lengths = remaining_length(response_mask)
-    cut_B = ~check_finished(finished, response_mask)
+    truncated_B = ~check_finished(finished, response_mask)
     counted = response_mask != 0
-    if cut == "drop":
-        return lengths, (counted & ~cut_B[:, None]).float(), torch.zeros_like(counted)
-    return lengths, counted.float(), counted & cut_B[:, None]
+    if truncated == "drop":
+        return lengths, (counted & ~truncated_B[:, None]).float(), torch.zeros_like(counted)
+    return lengths, counted.float(), counted & truncated_B[:, None]
 
 
 def value_targets(
@@ -66,7 +66,7 @@ def value_targets(
     *,
     gamma: float,
     lam: float = 1.0,
-    cut: str = "drop",
+    truncated: str = "drop",
     values: Tensor | None = None,
     bootstrap_value: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,7 +85,7 @@ def value_targets(
         finished: [B] bool, True where the completion ended by itself (EOS).
         gamma: per-token discount in (0, 1).
         lam: in [0, 1]; 1 is best in the paper and needs no values unless cut = "bootstrap".
-        cut: one of `CUTS`.
+        truncated: one of `TRUNCATIONS`.
         values: [B, T], V(s_t); treated as constant.
         bootstrap_value: [B], V after the last seen token, for cut = "bootstrap".
     Returns:
@@ -95,19 +95,19 @@ def value_targets(
     Raises:
         ValueError: illegal gamma, lam or cut; shapes; values missing where needed.
     """
-    check_choice(cut, name="cut", known=CUTS)
+    check_choice(truncated, name="truncated", known=TRUNCATIONS)
     check_fraction(lam, name="lam")
     closed = discounted_returns(response_mask, gamma=gamma)
     is_finished = check_finished(finished, response_mask)[:, None]
-    if cut == "bootstrap":
-        v = _constants(values, response_mask, lam=lam, cut=cut)
+    if truncated == "bootstrap":
+        v = _constants(values, response_mask, lam=lam, truncated=truncated)
         trained, end = _bootstrap_end(v, response_mask != 0, ~is_finished, bootstrap_value)
         weights, censored = trained.float(), torch.zeros_like(trained)
     else:
-        _, weights, censored = length_targets(response_mask, finished, cut=cut)
+        _, weights, censored = length_targets(response_mask, finished, truncated=truncated)
         if lam == 1.0:
             return closed, weights, censored
-        v = _constants(values, response_mask, lam=lam, cut=cut)
+        v = _constants(values, response_mask, lam=lam, truncated=truncated)
         trained, end = response_mask != 0, 0.0
 
     rewards = length_rewards(trained, gamma=gamma)
@@ -144,25 +144,25 @@ def boundary_weights(response_mask: Tensor, *, boundary_weight: float) -> Tensor
     return counted.float() + first.float() * (boundary_weight - 1.0)
 
 
-def _constants(values: Tensor | None, mask: Tensor, *, lam: float, cut: str) -> Tensor:
+def _constants(values: Tensor | None, mask: Tensor, *, lam: float, truncated: str) -> Tensor:
     """The model's own values where they enter the targets, without gradient."""
     if values is None:
         raise ValueError(
-            f"values are missing: lam={lam:g} with cut={cut!r} needs V(s_t) [B, T]. Give them, "
-            f"or use lam=1 with cut='drop' or cut='censored'"
+            f"values are missing: lam={lam:g} with truncated={truncated!r} needs V(s_t) [B, T]. "
+            f"Give them, or use lam=1 with truncated='drop' or truncated='censored'"
         )
     check_same_shape(values=values, response_mask=mask)
     return as_float(values, name="values").detach()
 
 
 def _bootstrap_end(
-    values: Tensor, counted: Tensor, is_cut: Tensor, bootstrap_value: Tensor | None
+    values: Tensor, counted: Tensor, is_truncated: Tensor, bootstrap_value: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """States that get a target [B, T], and the value after the last of them [B] (0 after EOS)."""
     if bootstrap_value is not None:
         end = per_row(bootstrap_value, like=values, name="bootstrap_value").detach()
-        return counted, torch.where(is_cut[:, 0], end, 0.0)
-    is_end = is_cut & (remaining_length(counted) == 1)
+        return counted, torch.where(is_truncated[:, 0], end, 0.0)
+    is_end = is_truncated & (remaining_length(counted) == 1)
     return counted & ~is_end, torch.where(is_end, values, 0.0).sum(1)
 
 

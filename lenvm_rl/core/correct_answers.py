@@ -6,16 +6,16 @@ drop out as it does in all answers, but pays -b(s) for being right (E[c b grad l
 b grad P(right)). With V of all answers this teaches to be wrong wherever right answers are the
 long ones. Two baselines are sound:
 
-    right   b = V_c(s) = E[G | s, right], a LenVM trained on right answers: E[c (G - V_c) | s] = 0
+    correct b = V_c(s) = E[G | s, right], a LenVM trained on right answers: E[c (G - V_c) | s] = 0
             whatever P(right) is, at any lambda
     group   no critic: the mean of G over the right answers of the prompt that are as far along,
-            so the terms of right answers sum to 0 at every position (`centre_right`); the
+            so the terms of right answers sum to 0 at every position (`centre_correct`); the
             gradient is that of E[G | right]
 
 and `all` is the V of all answers, as it was: an ablation.
 
-Shapes: B sequences, T response positions. `right` [B] is c: 0 wrong, 1 right, between them a
-partly right answer's score.
+Shapes: B sequences, T response positions. `correct` [B] is c: 0 wrong, 1 correct, between them
+a partly correct answer's score.
 """
 
 import torch
@@ -24,14 +24,14 @@ from torch import Tensor
 from lenvm_rl.core.advantages import normalise_advantage
 from lenvm_rl.core.checks import as_float, check_fraction, check_same_shape, per_row
 
-BASELINES = ("right", "group", "all")
+BASELINES = ("correct", "group", "all")
 CLAMP = 0.25
 """Share of a right answer's lead that its length term may take. In a world where 90 % of long and
 30 % of short answers are right, .5 costs 5 points of accuracy, .25 less than one
 (scripts/bench/right_answers.py --right mostly_long)."""
 
 
-def centre_right(x: Tensor, mask: Tensor, right: Tensor, groups: Tensor) -> Tensor:
+def centre_correct(x: Tensor, mask: Tensor, correct: Tensor, groups: Tensor) -> Tensor:
     """`x` minus its mean over the right answers of the group at the same number of tokens.
 
         x_it - sum_j c_j x_jt / sum_j c_j,     j: rows of i's group that have a token t
@@ -43,13 +43,13 @@ def centre_right(x: Tensor, mask: Tensor, right: Tensor, groups: Tensor) -> Tens
     Args:
         x: [B, T], what follows from each token on, e.g. the return G_t.
         mask: [B, T], non-zero at generated tokens.
-        right: [B] c in [0, 1].
+        correct: [B] c in [0, 1].
         groups: [B] integers, equal for completions of one prompt.
     Returns:
         [B, T] at least float32; 0 where masked and in rows with c = 0.
     """
     check_same_shape(x=x, mask=mask)
-    c = per_row(right, like=as_float(x, name="x"), name="right").double()[:, None]
+    c = per_row(correct, like=as_float(x, name="x"), name="correct").double()[:, None]
     counted = (mask != 0) & (c > 0)
     values = torch.where(counted, as_float(x, name="x"), 0.0)
     _, number = groups.unique(return_inverse=True)
@@ -63,7 +63,7 @@ def centre_right(x: Tensor, mask: Tensor, right: Tensor, groups: Tensor) -> Tens
     return torch.where(counted, values - mean, 0.0).to(values.dtype)
 
 
-def right_term(advantage: Tensor, mask: Tensor, right: Tensor, *, how: str = "none") -> Tensor:
+def correct_term(advantage: Tensor, mask: Tensor, correct: Tensor, *, how: str = "none") -> Tensor:
     """A length advantage in right answers alone, in the unit of their own spread.
 
     `normalise_advantage` over the tokens of rows with c > 0, times c: wrong answers, which get no
@@ -72,17 +72,17 @@ def right_term(advantage: Tensor, mask: Tensor, right: Tensor, *, how: str = "no
     Args:
         advantage: [B, T].
         mask: [B, T], non-zero at generated tokens.
-        right: [B] c in [0, 1].
+        correct: [B] c in [0, 1].
         how: one of `NORMALISATIONS`.
     Returns:
         [B, T] at least float32; 0 where masked and in rows with c = 0.
     """
-    c = per_row(right, like=as_float(advantage, name="advantage"), name="right")[:, None]
+    c = per_row(correct, like=as_float(advantage, name="advantage"), name="correct")[:, None]
     term = normalise_advantage(advantage, (mask != 0) & (c > 0), how=how)
     return term * c.to(term.dtype)
 
 
-def lead_over_wrong(task: Tensor, mask: Tensor, right: Tensor, groups: Tensor) -> Tensor:
+def lead_over_wrong(task: Tensor, mask: Tensor, correct: Tensor, groups: Tensor) -> Tensor:
     """By how much the task advantage of a right answer exceeds those of its group's wrong ones.
 
         lead_i = m_i - max_j max(m_j, S_j / L_i),     j: rows of i's group with c = 0
@@ -93,7 +93,7 @@ def lead_over_wrong(task: Tensor, mask: Tensor, right: Tensor, groups: Tensor) -
 
     Args:
         task: [B, T], the task advantage, which is all that wrong answers get.
-        mask, right, groups: as for `centre_right`.
+        mask, correct, groups: as for `centre_correct`.
     Returns:
         [B] float64, at least 0; infinite in groups without a wrong answer.
     """
@@ -101,7 +101,7 @@ def lead_over_wrong(task: Tensor, mask: Tensor, right: Tensor, groups: Tensor) -
     counted = mask != 0
     total = torch.where(counted, as_float(task, name="task"), 0.0).double().sum(1)
     length = counted.sum(1).clamp(min=1)
-    c = per_row(right, like=as_float(task, name="task"), name="right")
+    c = per_row(correct, like=as_float(task, name="task"), name="correct")
     wrong = (c <= 0) & counted.any(1)
     names, number = groups.unique(return_inverse=True)
     best = torch.full((2, len(names)), -torch.inf, dtype=torch.float64, device=task.device)
@@ -112,7 +112,7 @@ def lead_over_wrong(task: Tensor, mask: Tensor, right: Tensor, groups: Tensor) -
 
 
 def clamp_to_lead(
-    term: Tensor, task: Tensor, mask: Tensor, right: Tensor, groups: Tensor, *, share: float
+    term: Tensor, task: Tensor, mask: Tensor, correct: Tensor, groups: Tensor, *, share: float
 ) -> Tensor:
     """A scaled length term, bounded so that a right answer stays above its group's wrong ones.
 
@@ -127,18 +127,18 @@ def clamp_to_lead(
 
     Args:
         term: [B, T], times its scale.
-        task, mask, right, groups: as for `lead_over_wrong`.
+        task, mask, correct, groups: as for `lead_over_wrong`.
         share: in [0, 1].
     Returns:
         [B, T] as `term`.
     """
     check_same_shape(term=term, task=task)
     check_fraction(share, name="share")
-    lead = lead_over_wrong(task, mask, right, groups)
+    lead = lead_over_wrong(task, mask, correct, groups)
     none_wrong = lead.isinf()
-    right_of_mixed = (per_row(right, like=lead[:, None], name="right") > 0) & ~none_wrong
-    if not right_of_mixed.any():
+    correct_of_mixed = (per_row(correct, like=lead[:, None], name="correct") > 0) & ~none_wrong
+    if not correct_of_mixed.any():
         return torch.where(none_wrong[:, None], term, 0.0)
-    lead = torch.where(none_wrong, lead[right_of_mixed].mean(), lead)
+    lead = torch.where(none_wrong, lead[correct_of_mixed].mean(), lead)
     bound = (share * lead).to(term.dtype)[:, None]
     return torch.minimum(torch.maximum(term, -bound), bound)

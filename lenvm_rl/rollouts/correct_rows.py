@@ -1,7 +1,7 @@
 """The right answers of a rollout file, as a rollout file: what a LenVM of right answers learns.
 
 Their file says so (metadata key `answers`), and the LenVM that is trained on it too: its values are
-E[G | s, right], and lenvm.baseline=right asks for them.
+E[G | s, right], and lenvm.baseline=correct asks for them.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ Judge = Callable[[str, str, str], bool]
 
 
 @dataclass(frozen=True)
-class RightReport:
+class CorrectReport:
     """What was judged, and what was kept."""
 
     rows: int
-    right: int
+    correct: int
     without_truth: int
     """Rows without a ground truth, which nothing can judge; they are left out."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able figures."""
-        return {**asdict(self), "share_right": self.right / self.rows}
+        return {**asdict(self), "share_correct": self.correct / self.rows}
 
 
-def keep_right(
+def keep_correct(
     path: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
@@ -45,7 +45,7 @@ def keep_right(
     judge: Judge,
     grader_of: Callable[[str], str] | None = None,
     progress: bool = False,
-) -> RightReport:
+) -> CorrectReport:
     """Write the rows of a rollout file whose response is right, in one pass.
 
     A response is judged as it stands, whether or not the token limit cut it, as a reward function
@@ -64,9 +64,9 @@ def keep_right(
     """
     reader = RolloutReader(path)
     settings = {key: reader.metadata[key] for key in DERIVED_METADATA if key in reader.metadata}
-    right = without = 0
+    correct = without = 0
     with (
-        whole_rollout_file(out, **{**settings, "answers": "right"}) as writer,
+        whole_rollout_file(out, **{**settings, "answers": "correct"}) as writer,
         progress_bar("grading", len(reader), shown=progress) as advance,
     ):
         for batch in reader.iter_batches():
@@ -79,18 +79,18 @@ def keep_right(
                 for source, ids, truth in zip(*cells, strict=True)
             ]
             without += batch.column("ground_truth").null_count
-            right += sum(kept)
+            correct += sum(kept)
             if any(kept):
                 part = _graded(batch.filter(pa.array(kept)), grader_of)
                 writer.append_batch(part, media=reader.media)
             advance(batch.num_rows)
-        if not right:
+        if not correct:
             raise ValueError(
                 f"{path}: none of {len(reader)} completions is right, {without} of them have no "
                 "ground truth. Sample prompts with a ground_truth, and look whether the grader is "
                 "theirs."
             )
-    return RightReport(rows=len(reader), right=right, without_truth=without)
+    return CorrectReport(rows=len(reader), correct=correct, without_truth=without)
 
 
 def _graded(batch: pa.RecordBatch, grader_of: Callable[[str], str] | None) -> pa.RecordBatch:

@@ -1,0 +1,221 @@
+"""One policy for many budgets: what is trained, and how well each budget is met.
+
+Every prompt names its budget n* (response tokens, EOS included; `lenvm_rl.demo.policy_data` says
+how), drawn once per problem. Methods differ in the advantage alone:
+
+    l1_exact     GRPO on correct - alpha |n* - L|
+    lenvm        A + s A_n, GRPO on the answer plus GAE towards -|L - n*| / n* with the LenVM's
+                 expected length as baseline, in units of its own spread; the LenVM learns on from
+                 every batch, so that it comes to read the budget too
+    lenvm_correct  the same with the dense term in right answers alone; against values of all
+                 answers (an ablation, see lenvm_rl.core.correct_answers)
+    lenvm_frozen `lenvm` with the LenVM that the start has
+
+All start from one pair of policy and LenVM that has seen budgets (`warm_up`). Evaluated beside
+them: that policy before training, and the shipped policy, asked without a budget and guided by its
+LenVM while it decodes.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from lenvm_rl.core import budget_advantage, combine, normalise_advantage
+from lenvm_rl.demo import policy_path, task
+from lenvm_rl.demo.policy_data import UNIT, budget_messages
+from lenvm_rl.demo.prompts import demo_prompts
+from lenvm_rl.evals.guided_runs import GuidedPolicy
+from lenvm_rl.guidance import GuidanceSettings
+from lenvm_rl.model import LengthValueModel
+from lenvm_rl.prompts.prompt import Prompt
+from lenvm_rl.sampling.transformers.sampler import Completion, ContinuousSampler, Request
+from lenvm_rl.sampling.transformers.to_file import encode_prompt
+from reward_fns import LENGTH_REWARDS
+from scripts.bench.grpo.methods import Graded, rewards_of, task_advantage
+from scripts.bench.grpo.training import EVAL_SEED, Settings, World, train
+from scripts.bench.grpo.warm_up import Start
+
+METHODS = ("l1_exact", "lenvm", "lenvm_correct", "lenvm_frozen")
+UNTRAINED = ("start", "guided")
+"""The policy that training starts from; and the shipped one, guided."""
+LONGEST_PROMPT = 32  # tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetSettings(Settings):
+    """What all runs share."""
+
+    updates: int = 40
+    pool: int = 1024
+    eval_prompts: int = 48
+    eval_samples: int = 4
+    low: int = 24
+    high: int = 160
+    """Training budgets: multiples of 8 tokens within."""
+    budgets: tuple[int, ...] = (32, 64, 96, 128)
+    """Budgets that every held-out problem is evaluated at."""
+    alpha: float = 0.003
+    """l1_exact: reward per token of deviation."""
+    scale: float = 0.3
+    """lenvm: weight of the dense term."""
+    warm_problems: int = 1536
+    warm_epochs: int = 4
+    warm_rate: float = 1e-3
+    """Size of the warm-up."""
+
+
+WARM_UP = ("max_tokens", "warm_problems", "warm_epochs", "warm_rate")
+"""Settings that the start depends on."""
+
+
+def budget_world(settings: BudgetSettings) -> World:
+    """Training problems with one random budget each, held-out ones with each of `budgets`."""
+    choices = range(-(-settings.low // UNIT) * UNIT, settings.high + 1, UNIT)
+    rng = random.Random("budgets")
+    pool = _asked(settings.pool, 17, lambda: [rng.choice(choices)])
+    texts = {prompt.messages[0]["content"].split(" ; ")[1] for prompt, _ in pool}
+    held = [
+        (prompt, n)
+        for prompt, n in _asked(2 * settings.eval_prompts, EVAL_SEED, lambda: settings.budgets)
+        if prompt.messages[0]["content"].split(" ; ")[1] not in texts
+    ][: settings.eval_prompts * len(settings.budgets)]
+    columns = {prompt.prompt_id: {"target": float(n)} for prompt, n in pool + held}
+    return World(settings, columns, ([p for p, _ in pool], [p for p, _ in held]))
+
+
+def _asked(count: int, seed: int, budgets: Any) -> list[tuple[Prompt, int]]:
+    """Problems of the demo with the budgets of `budgets()`, one prompt for each."""
+    problems = task.sample_problems(count, seed=seed)
+    return [
+        (
+            replace(
+                prompt,
+                prompt_id=f"{prompt.prompt_id}-{n}",
+                messages=budget_messages(problem, n),
+            ),
+            n,
+        )
+        for prompt, problem in zip(demo_prompts(count, seed=seed), problems, strict=True)
+        for n in budgets()
+    ]
+
+
+def advantage_of(method: str, settings: BudgetSettings):
+    """The method's [B, T] advantage of a graded batch."""
+    bound = LENGTH_REWARDS["l1_exact"].bind(alpha=settings.alpha)
+
+    def l1_exact(batch: Graded) -> torch.Tensor:
+        return task_advantage(rewards_of(batch, bound), batch.prompt_ids)[:, None] * batch.mask
+
+    def lenvm(batch: Graded) -> torch.Tensor:
+        plain = task_advantage(batch.correct, batch.prompt_ids)[:, None] * batch.mask
+        dense = budget_advantage(
+            batch.lengths_left,
+            batch.mask,
+            batch.finished,
+            targets(batch),
+            kind="equal",
+            lam=settings.lam,
+        )
+        dense = normalise_advantage(dense, batch.mask, how="batch_std")
+        scale = torch.full((len(batch.lengths), 1), settings.scale)
+        if method == "lenvm_correct":
+            scale = scale * torch.tensor(batch.correct)[:, None]
+        return combine(plain, dense, batch.mask, scale=scale)
+
+    return l1_exact if method == "l1_exact" else lenvm
+
+
+def targets(batch: Graded) -> torch.Tensor:
+    """[B] budgets in tokens."""
+    return torch.tensor([batch.columns[p]["target"] for p in batch.prompt_ids])
+
+
+def deviation(batch: Graded) -> dict[str, float]:
+    """Mean |L - n*| / n* of a batch, in units of the budget."""
+    n = targets(batch)
+    return {"deviation": ((torch.tensor(batch.lengths) - n).abs() / n).mean().item()}
+
+
+def run(method: str, seed: int, settings: BudgetSettings, start: Start) -> dict[str, Any]:
+    """Train and evaluate under one method; those of `UNTRAINED` are evaluated alone.
+
+    Deterministic given its arguments and the number of threads.
+    """
+    started = time.monotonic()
+    world, history = budget_world(settings), []
+    if method == "guided":
+        completions = guided(world, settings)
+    else:
+        policy = ContinuousSampler.from_pretrained(start.policy).model
+        if method not in UNTRAINED:
+            policy, history = train(
+                world,
+                seed,
+                advantage_of(method, settings),
+                refreshes=method in ("lenvm", "lenvm_correct"),
+                measure=deviation,
+                policy=policy,
+                lenvm=LengthValueModel.from_pretrained(start.lenvm).eval(),
+            )
+        completions = world.sample(policy, world.held, settings.eval_samples, seed=EVAL_SEED)
+    return {
+        "method": method,
+        "seed": seed,
+        "budgets": figures(world, completions, settings),
+        "seconds": round(time.monotonic() - started, 1),
+        "history": history,
+    }
+
+
+def guided(world: World, settings: BudgetSettings) -> list[Completion]:
+    """Completions of the untrained policy, asked without a budget and guided to meet it."""
+    longest = LONGEST_PROMPT + settings.max_tokens
+    policy = GuidedPolicy(policy_path(), settings.lenvm, max_length=longest)
+    requests, asked = [], []
+    for prompt in world.held:
+        content = prompt.messages[0]["content"].split(" ; ")[1]
+        plain = replace(prompt, messages=[{"role": "user", "content": content}])
+        ids = encode_prompt(world.tokenizer, plain)
+        target = int(world.columns[prompt.prompt_id]["target"])
+        for _ in range(settings.eval_samples):
+            seed = EVAL_SEED + len(requests)
+            requests.append(Request(ids, settings.max_tokens, seed=seed))
+            asked.append(GuidanceSettings(mode="equal", target=target, count_eos=True))
+    return policy.generate(requests, asked)
+
+
+def figures(
+    world: World, completions: Sequence[Completion], settings: BudgetSettings
+) -> list[dict[str, float]]:
+    """Per budget n*, of its completions: mean |L - n*| / n*, mean (L - n*) / n*, mean length,
+    accuracy and the share that the token limit cut."""
+    owners = [p for p in world.held for _ in range(settings.eval_samples)]
+    rows = []
+    for n in settings.budgets:
+        mine = [
+            (owner, completion)
+            for owner, completion in zip(owners, completions, strict=True)
+            if world.columns[owner.prompt_id]["target"] == n
+        ]
+        off = [(len(completion.token_ids) - n) / n for _, completion in mine]
+        rows.append(
+            {
+                "budget": n,
+                "deviation": statistics.fmean(map(abs, off)),
+                "bias": statistics.fmean(off),
+                "length": statistics.fmean(len(c.token_ids) for _, c in mine),
+                "accuracy": statistics.fmean(float(world.right(p, c)) for p, c in mine),
+                "share_truncated": statistics.fmean(
+                    float(c.finish_reason != "stop") for _, c in mine
+                ),
+            }
+        )
+    return rows

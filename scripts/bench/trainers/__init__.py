@@ -1,0 +1,1 @@
+"""Parts of pretrain.py: sizes and data, the three trainers, what the hardware could do."""
