@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from lenvm_rl.prompts.prompt import Prompt
-from lenvm_rl.rollouts.truth import truth_text
+from lenvm_rl.rollouts.record import truth_text
 
 GraderOption = Annotated[
     str,

@@ -13,7 +13,7 @@ from lenvm_rl.model.config import LengthValueConfig
 from lenvm_rl.model.hub import model_type
 from lenvm_rl.model.length_value_model import LengthValueModel, check_decoder
 from lenvm_rl.model.tokens import tokenizer_sha
-from lenvm_rl.rollouts.vocabulary import token_count
+from lenvm_rl.rollouts.ends import token_count
 
 
 def describe_policy(name: str, tokenizer: Any, revision: str | None = None) -> dict[str, Any]:

@@ -13,8 +13,7 @@ from typing import Any
 
 from transformers import AutoConfig, GenerationConfig
 
-from lenvm_rl.rollouts.ends import end_token_ids
-from lenvm_rl.rollouts.vocabulary import token_count, vocabulary_size
+from lenvm_rl.rollouts.ends import end_token_ids, token_count, vocabulary_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +31,7 @@ class PolicyFacts:
     eos_ids: list[int]
     """Tokens that end a response, see `lenvm_rl.rollouts.ends`."""
     vocab_size: int
-    """Token ids are below it, see `lenvm_rl.rollouts.vocabulary`."""
+    """Token ids are below it, see `lenvm_rl.rollouts.ends`."""
     token_count: int
     """Ids from here on stand for no token."""
     chat_template_args: dict[str, Any]

@@ -24,8 +24,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lenvm_rl.rollouts.row_files import ENDINGS, ending_of, file_rows
-from lenvm_rl.rollouts.truth import truth_text
+from lenvm_rl.prompts.row_files import ENDINGS, ending_of, file_rows
+from lenvm_rl.rollouts.record import truth_text
 
 Message = dict[str, str]
 

@@ -1,4 +1,4 @@
-"""What occurs more than once in a rollout file, judged by content?
+"""What occurs more than once in a rollout file, judged by content.
 
 Three things are told apart:
 

@@ -1,4 +1,4 @@
-"""Which tokens end a response? The one rule; engines, converters, guides and trainers ask here.
+"""Tokens that end a response, and how many ids there are: the one rule, which all ask.
 
 A response ends at the tokenizer's EOS and at every EOS of the generation configuration: that is
 where vLLM stops, and fine-tuned checkpoints often have the two disagree. The model's own
@@ -9,6 +9,11 @@ Text without token ids does not say which of them ended a response (`response_en
 with which the chat template ends an assistant's turn (`turn_end_id`: Gemma's tokenizer names <eos>,
 its turns end with <end_of_turn>), unless a generation configuration is known that does not stop
 there; without a chat template, the tokenizer's EOS.
+
+The rows of a policy's output layer bound what it can sample, and so a rollout file: many policies
+are padded beyond their tokenizer (all Qwen2.5), and under RL they do sample ids that stand for no
+token. Such rows are kept and counted. `len(tokenizer)` bounds nothing: ids may have holes, and the
+largest lies above the count.
 """
 
 from __future__ import annotations
@@ -96,3 +101,18 @@ def named_ends(source: Any) -> set[int]:
     if given is None:
         return set()
     return {int(i) for i in (given if isinstance(given, Iterable) else [given])}
+
+
+def token_count(tokenizer: Any) -> int:
+    """The largest id that stands for a token, plus 1."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def vocabulary_size(tokenizer: Any, config: Any = None) -> int:
+    """Ids of a response are below it: `vocab_size` of the policy's configuration, where that is
+    known; else the tokenizer's `token_count`."""
+    if config is not None:
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        if getattr(text, "vocab_size", None):
+            return int(text.vocab_size)
+    return token_count(tokenizer)

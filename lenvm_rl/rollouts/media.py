@@ -16,8 +16,7 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lenvm_rl.rollouts.layout import DECODING_ERRORS, damaged
-from lenvm_rl.rollouts.shard import ShardFile
+from lenvm_rl.rollouts.files import DECODING_ERRORS, ShardFile, damaged
 
 MEDIA_SCHEMA = pa.schema([("hash", pa.string()), ("mime", pa.string()), ("bytes", pa.binary())])
 _GROUP_BYTES = 4 << 20

@@ -1,4 +1,4 @@
-"""How is a rollout file read as a stream, with memory that does not grow with the data set?
+"""The reader of rollout files, with memory that does not grow with the data set.
 
 Only the footers' row counts are kept (16 bytes per row group); data is decoded one row group at a
 time, in the calling thread, and checked as it is read.
@@ -18,9 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lenvm_rl.rollouts.check import check_batch
 from lenvm_rl.rollouts.columns import list_lengths
-from lenvm_rl.rollouts.layout import (
+from lenvm_rl.rollouts.files import (
     DECODING_ERRORS,
     DERIVED_METADATA,
     damaged,
@@ -34,6 +33,7 @@ from lenvm_rl.rollouts.record import (
     Rollout,
     batch_to_dicts,
     batch_to_rows,
+    check_batch,
     guidance_text,
 )
 

@@ -16,8 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from lenvm_rl.rollouts.ends import end_token_ids, response_end
-from lenvm_rl.rollouts.vocabulary import vocabulary_size
+from lenvm_rl.rollouts.ends import end_token_ids, response_end, vocabulary_size
 
 Message = Mapping[str, Any]
 

@@ -1,4 +1,4 @@
-"""How are rollouts written so that a kill at any moment loses at most the rows not yet flushed?
+"""The writer of rollout files: a kill at any moment loses at most the rows not yet flushed.
 
 Rows are buffered into small row groups, which is what bounds the memory of every reader. Groups go
 into a hidden shard; a full shard is synced to disk and only then gets its name.
@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
 
-from lenvm_rl.rollouts.check import check_batch
-from lenvm_rl.rollouts.layout import (
+from lenvm_rl.rollouts.files import (
+    DERIVED_METADATA,
+    RowGroupBuffer,
+    ShardFile,
     encode_metadata,
     find_shards,
     open_parquet,
@@ -26,9 +30,7 @@ from lenvm_rl.rollouts.layout import (
     shard_number,
 )
 from lenvm_rl.rollouts.media import MediaReader, MediaWriter, named_pictures
-from lenvm_rl.rollouts.record import SCHEMA, Rollout, rows_to_batch
-from lenvm_rl.rollouts.row_groups import RowGroupBuffer
-from lenvm_rl.rollouts.shard import ShardFile
+from lenvm_rl.rollouts.record import SCHEMA, Rollout, check_batch, rows_to_batch
 
 _CHUNK = 256
 """Rows turned into Arrow at a time."""
@@ -101,15 +103,8 @@ class RolloutWriter:
             self._open_single(append)
         else:
             self._open_directory(append)
-        metadata = encode_metadata(
-            tokenizer_sha=tokenizer_sha,
-            vocab_size=self.vocab_size,
-            eos_ids=self.eos_ids,
-            retokenized=retokenized,
-            chat_template_args=self.chat_template_args,
-            answers=answers,
-        )
-        self._schema = SCHEMA.with_metadata(metadata)
+        facts = {name: getattr(self, name) for name in DERIVED_METADATA}
+        self._schema = SCHEMA.with_metadata(encode_metadata(facts))
 
     def append(self, rows: Iterable[Rollout]) -> None:
         """Check rows and add them; `flush` or a full shard makes them safe on disk."""
@@ -322,3 +317,29 @@ class RolloutWriter:
             fcntl.flock(self._lock, fcntl.LOCK_UN)  # forked children share the descriptor
             os.close(self._lock)
             self._lock = None
+
+
+@contextmanager
+def whole_rollout_file(path: str | os.PathLike[str], **settings: Any) -> Iterator[RolloutWriter]:
+    """Yield a `RolloutWriter` whose file gets the name `path` only when the block ends well.
+
+    For files that are derived from others: half of a split or of a conversion must not look done.
+
+    Args:
+        path: directory (absent or empty) or `.parquet` file (absent).
+        settings: of `RolloutWriter`.
+    """
+    path = Path(path)
+    if path.suffix == ".parquet":
+        with RolloutWriter(path, **settings) as writer:
+            yield writer
+        return
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{path} exists and is not an empty directory. Choose another path.")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with RolloutWriter(temporary, **settings) as writer:
+            yield writer
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lenvm_rl.rollouts.layout import find_shards
+from lenvm_rl.rollouts.files import find_shards
 from lenvm_rl.rollouts.reader import RolloutReader
 
 _READ = ["prompt_id", "sample_id", "prompt_ids", "response_ids", "finish_reason"]

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lenvm_rl.rollouts.check import check_row
-from lenvm_rl.rollouts.record import Rollout
+from lenvm_rl.rollouts.record import Rollout, check_row
 from lenvm_rl.sampling.resume import Completed, check_distinct, completed, completion_seed
 
 Key = tuple[str, int]
@@ -82,7 +81,7 @@ class SamplingRun:
     """Whether every completion has its own seed, a digest of (seed, prompt_id, sample_id). An
     engine whose random stream is not told apart by completions stores no seed with them."""
     vocab_size: int | None = None
-    """Token ids are below it, see `lenvm_rl.rollouts.vocabulary`; None: not known."""
+    """Token ids are below it, see `lenvm_rl.rollouts.ends`; None: not known."""
     token_count: int | None = None
     """Ids from here on stand for no token of the tokenizer: such rows are kept and counted."""
     eos_ids: Sequence[int] | None = None

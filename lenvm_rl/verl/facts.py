@@ -15,7 +15,7 @@ import pyarrow as pa
 from lenvm_rl.core import gamma_for_length
 from lenvm_rl.rollouts import RolloutReader
 from lenvm_rl.rollouts.columns import list_lengths
-from lenvm_rl.rollouts.histogram import LengthHistogram
+from lenvm_rl.rollouts.lengths import LengthHistogram
 
 _COLUMNS = ["prompt_id", "sample_id", "prompt_ids", "response_ids", "finish_reason"]
 _PERCENTILE = 99.0  # of the lengths, at which the horizon 1 - gamma**l shall be 0.99 (section 5.3)

@@ -15,7 +15,7 @@ from lenvm_rl.rollouts import (
     convert_text,
     convert_verl,
 )
-from lenvm_rl.rollouts.convert import longest_spike
+from lenvm_rl.rollouts.convert.lines import longest_spike
 from lenvm_rl.rollouts.text import Reasoning, prompt_ids
 
 EOS = 0
@@ -116,7 +116,7 @@ def test_reference_rows(tmp_path):
     assert report.notes == {
         "finish_reason inferred from answer_token_length and max_tokens": 3,
         "finish_reason inferred as cut": 1,
-        "a token count unlike answer_token_length": 1,
+        "a token count unlike the source's": 1,
     }
 
 

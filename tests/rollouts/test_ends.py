@@ -4,9 +4,14 @@ from types import SimpleNamespace as Object
 
 import pytest
 
-from lenvm_rl.rollouts.ends import end_token_ids, response_end, turn_end_id
+from lenvm_rl.rollouts.ends import (
+    end_token_ids,
+    response_end,
+    token_count,
+    turn_end_id,
+    vocabulary_size,
+)
 from lenvm_rl.rollouts.text import TextCodec, prompt_ids, reasoning_of
-from lenvm_rl.rollouts.vocabulary import token_count, vocabulary_size
 from tests.rollouts.tokenizers_of_families import PLAIN_CHATML, gemma, qwen, r1
 
 

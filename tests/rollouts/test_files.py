@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lenvm_rl.rollouts import Rollout, RolloutReader, RolloutWriter, row_groups
+from lenvm_rl.rollouts import Rollout, RolloutReader, RolloutWriter, files
 from lenvm_rl.rollouts.record import SCHEMA
 from tests.rollouts.rows import SHA, damage, key, make_rows
 
@@ -114,7 +114,7 @@ def test_projection_reads_the_columns_asked_for(write):
 
 @pytest.mark.parametrize("at_once", [1, 7, 120])
 def test_row_groups_are_bounded_in_tokens_and_end_between_prompts(tmp_path, monkeypatch, at_once):
-    monkeypatch.setattr(row_groups, "ROW_GROUP_TOKENS", 100)
+    monkeypatch.setattr(files, "ROW_GROUP_TOKENS", 100)
     rows = make_rows(40, 3, max_length=12)
     with RolloutWriter(tmp_path, tokenizer_sha=SHA, rows_per_shard=20) as writer:
         for start in range(0, len(rows), at_once):
@@ -135,7 +135,7 @@ def test_row_groups_are_bounded_in_tokens_and_end_between_prompts(tmp_path, monk
 
 
 def test_a_prompt_larger_than_a_row_group_is_split(write, monkeypatch):
-    monkeypatch.setattr(row_groups, "ROW_GROUP_TOKENS", 100)
+    monkeypatch.setattr(files, "ROW_GROUP_TOKENS", 100)
     rows = make_rows(1, 60, max_length=12)
     reader = RolloutReader(write(rows))
     assert len(reader.row_groups.rows) > 3

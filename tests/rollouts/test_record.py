@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from lenvm_rl.rollouts import Rollout
-from lenvm_rl.rollouts.check import check_batch
 from lenvm_rl.rollouts.columns import content_digest, list_view, row_digests, run_starts
-from lenvm_rl.rollouts.record import SCHEMA, batch_to_rows, rows_to_batch
+from lenvm_rl.rollouts.record import SCHEMA, batch_to_rows, check_batch, rows_to_batch
 
 GOOD = dict(
     prompt_id="p",

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from lenvm_rl.core import gamma_for_length
-from lenvm_rl.rollouts import Rollout, RolloutWriter, length_report, report_table, row_groups
+from lenvm_rl.rollouts import Rollout, RolloutWriter, files, length_report, report_table
 from lenvm_rl.rollouts import report as report_module
-from lenvm_rl.rollouts.distinct import DistinctDigests
-from lenvm_rl.rollouts.histogram import LengthHistogram
+from lenvm_rl.rollouts.columns import DistinctDigests
+from lenvm_rl.rollouts.lengths import LengthHistogram
 from tests.rollouts.rows import SHA, make_rows
 
 
@@ -52,8 +52,8 @@ def test_distinct_digests_equal_a_set(batches):
 
 def test_report_equals_numpy(write, monkeypatch):
     # Small groups, so that prompts and sources reach over the borders of batches.
-    monkeypatch.setattr(row_groups, "ROW_GROUP_TOKENS", 300)
-    monkeypatch.setattr(row_groups, "ROW_GROUP_ROWS", 13)
+    monkeypatch.setattr(files, "ROW_GROUP_TOKENS", 300)
+    monkeypatch.setattr(files, "ROW_GROUP_ROWS", 13)
     rows = make_rows(60, 8, max_length=200, source=lambda p: ("math", "code", "chat")[p % 3])
     report = length_report(write(rows, rows_per_shard=100))
     lengths = np.array([row.length for row in rows])

@@ -6,15 +6,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from lenvm_rl.rollouts import Rollout, RolloutReader, RolloutStream, RolloutWriter, row_groups
-from lenvm_rl.rollouts.order import by_group, shuffled, windows
+from lenvm_rl.rollouts import Rollout, RolloutReader, RolloutStream, RolloutWriter, files
+from lenvm_rl.rollouts.stream import by_group, shuffled, windows
 from tests.rollouts.rows import key, make_rows
 
 
 @pytest.fixture
 def small_groups(monkeypatch):
     """Row groups of a few prompts, so that small files have many of them."""
-    monkeypatch.setattr(row_groups, "ROW_GROUP_TOKENS", 60)
+    monkeypatch.setattr(files, "ROW_GROUP_TOKENS", 60)
 
 
 @pytest.fixture

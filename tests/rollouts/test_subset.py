@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from lenvm_rl.rollouts import RolloutReader
-from lenvm_rl.rollouts.subset import content_fingerprint, nested_subset
+from lenvm_rl.rollouts.parts import content_fingerprint, nested_subset
 from tests.rollouts.rows import key, make_rows
 
 

@@ -6,7 +6,7 @@ import decimal
 import numpy as np
 import pytest
 
-from lenvm_rl.rollouts.truth import truth_text
+from lenvm_rl.rollouts.record import truth_text
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ from lenvm_rl.model import load_tokenizer, tokenizer_sha
 from lenvm_rl.rollouts import RolloutReader, shared_prompts, split_by_prompt
 from lenvm_rl.rollouts.atomic import replacing
 from lenvm_rl.rollouts.columns import list_lengths
+from lenvm_rl.rollouts.parts import content_fingerprint, nested_subset
 from lenvm_rl.rollouts.progress import progress_bar
-from lenvm_rl.rollouts.subset import content_fingerprint, nested_subset
 
 
 class CellsFailed(RuntimeError):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lenvm_rl.prompts.prompt import Prompt
-from lenvm_rl.rollouts.truth import truth_text
+from lenvm_rl.rollouts.record import truth_text
 
 
 @dataclass(frozen=True, kw_only=True)

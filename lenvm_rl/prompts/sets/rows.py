@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lenvm_rl.rollouts.row_files import ending_of, file_rows
+from lenvm_rl.prompts.row_files import ending_of, file_rows
 
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "state.json", "dataset_dict.json")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from lenvm_rl.model import load_tokenizer, tokenizer_sha
 from lenvm_rl.prompts.prompt import Prompt
-from lenvm_rl.rollouts.vocabulary import token_count
+from lenvm_rl.rollouts.ends import token_count
 from lenvm_rl.sampling.encoding import encode_prompt, prompt_row, tasks_of_prompts
 from lenvm_rl.sampling.fill import FLUSH_SECONDS, SamplingReport, fill
 from lenvm_rl.sampling.run import OVER_CONTEXT, Failure, Sample, SamplingRun, Task

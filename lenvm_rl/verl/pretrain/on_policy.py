@@ -24,7 +24,7 @@ from verl.workers.rollout.llm_server import LLMServerManager
 
 from lenvm_rl.model import tokenizer_sha
 from lenvm_rl.rollouts import Rollout, RolloutWriter
-from lenvm_rl.rollouts.vocabulary import vocabulary_size
+from lenvm_rl.rollouts.ends import vocabulary_size
 from lenvm_rl.verl.queue import cells, eos_ids, finish_reason, prompt_id
 
 if TYPE_CHECKING:

@@ -1,8 +1,9 @@
-"""How do rows of JSON become rollouts, with every bad one accounted for?
+"""JSON lines as a rollout file, with every bad row accounted for.
 
-A converter is a function from one JSON object to items, each a `Rollout` or a `BadRow`; this
-module reads the lines, writes the good items and keeps the books: nothing is dropped without being
-counted, and named by file and line. A row may fail in any way it likes: it is a bad row.
+A parser is a function from one JSON object to what it holds, each a `Found` or a `BadRow`; this
+module reads the lines, tokenises, writes the good rows and keeps the books: nothing is dropped
+without being counted, and named by file and line. A row may fail in any way it likes: it is a bad
+row, and the prompt's other completions are not concerned.
 
 A source that does not say how a completion ended is asked (`Endings`): a cut completion that is
 taken for a finished one teaches that responses end at the limit.
@@ -13,7 +14,6 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
-import math
 import os
 import zlib
 from collections import Counter
@@ -22,11 +22,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lenvm_rl.rollouts.atomic import whole_rollout_file
-from lenvm_rl.rollouts.check import check_row
+import numpy as np
+
+from lenvm_rl.rollouts.columns import content_digest
 from lenvm_rl.rollouts.progress import progress_bar
-from lenvm_rl.rollouts.record import FINISH_REASONS, MalformedRow, Rollout
-from lenvm_rl.rollouts.text import ReadText, TextCodec, TextProblem, lengths_agree
+from lenvm_rl.rollouts.record import FINISH_REASONS, MalformedRow, Rollout, check_row
+from lenvm_rl.rollouts.text import (
+    Message,
+    ReadText,
+    TextCodec,
+    TextProblem,
+    lengths_agree,
+    with_reasoning,
+)
+from lenvm_rl.rollouts.writer import whole_rollout_file
 
 ERRORS = ("raise", "report")
 
@@ -106,16 +115,38 @@ class ConversionReport:
         return "\n".join([*parts, *(f"  {example}" for example in self.examples)])
 
 
-Parser = Callable[[dict[str, Any], Counter[str]], Iterable[Rollout | BadRow]]
-"""Turns one JSON object into items and counts notes; may raise BadRow for the whole object."""
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A completion as its source has it."""
+
+    prompt: str | Sequence[Message]
+    answer: Callable[[], Mapping[str, Any]]
+    """The assistant's message, see `with_reasoning`; may raise BadRow."""
+    reason: str | None = None
+    """The finish reason, where the source says it."""
+    tokens: int | None = None
+    """The source's own count of the completion's tokens."""
+    prompt_id: str | None = None
+    """None: a digest of the prompt's tokens."""
+    columns: dict[str, Any]
+    """Further columns of its row."""
+    note: str = ""
+    """What is noted about it once it is read."""
+
+
+Parser = Callable[[dict[str, Any], Counter[str]], Iterable["Found | BadRow"]]
+"""Turns one JSON object into what it holds and counts notes; may raise for the whole object."""
 
 
 def convert_lines(
-    files: Sequence[Path],
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     parse: Parser,
     *,
     codec: TextCodec,
+    max_tokens: int | None = None,
+    assume_finished: bool = False,
+    keep_unknown: bool = False,
     errors: str = "raise",
     max_examples: int = 10,
     progress: bool = False,
@@ -123,10 +154,11 @@ def convert_lines(
     """Convert JSON lines (`.jsonl`, or gzipped) into a rollout file.
 
     Args:
-        files: sources, in order.
-        out: rollout directory or `.parquet` file; appears when whole.
+        path: file, files or directory of `.jsonl` / `.jsonl.gz`, in order.
+        out: rollout directory or `.parquet` file to make; appears when whole.
         parse: what to make of one JSON object.
-        codec: tells the tokenizer, EOS and vocabulary for the file's metadata.
+        codec: the tokenizer of the policy that wrote the completions, its EOS and vocabulary.
+        max_tokens, assume_finished, keep_unknown: see `Endings`.
         errors: `raise` stops at the first bad row; `report` counts it and goes on.
         max_examples: how many bad rows the report quotes.
         progress: show a bar.
@@ -135,6 +167,10 @@ def convert_lines(
     """
     if errors not in ERRORS:
         raise ValueError(f"errors must be one of {list(ERRORS)}, got {errors!r}.")
+    endings = Endings(
+        max_tokens=max_tokens, assume_finished=assume_finished, keep_unknown=keep_unknown
+    )
+    files = find_sources(path)
     report = ConversionReport(files=[str(file) for file in files])
     settings = {
         "tokenizer_sha": codec.tokenizer_sha,
@@ -165,7 +201,7 @@ def convert_lines(
         whole_rollout_file(out, **settings) as writer,
         progress_bar("converting", size, shown=progress) as advance,
     ):
-        writer.append(good(_items(files, parse, codec, report, advance)))
+        writer.append(good(_items(files, parse, codec, endings, report, advance)))
         if not report.rows:
             raise ValueError(
                 f"nothing to convert in {report.files}: {report.lines} lines, all bad or none at "
@@ -221,35 +257,60 @@ def _items(
     files: Sequence[Path],
     parse: Parser,
     codec: TextCodec,
+    endings: Endings,
     report: ConversionReport,
     advance: Callable[[int], None],
 ) -> Iterator[Rollout | BadRow]:
     """Everything the lines of the files turn into, bad rows with their place."""
+    samples: Counter[str] = Counter()
     for file in files:
         for line, value in _objects(file, advance):
             report.lines += 1
             try:
                 if isinstance(value, BadRow):
                     raise value
-                items = list(parse(value, report.notes))
+                found = list(parse(value, report.notes))
             except Exception as error:  # whatever a row is, the next one is another
-                items = [BadRow.of(error)]
-            for item in items:
-                item = _checked(item, codec)
+                found = [BadRow.of(error)]
+            for item in found:
+                if isinstance(item, Found):
+                    item = _row(item, codec, endings, samples, report.notes)
                 if isinstance(item, BadRow):
                     item = BadRow(item.kind, item.reason, str(file), line)
                 yield item
 
 
-def _checked(item: Rollout | BadRow, codec: TextCodec) -> Rollout | BadRow:
-    """The item, or why no rollout file takes it."""
-    if isinstance(item, BadRow):
-        return item
+def _row(
+    found: Found,
+    codec: TextCodec,
+    endings: Endings,
+    samples: Counter[str],
+    notes: Counter[str],
+) -> Rollout | BadRow:
+    """A completion as a row, or why no rollout file takes it."""
     try:
-        check_row(item, vocab_size=codec.vocab_size, eos_ids=sorted(codec.ends))
-    except MalformedRow as error:
+        prompt_ids = codec.prompt(found.prompt)
+        prompt_id = prompt_name(prompt_ids) if found.prompt_id is None else found.prompt_id
+        sample_id = samples[prompt_id]
+        samples[prompt_id] += 1
+        ids, reason = read_response(found, endings, codec=codec, prompt_ids=prompt_ids, notes=notes)
+        row = Rollout(
+            prompt_id=prompt_id,
+            sample_id=sample_id,
+            prompt_ids=prompt_ids,
+            response_ids=ids,
+            finish_reason=reason,
+            **found.columns,
+        )
+        check_row(row, vocab_size=codec.vocab_size, eos_ids=sorted(codec.ends))
+    except Exception as error:  # the prompt's other completions are not concerned
         return BadRow.of(error)
-    return item
+    return row
+
+
+def prompt_name(prompt_ids: Sequence[int]) -> str:
+    """A `prompt_id` made of the prompt's content: 16 hexadecimal digits."""
+    return f"{content_digest(np.asarray(prompt_ids, dtype=np.int32)):016x}"
 
 
 def _objects(
@@ -304,49 +365,24 @@ def require(row: Mapping[str, Any], key: str, kind: type | tuple[type, ...]) -> 
     return value
 
 
-def said_of(row: Mapping[str, Any], notes: Counter[str]) -> dict[str, Any]:
-    """Reward, grader, session and turn of a completion, as far as its source says them.
-
-    Args:
-        row: `reward` or `score`, `grader`, `session_id`, `turn`; what is none is noted, not taken.
-    """
-    found: dict[str, Any] = {}
-    reward = row["reward"] if row.get("reward") is not None else row.get("score")
-    turn = row.get("turn")
-    if isinstance(reward, int | float) and math.isfinite(reward):
-        found["reward"] = float(reward)
-    elif reward is not None:
-        notes["a reward that is no finite number, left out"] += 1
-    if isinstance(turn, int) and not isinstance(turn, bool) and 0 <= turn < 1 << 31:
-        found["turn"] = turn
-    elif turn is not None:
-        notes["a turn that is no number from 0, left out"] += 1
-    for key in ("session_id", "grader"):
-        if isinstance(row.get(key), str | int):
-            found[key] = str(row[key])
-    return found
-
-
 def read_response(
-    text: str,
-    said: Any,
-    *,
+    found: Found,
     endings: Endings,
+    *,
     codec: TextCodec,
     prompt_ids: Sequence[int],
     notes: Counter[str],
-    tokens: int | None = None,
 ) -> tuple[list[int], str]:
-    """(response ids, finish reason) of a completion that is known as text.
+    """(response ids, finish reason) of a completion.
 
-    Args:
-        said: the source's finish reason, or None: then it is read off an end token that the text
-            was dumped with, or told by `endings`.
-        tokens: the source's own count of the completion's tokens.
+    Where the source gives no finish reason, it is read off an end token that the text was dumped
+    with, or told by `endings`.
+
     Raises:
         BadRow: an empty prompt or text, a reason that is none or not known, another count.
         TextProblem: see `TextCodec`.
     """
+    text, said, tokens = with_reasoning(codec, found.answer()), found.reason, found.tokens
     if not len(prompt_ids):
         raise BadRow("empty_prompt", "the prompt has no tokens, so there is no state s_0.")
     if not text.strip():
@@ -360,12 +396,16 @@ def read_response(
     ids = codec.ended(read, finished=reason == "stop")
     if read.left_out:
         notes["tokens after the completion's end left out (padding, the template's)"] += 1
+    if found.note:
+        notes[found.note] += 1
     if tokens is not None and not lengths_agree(len(ids), tokens):
         raise BadRow(
             "other_length",
             f"the completion has {len(ids)} tokens, its source counted {tokens}: part of it is not "
             "here (reasoning beside the content?), or --tokenizer is not the policy's.",
         )
+    if tokens is not None:
+        notes["a token count unlike the source's"] += len(ids) != tokens
     if endings.max_tokens is not None and len(ids) > endings.max_tokens + 1:
         notes["a completion longer than max_tokens (re-tokenised, or another limit)"] += 1
     return ids, reason
