@@ -280,7 +280,7 @@ def keep_correct(
     """Write the rows of a rollout file whose response is right, in one pass.
 
     What a LenVM of right answers learns: the file says so (metadata key `answers`), and the LenVM
-    that is trained on it too. Its values are E[G | s, right], which lenvm.baseline=correct asks for.
+    that is trained on it too. Its values are E[G | s, right]; lenvm.baseline=correct asks for them.
     A response is judged as it stands, whether or not the token limit cut it, as a reward function
     does in training.
 
