@@ -1,12 +1,25 @@
-"""Trained once with random budgets, evaluated at four: how well does a policy meet each of them?
+"""One policy for many budgets: trained once with random ones, how well does it meet four of them?
 
     python -m scripts.bench budgets --out runs/bench_budgets --jobs 2
     python -m scripts.bench budgets --lenvm DIR --methods l1_exact,lenvm --seeds 2 --updates 20
 
-The shipped policy under GRPO; every prompt names a budget of tokens. LenVM's dense budget term
-beside L1-Exact: same start, data, updates, batch and seeds (`grpo/budgets.py` says what they are).
-Each run is one process with one thread; a run that is finished is not run again, so a bench
-that was killed goes on.
+The shipped policy under GRPO. Every prompt names its budget n* (response tokens, EOS included;
+`lenvm_rl.demo.policy_data` says how), drawn once per problem. Same start, data, updates, batch and
+seeds; methods differ in the advantage alone:
+
+    l1_exact     GRPO on correct - alpha |n* - L|
+    lenvm        A + s A_n, GRPO on the answer plus GAE towards -|L - n*| / n* with the LenVM's
+                 expected length as baseline, in units of its own spread; the LenVM learns on from
+                 every batch, so that it comes to read the budget too
+    lenvm_correct
+                 the same with the dense term in right answers alone; against values of all
+                 answers (an ablation, see lenvm_rl.core.correct_answers)
+    lenvm_frozen `lenvm` with the LenVM that the start has
+
+All start from one pair of policy and LenVM that has seen budgets (`warm_up`). Evaluated beside
+them: that policy before training, and the shipped policy, asked without a budget and guided by its
+LenVM while it decodes. Each run is one process with one thread; a run that is finished is not run
+again, so a bench that was killed goes on.
 
 Writes budgets.json, budgets.jsonl, budgets_rows.csv and budgets.png to --out, one JSON per run and
 the start (policy and LenVM, the same for other --alpha and --scale) to --out/runs. The last line of
@@ -15,126 +28,308 @@ stdout is one JSON object.
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
-from dataclasses import asdict, replace
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
+import torch
 
-from lenvm_rl.demo import lenvm_path
-from lenvm_rl.evals.result import finite, save_results
-from lenvm_rl.rollouts.atomic import replacing
-from scripts.bench.grpo.budget_report import budget_rows, plot_budgets
-from scripts.bench.grpo.budgets import METHODS, UNTRAINED, WARM_UP, BudgetSettings, run
-from scripts.bench.grpo.jobs import digest, one_thread, run_missing
-from scripts.bench.grpo.warm_up import warm_up
+from lenvm_rl.core import budget_advantage, combine, normalise_advantage
+from lenvm_rl.demo import policy_path, task
+from lenvm_rl.demo.policy_data import UNIT, budget_messages
+from lenvm_rl.demo.prompts import demo_prompts
+from lenvm_rl.evals.guided_runs import GuidedPolicy
+from lenvm_rl.evals.result import Result
+from lenvm_rl.guidance import GuidanceSettings
+from lenvm_rl.prompts.prompt import Prompt
+from lenvm_rl.sampling.transformers.sampler import Completion, Request
+from lenvm_rl.sampling.transformers.to_file import encode_prompt
+from reward_fns import LENGTH_REWARDS
+from scripts.bench import harness
+from scripts.bench.grpo.methods import Graded, rewards_of, task_advantage
+from scripts.bench.grpo.training import EVAL_SEED, Settings, World, lenvm_of, policy_of, train
+from scripts.bench.grpo.warm_up import Start, warm_up
+from scripts.bench.harness import CONSOLE, part, show
+from scripts.bench.plots import plot_budgets
+from scripts.bench.pool import one_thread, run_missing
 
-CONSOLE = Console(stderr=True)
+METHODS = ("l1_exact", "lenvm", "lenvm_correct", "lenvm_frozen")
+UNTRAINED = ("start", "guided")
+"""The policy that training starts from; and the shipped one, guided."""
+FIGURES = ("deviation", "bias", "length", "accuracy", "share_truncated")
+LONGEST_PROMPT = 32  # tokens
+WARM_UP = ("max_tokens", "warm_problems", "warm_epochs", "warm_rate")
+"""Settings that the start depends on."""
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    settings = BudgetSettings(lenvm=str(args.lenvm.resolve()))
-    settings = replace(settings, **{k: v for k, v in args.sizes.items() if v is not None})
-    folder = args.out / "runs" / digest(settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / "settings.json") as file:
-        file.write_text(json.dumps(asdict(settings), indent=2) + "\n")
+@dataclass(frozen=True, kw_only=True)
+class BudgetSettings(Settings):
+    """What all runs share."""
+
+    updates: int = 40
+    """Updates per run."""
+    pool: int = 1024
+    """Different training prompts, seen in epochs."""
+    eval_prompts: int = 48
+    """Held-out problems, each at every budget."""
+    eval_samples: int = 4
+    """Completions of each."""
+    low: int = 24
+    """Training budgets are multiples of 8 tokens from here ..."""
+    high: int = 160
+    """... to here."""
+    budgets: tuple[int, ...] = (32, 64, 96, 128)
+    """Budgets that every held-out problem is evaluated at."""
+    alpha: float = 0.003
+    """l1_exact: reward per token of deviation."""
+    scale: float = 0.3
+    """lenvm: weight of the dense term."""
+    warm_problems: int = 1536
+    """Problems of the warm-up."""
+    warm_epochs: int = 4
+    """Passes over their right answers."""
+    warm_rate: float = 1e-3
+    """Learning rate there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(BudgetSettings, harness.Options):
+    """The comparison."""
+
+    methods: str = "l1_exact,lenvm,lenvm_correct"
+    """Comma-separated; some of l1_exact, lenvm, lenvm_correct, lenvm_frozen."""
+    seeds: int = 3
+    """Runs per method."""
+    jobs: int = 1
+    """Runs at a time."""
+    out: Path = Path("runs/bench_budgets")
+    """Results."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unknown = sorted(set(self.methods.split(",")) - set(METHODS))
+        if unknown:
+            raise ValueError(f"--methods {','.join(unknown)}: use some of {','.join(METHODS)}.")
+
+
+def run(options: Options) -> dict[str, Any]:
+    """The start, all runs that are not there yet, the table and the figure."""
+    settings = part(options, BudgetSettings)
+    folder = settings.folder(options.out / "runs")
     CONSOLE.print("the start of all methods: policy and LenVM on hindsight budgets")
     one_thread()
     start = warm_up(
         settings,
-        args.out / "runs" / f"start-{digest(settings, only=WARM_UP)}",
+        options.out / "runs" / f"start-{settings.fingerprint(WARM_UP)}",
         problems=settings.warm_problems,
         epochs=settings.warm_epochs,
         learning_rate=settings.warm_rate,
     )
-    trained = [(m, s) for s in range(args.seeds) for m in args.methods]
+    trained = [(m, s) for s in range(options.seeds) for m in options.methods.split(",")]
     todo = [(m, 0) for m in UNTRAINED] + trained
     files = {folder / f"{m}-{s}.json": (m, s, settings, start) for m, s in todo}
-    run_missing(run, files, jobs=args.jobs)
-    runs = [json.loads(path.read_text()) for path in files]
+    runs = run_missing(one_run, files, jobs=options.jobs)
     rows = budget_rows(runs)
     figures = {
-        "bench": "budgets",
         "runs": len(runs),
         "run_minutes": sum(r["seconds"] for r in runs) / 60,
         "rows": rows,
-        "settings": {**asdict(settings), "seeds": args.seeds},
+        "settings": harness.settings(options),
     }
-    save_results(args.out, "budgets", figures, {"rows": rows})
-    plot_budgets(rows, args.out / "budgets.png")
-    show(rows)
-    line = json.dumps(finite(figures), allow_nan=False)
-    if args.json:
-        with replacing(args.json) as file:
-            file.write_text(line + "\n")
-    print(line)
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    Result("budgets", figures, {"rows": rows}).save(options.out)
+    plot_budgets(rows, options.out / "budgets.png")
+    show(
+        "trained once, asked for several budgets",
+        ("method", "budget", "length", "deviation", "bias", "accuracy", "truncated"),
+        (
+            [
+                row["method"],
+                str(row["budget"]),
+                f"{row['length']:.1f}",
+                f"{100 * row['deviation']:.1f}"
+                + (f" ± {100 * row['deviation_std']:.1f} %" if row["deviation_std"] else " %"),
+                f"{100 * row['bias']:+.1f} %",
+                f"{100 * row['accuracy']:.1f} %",
+                f"{100 * row['share_truncated']:.1f} %",
+            ]
+            for row in rows
+        ),
     )
-    add = parser.add_argument
-    add("--lenvm", type=Path, default=lenvm_path(), help="of the shipped policy (the shipped one)")
-    add("--methods", default="l1_exact,lenvm,lenvm_correct", help=f"some of {','.join(METHODS)}")
-    add("--seeds", type=int, default=3, help="runs per method (3)")
-    add("--updates", type=int, help="updates per run (40)")
-    add("--prompts", type=int, help="prompts per update (16)")
-    add("--samples", type=int, help="completions per prompt (8)")
-    add("--learning-rate", type=float, help="of the policy (1e-4)")
-    add("--alpha", type=float, help="L1-Exact: reward per token of deviation (0.003)")
-    add("--scale", type=float, help="LenVM: weight of the dense term (0.3)")
-    add("--max-tokens", type=int, help="longest response (256)")
-    add("--pool", type=int, help="different training prompts (1024)")
-    add("--eval-prompts", type=int, help="held-out problems, each at every budget (48)")
-    add("--eval-samples", type=int, help="completions of each (4)")
-    add("--warm-problems", type=int, help="problems of the warm-up (1536)")
-    add("--warm-epochs", type=int, help="passes over their right answers (4)")
-    add("--jobs", type=int, default=1, help="runs at a time (1)")
-    add("--out", type=Path, default=Path("runs/bench_budgets"), help="results")
-    add("--json", type=Path, help="write the last line to this file too")
-    args = parser.parse_args(argv)
-    args.methods = args.methods.split(",")
-    unknown = sorted(set(args.methods) - set(METHODS))
-    if unknown:
-        parser.error(f"--methods {','.join(unknown)}: use some of {','.join(METHODS)}.")
-    if not args.lenvm.is_dir():
-        parser.error(f"--lenvm {args.lenvm} is no directory: make one with `lenvm demo`.")
-    names = (
-        "updates prompts samples learning_rate alpha scale max_tokens pool eval_prompts "
-        "eval_samples warm_problems warm_epochs"
-    )
-    args.sizes = {name: getattr(args, name) for name in names.split()}
-    return args
+    return figures
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """The table on the screen."""
-    view = Table(title="trained once, asked for several budgets", title_justify="left")
-    for name in ("method", "budget", "length", "deviation", "bias", "accuracy", "truncated"):
-        view.add_column(name, justify="left" if name == "method" else "right")
-    for row in rows:
-        spread = row["deviation_std"]
-        view.add_row(
-            row["method"],
-            str(row["budget"]),
-            f"{row['length']:.1f}",
-            f"{100 * row['deviation']:.1f}" + (f" ± {100 * spread:.1f} %" if spread else " %"),
-            f"{100 * row['bias']:+.1f} %",
-            f"{100 * row['accuracy']:.1f} %",
-            f"{100 * row['share_truncated']:.1f} %",
+def budget_world(settings: BudgetSettings) -> World:
+    """Training problems with one random budget each, held-out ones with each of `budgets`."""
+    choices = range(-(-settings.low // UNIT) * UNIT, settings.high + 1, UNIT)
+    rng = random.Random("budgets")
+    pool = _asked(settings.pool, 17, lambda: [rng.choice(choices)])
+    texts = {prompt.messages[0]["content"].split(" ; ")[1] for prompt, _ in pool}
+    held = [
+        (prompt, n)
+        for prompt, n in _asked(2 * settings.eval_prompts, EVAL_SEED, lambda: settings.budgets)
+        if prompt.messages[0]["content"].split(" ; ")[1] not in texts
+    ][: settings.eval_prompts * len(settings.budgets)]
+    columns = {prompt.prompt_id: {"target": float(n)} for prompt, n in pool + held}
+    return World(settings, columns, ([p for p, _ in pool], [p for p, _ in held]))
+
+
+def _asked(count: int, seed: int, budgets: Any) -> list[tuple[Prompt, int]]:
+    """Problems of the demo with the budgets of `budgets()`, one prompt for each."""
+    problems = task.sample_problems(count, seed=seed)
+    return [
+        (
+            replace(
+                prompt,
+                prompt_id=f"{prompt.prompt_id}-{n}",
+                messages=budget_messages(problem, n),
+            ),
+            n,
         )
-    CONSOLE.print(view)
+        for prompt, problem in zip(demo_prompts(count, seed=seed), problems, strict=True)
+        for n in budgets()
+    ]
 
 
-if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"{error}")
+def advantage_of(method: str, settings: BudgetSettings):
+    """The method's [B, T] advantage of a graded batch."""
+    bound = LENGTH_REWARDS["l1_exact"].bind(alpha=settings.alpha)
+
+    def l1_exact(batch: Graded) -> torch.Tensor:
+        return task_advantage(rewards_of(batch, bound), batch.prompt_ids)[:, None] * batch.mask
+
+    def lenvm(batch: Graded) -> torch.Tensor:
+        plain = task_advantage(batch.correct, batch.prompt_ids)[:, None] * batch.mask
+        dense = budget_advantage(
+            batch.lengths_left,
+            batch.mask,
+            batch.finished,
+            targets(batch),
+            kind="equal",
+            lam=settings.lam,
+        )
+        dense = normalise_advantage(dense, batch.mask, how="batch_std")
+        scale = torch.full((len(batch.lengths), 1), settings.scale)
+        if method == "lenvm_correct":
+            scale = scale * torch.tensor(batch.correct)[:, None]
+        return combine(plain, dense, batch.mask, scale=scale)
+
+    return l1_exact if method == "l1_exact" else lenvm
+
+
+def targets(batch: Graded) -> torch.Tensor:
+    """[B] budgets in tokens."""
+    return torch.tensor([batch.columns[p]["target"] for p in batch.prompt_ids])
+
+
+def deviation(batch: Graded) -> dict[str, float]:
+    """Mean |L - n*| / n* of a batch, in units of the budget."""
+    n = targets(batch)
+    return {"deviation": ((torch.tensor(batch.lengths) - n).abs() / n).mean().item()}
+
+
+def one_run(method: str, seed: int, settings: BudgetSettings, start: Start) -> dict[str, Any]:
+    """Train and evaluate under one method; those of `UNTRAINED` are evaluated alone.
+
+    Deterministic given its arguments and the number of threads.
+    """
+    started = time.monotonic()
+    world, history = budget_world(settings), []
+    if method == "guided":
+        completions = guided(world, settings)
+    else:
+        policy = policy_of(start.policy)
+        if method not in UNTRAINED:
+            policy, history = train(
+                world,
+                seed,
+                advantage_of(method, settings),
+                refreshes=method in ("lenvm", "lenvm_correct"),
+                measure=deviation,
+                policy=policy,
+                lenvm=lenvm_of(start.lenvm),
+            )
+        completions = world.sample(policy, world.held, settings.eval_samples, seed=EVAL_SEED)
+    return {
+        "method": method,
+        "seed": seed,
+        "budgets": figures_of(world, completions, settings),
+        "seconds": round(time.monotonic() - started, 1),
+        "history": history,
+    }
+
+
+def guided(world: World, settings: BudgetSettings) -> list[Completion]:
+    """Completions of the untrained policy, asked without a budget and guided to meet it."""
+    longest = LONGEST_PROMPT + settings.max_tokens
+    policy = GuidedPolicy(policy_path(), settings.lenvm, max_length=longest)
+    requests, asked = [], []
+    for prompt in world.held:
+        content = prompt.messages[0]["content"].split(" ; ")[1]
+        plain = replace(prompt, messages=[{"role": "user", "content": content}])
+        ids = encode_prompt(world.tokenizer, plain)
+        target = int(world.columns[prompt.prompt_id]["target"])
+        for _ in range(settings.eval_samples):
+            seed = EVAL_SEED + len(requests)
+            requests.append(Request(ids, settings.max_tokens, seed=seed))
+            asked.append(GuidanceSettings(mode="equal", target=target, count_eos=True))
+    return policy.generate(requests, asked)
+
+
+def figures_of(
+    world: World, completions: Sequence[Completion], settings: BudgetSettings
+) -> list[dict[str, float]]:
+    """Per budget n*, of its completions: mean |L - n*| / n*, mean (L - n*) / n*, mean length,
+    accuracy and the share that was truncated."""
+    owners = [p for p in world.held for _ in range(settings.eval_samples)]
+    rows = []
+    for n in settings.budgets:
+        mine = [
+            (owner, completion)
+            for owner, completion in zip(owners, completions, strict=True)
+            if world.columns[owner.prompt_id]["target"] == n
+        ]
+        off = [(len(completion.token_ids) - n) / n for _, completion in mine]
+        rows.append(
+            {
+                "budget": n,
+                "deviation": statistics.fmean(map(abs, off)),
+                "bias": statistics.fmean(off),
+                "length": statistics.fmean(len(c.token_ids) for _, c in mine),
+                "accuracy": statistics.fmean(float(world.right(p, c)) for p, c in mine),
+                "share_truncated": statistics.fmean(
+                    float(c.finish_reason != "stop") for _, c in mine
+                ),
+            }
+        )
+    return rows
+
+
+def budget_rows(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per method and budget, and one with budget "all": the mean over budgets.
+
+    Every figure is the mean over seeds, `_std` its standard deviation (None for one seed).
+    """
+    rows = []
+    for method in dict.fromkeys(run["method"] for run in runs):
+        mine = [run for run in runs if run["method"] == method]
+        for i, first in enumerate(mine[0]["budgets"]):
+            rows.append(_row(method, first["budget"], [run["budgets"][i] for run in mine]))
+        means = [
+            {name: statistics.fmean(cell[name] for cell in run["budgets"]) for name in FIGURES}
+            for run in mine
+        ]
+        rows.append(_row(method, "all", means))
+    return rows
+
+
+def _row(method: str, budget: int | str, cells: Sequence[dict[str, float]]) -> dict[str, Any]:
+    row: dict[str, Any] = {"method": method, "budget": budget, "seeds": len(cells)}
+    for name in FIGURES:
+        values = [cell[name] for cell in cells]
+        row[name] = statistics.fmean(values)
+        row[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
+    return row

@@ -1,4 +1,4 @@
-"""Does a guided server live through a long mixed load of 64 streams, some cancelled or malformed?
+"""A guided server under a long mixed load of 64 streams, some of them cancelled or malformed.
 
     python -m scripts.bench endurance                    ten minutes, the shipped policy
     python -m scripts.bench endurance --minutes 1 --lenvm DIR
@@ -18,34 +18,32 @@ than before come by.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import operator
-import os
 import random
-import socket
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
-from rich.console import Console
 
 from lenvm_rl.demo.prompts import demo_prompts, resolve_policy
 from lenvm_rl.model import load_tokenizer
 from lenvm_rl.sampling.transformers.to_file import encode_prompt
 from lenvm_rl.vllm.options import GuidanceOptions
 from lenvm_rl.vllm.serve import serve_command
+from scripts.bench import harness
 from scripts.bench.exactness import random_lenvm
+from scripts.bench.harness import CONSOLE
+from scripts.bench.serving import serving
 
-CONSOLE = Console(stderr=True)
 GUIDED: list[dict[str, Any] | None] = [
     None,
     {"lenvm_mode": "tilt", "lenvm_beta": -4.0},
@@ -154,94 +152,62 @@ class Load:
         return texts
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--streams", type=int, default=64, help="concurrent clients")
-    parser.add_argument("--policy", default="demo", help="directory, hub name, or demo")
-    parser.add_argument("--lenvm", help="value model; a random head on the policy otherwise")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        figures = run(given, Path(scratch))
-    text = json.dumps(figures, allow_nan=False)
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(text + "\n")
-    print(text)
-    if not figures["passed"]:
-        sys.exit(1)
+@dataclass(frozen=True, kw_only=True)
+class Options(harness.Options):
+    """The load."""
+
+    minutes: float = 10.0
+    """Of the load."""
+    streams: int = 64
+    """Concurrent clients."""
+    policy: str = "demo"
+    """Directory, hub name, or demo."""
+    lenvm: str | None = None
+    """Value model; a random head on the policy otherwise."""
+    seed: int = 0
+    """Of what the clients do."""
 
 
-def run(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+def run(options: Options) -> dict[str, Any]:
     """Start the server, load it, look at what is left."""
-    policy = resolve_policy(given.policy)
-    tokenizer = load_tokenizer(policy)
-    lenvm = given.lenvm or random_lenvm(policy, tokenizer, scratch / "lenvm")
-    prompts = [encode_prompt(tokenizer, p) for p in demo_prompts(200, seed=5)]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = start_server(policy, lenvm, port, given.streams, scratch)
-    base = f"http://127.0.0.1:{port}"
-    try:
-        wait_until_ready(base, process, scratch / "server.log")
-        return asyncio.run(endure(given, base, policy, prompts, process, scratch / "audit.json"))
-    finally:
-        process.terminate()
-        process.wait(60)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        policy = resolve_policy(options.policy)
+        tokenizer = load_tokenizer(policy)
+        lenvm = options.lenvm or random_lenvm(policy, tokenizer, scratch / "lenvm")
+        prompts = [encode_prompt(tokenizer, p) for p in demo_prompts(200, seed=5)]
+        # The processor also counts its slots.
+        extra = ["--logits-processors", "scripts.bench.audit:AuditedGuidance", "--enforce-eager"]
+        extra += ["--dtype", "float32", "--kv-cache-memory-bytes", str(_POLICY_CACHE)]
+        environment = {
+            "LENVM_CHECKPOINT": lenvm,
+            "LENVM_AUDIT_FILE": str(scratch / "audit.json"),
+            "LENVM_AUDIT_VALUES": "0",
+            "VLLM_NO_USAGE_STATS": "1",
+        }
 
+        def command(port: int) -> list[str]:
+            guidance = GuidanceOptions(checkpoint=lenvm)
+            return serve_command(
+                policy, guidance, port=port, max_num_seqs=options.streams, extra=extra
+            )
 
-def start_server(
-    policy: str, lenvm: str, port: int, streams: int, scratch: Path
-) -> subprocess.Popen:
-    """The server, with the processor that also counts its slots."""
-    options = GuidanceOptions(checkpoint=lenvm)
-    extra = ["--logits-processors", "scripts.bench.audit:AuditedGuidance", "--enforce-eager"]
-    extra += ["--dtype", "float32", "--kv-cache-memory-bytes", str(_POLICY_CACHE)]
-    command = serve_command(policy, options, port=port, max_num_seqs=streams, extra=extra)
-    environment = {
-        **os.environ,
-        "LENVM_CHECKPOINT": lenvm,
-        "LENVM_AUDIT_FILE": str(scratch / "audit.json"),
-        "LENVM_AUDIT_VALUES": "0",
-        "VLLM_NO_USAGE_STATS": "1",
-    }
-    with (scratch / "server.log").open("w") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-
-
-def wait_until_ready(base: str, process: subprocess.Popen, log: Path) -> None:
-    """Until /health answers; RuntimeError with the end of the log if it never does."""
-    started = time.monotonic()
-    while time.monotonic() - started < 300 and process.poll() is None:
-        try:
-            if httpx.get(base + "/health").status_code == 200:
-                CONSOLE.print(f"server is up after {time.monotonic() - started:.0f} s")
-                return
-        except httpx.TransportError:
-            time.sleep(0.5)
-    raise RuntimeError(f"the server did not start:\n{log.read_text()[-3000:]}")
+        with serving(command, scratch / "server.log", environment) as (base, process):
+            load = Load(base, policy, prompts, options.seed)
+            return asyncio.run(endure(options, load, process, scratch / "audit.json"))
 
 
 async def endure(
-    given: argparse.Namespace,
-    base: str,
-    policy: str,
-    prompts: list[list[int]],
-    process: subprocess.Popen,
-    audit_file: Path,
+    options: Options, load: Load, process: subprocess.Popen, audit_file: Path
 ) -> dict[str, Any]:
     """The load, and the figures."""
-    load = Load(base, policy, prompts, given.seed)
     before = await load.greedy()
     started = time.monotonic()
-    until = started + 60 * given.minutes
+    until = started + 60 * options.minutes
     watch = asyncio.create_task(watch_memory(process, started, until, load))
     await asyncio.gather(
         load.greedy_amid(until, before),
-        *(load.client_loop(until) for _ in range(given.streams - 1)),
+        *(load.client_loop(until) for _ in range(options.streams - 1)),
     )
     seconds = time.monotonic() - started
     memory = await watch
@@ -255,9 +221,7 @@ async def endure(
     alive = process.poll() is None
     await load.client.aclose()
     return {
-        "benchmark": "endurance",
-        "streams": given.streams,
-        "seconds": round(seconds, 1),
+        "load_seconds": round(seconds, 1),
         "served": load.counts["served"],
         "cancelled": load.counts["cancelled"],
         "refused": load.counts["refused"],
@@ -324,10 +288,3 @@ def growth_per_minute(memory: list[tuple[float, float]]) -> float:
         return 0.0
     times, sizes = zip(*steady, strict=True)
     return round(60 * statistics.linear_regression(times, sizes).slope, 2)
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        sys.exit(f"{error}")

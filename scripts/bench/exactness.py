@@ -1,4 +1,4 @@
-"""Are candidate values inside a running vLLM exact, and do other requests keep their tokens?
+"""Candidate values inside a running vLLM against full recompute, and the tokens of other requests.
 
     python -m scripts.bench exactness                       the shipped policy, a random value head
     python -m scripts.bench exactness --policy DIR --lenvm DIR --values 200000
@@ -18,25 +18,23 @@ more than 1e-5, fewer values than asked for, no preemption, or a token that diff
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import os
-import sys
 import tempfile
-import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from lenvm_rl.demo.prompts import demo_prompts, resolve_policy
 from lenvm_rl.model import LengthValueModel, describe_policy, load_tokenizer, save_checkpoint
 from lenvm_rl.sampling.transformers.to_file import encode_prompt
 from lenvm_rl.vllm.options import GuidanceOptions
+from scripts.bench import harness
+from scripts.bench.harness import CONSOLE
 
-CONSOLE = Console(stderr=True)
 TOLERANCE = 1e-5
 OFF = {"lenvm_mode": "off"}
 NEUTRAL = {"lenvm_mode": "tilt", "lenvm_beta": 0.0}
@@ -50,51 +48,39 @@ MODES = [
 ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--policy", default="demo", help="directory, hub name, or demo")
-    parser.add_argument("--lenvm", help="value model; a random head on the policy otherwise")
-    parser.add_argument("--values", type=int, default=50_000, help="candidate values to compare")
-    parser.add_argument("--requests", type=int, default=24, help="requests at once")
-    parser.add_argument("--max-tokens", type=int, default=128, help="longest response")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
-    given = parser.parse_args()
+@dataclass(frozen=True, kw_only=True)
+class Options(harness.Options):
+    """The load, and how much is compared."""
 
-    with tempfile.TemporaryDirectory() as scratch:
-        figures = run(given, Path(scratch))
-    text = json.dumps(figures, allow_nan=False)
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(text + "\n")
-    print(text)
-    if not figures["passed"]:
-        sys.exit(1)
+    policy: str = "demo"
+    """Directory, hub name, or demo."""
+    lenvm: str | None = None
+    """Value model; a random head on the policy otherwise."""
+    values: int = 50_000
+    """Candidate values to compare."""
+    requests: int = 24
+    """Requests at once."""
+    max_tokens: int = 128
+    """Longest response."""
 
 
-def run(given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
+def run(options: Options) -> dict[str, Any]:
     """All three engines; the figures."""
-    started = time.monotonic()
-    policy = resolve_policy(given.policy)
+    policy = resolve_policy(options.policy)
     tokenizer = load_tokenizer(policy)
-    lenvm = given.lenvm or random_lenvm(policy, tokenizer, scratch / "lenvm")
-    prompts = [encode_prompt(tokenizer, p) for p in demo_prompts(given.requests, seed=11)]
-    identical = compare_tokens(policy, lenvm, prompts, given.max_tokens, scratch)
-    exact = compare_values(policy, lenvm, prompts, given, scratch)
+    prompts = [encode_prompt(tokenizer, p) for p in demo_prompts(options.requests, seed=11)]
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        lenvm = options.lenvm or random_lenvm(policy, tokenizer, scratch / "lenvm")
+        identical = compare_tokens(policy, lenvm, prompts, options.max_tokens, scratch)
+        exact = compare_values(policy, lenvm, prompts, options, scratch)
     passed = (
         all(identical.values())
         and exact["max_difference"] <= TOLERANCE
-        and exact["values"] >= given.values
+        and exact["values"] >= options.values
         and exact["preemptions"] > 0
     )
-    return {
-        "benchmark": "exactness",
-        "policy": given.policy,
-        **exact,
-        "tolerance": TOLERANCE,
-        "identical_tokens": identical,
-        "passed": passed,
-        "seconds": round(time.monotonic() - started, 1),
-    }
+    return {**exact, "tolerance": TOLERANCE, "identical_tokens": identical, "passed": passed}
 
 
 def random_lenvm(policy: str, tokenizer: Any, path: Path) -> str:
@@ -165,7 +151,7 @@ def compare_tokens(
 
 
 def compare_values(
-    policy: str, lenvm: str, prompts: list, given: argparse.Namespace, scratch: Path
+    policy: str, lenvm: str, prompts: list, options: Options, scratch: Path
 ) -> dict[str, Any]:
     """Candidate values under chunked prefill and preemption, against full recompute."""
     CONSOLE.print("tight: prompts in pieces, a cache too small for the load")
@@ -182,9 +168,9 @@ def compare_values(
     )
     rounds = 0
     audit: dict[str, Any] = {"values": 0}
-    while audit["values"] < given.values:
+    while audit["values"] < options.values:
         asked = [MODES[(i + rounds) % len(MODES)] for i in range(count)]
-        sample(engine, prompts, asked, given.max_tokens, seeded=False)
+        sample(engine, prompts, asked, options.max_tokens, seeded=False)
         audit = json.loads((scratch / "audit.json").read_text())
         rounds += 1
         CONSOLE.print(f"  {audit['values']} values, off by at most {audit['max_difference']:.1e}")
@@ -215,10 +201,3 @@ def stop(engine: Any) -> None:
     engine.llm_engine.engine_core.shutdown()
     del engine
     gc.collect()
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"{error}")

@@ -1,8 +1,7 @@
-"""What does a guided step cost, beside the policy alone and beside two forwards of the LenVM?
+"""The cost of a guided step, beside the policy alone and beside two forwards of the LenVM.
 
     python -m scripts.bench guidance --json guidance.json
     python -m scripts.bench guidance --shapes demo --requests 16 --candidates 15 --profile
-    python -m scripts.bench guidance --floor --device cuda --json guidance-gpu.json
 
 Milliseconds per decoding step of five loops, interleaved in rounds in one process:
 
@@ -24,166 +23,94 @@ steps. The second forward runs one token per request: what it costs beside K can
 of the weights and the calls of the kernels, so the ratio is near one half while these dominate, and
 nears K / (K + 1) when requests x K tokens keep the processor busy. `--profile` adds where the time
 goes, part by part. The last line of stdout is one JSON object.
-
-`--floor` is another measurement (`step_cost/floor.py`): steps of a LenVM of 1.5 B shape and of a
-policy of 7 B shape, in bfloat16, K = 16, context 2,048, 1 to 64 requests, against the time of
-reading weights, keys and values once or that of their matrix products, whichever is longer. It has
-been run in tiny on a CPU only; its figures are to be measured on a GPU.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+import math
+import statistics
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from rich.console import Console
 
-from lenvm_rl.evals.result import finite
-from lenvm_rl.rollouts.atomic import replacing
-from scripts.bench.step_cost.floor import (
-    FLOOR_SHAPES,
-    OVERHEAD_BAR,
-    STEP_BAR,
-    against_the_floor,
-    copy_bandwidth,
-    product_rate,
-)
-from scripts.bench.step_cost.loop import Loop, Policy, Timed, cut_prompts
-from scripts.bench.step_cost.report import (
-    BARS,
-    show,
-    show_floor,
-    show_sections,
-    summarize,
-    within_bars,
-)
-from scripts.bench.step_cost.scorers import SCORERS
-from scripts.bench.step_cost.sections import where_time_goes
-from scripts.bench.step_cost.shapes import SHAPES, Pair, make_pair
+from scripts.bench import harness
+from scripts.bench.harness import show
+from scripts.bench.step_cost.loop import Loop, Policy, Timed, cut_prompts, where_time_goes
+from scripts.bench.step_cost.pairs import SCORERS, Pair, make_pair
 
-CONSOLE = Console(stderr=True)
-DEFAULTS = {"requests": [1, 4, 16], "candidates": [5, 15, 40], "context": 256, "dtype": "float32"}
-FLOOR_DEFAULTS = {
-    "requests": [1, 2, 4, 8, 16, 32, 64],
-    "candidates": [16],
-    "context": 2048,
-    "dtype": "bfloat16",
+BARS = {
+    "exact_to_two_forward": ("exact_to_two_forward", "scorer_ms", 0.7),
+    "q_head_to_policy": ("q_head", "step_to_policy", 1.05),
+    "policy_head_to_policy": ("policy_head", "step_to_policy", 1.05),
 }
+"""By name: which figure of a case, of which kind, and the most that it may be."""
 _WARM_UP = 2  # steps; the first one reads the prompts
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    torch.set_num_threads(args.threads)
-    finish(report_floor(args) if args.floor else report(measure_shapes(args), args), args)
+@dataclass(frozen=True, kw_only=True)
+class Options(harness.Options):
+    """Loads, and what is timed."""
+
+    shapes: tuple[Literal["demo", "135m"], ...] = ("demo", "135m")
+    """Pairs of policy and LenVM."""
+    scorers: tuple[Literal["exact", "two_forward", "q_head", "policy_head"], ...] = tuple(SCORERS)
+    """Beside the policy alone."""
+    requests: tuple[int, ...] = (1, 4, 16)
+    """Requests at once."""
+    candidates: tuple[int, ...] = (5, 15, 40)
+    """K of each."""
+    context: int = 256
+    """Tokens of the longest prompt."""
+    rounds: int = 10
+    """Times each loop has its turn."""
+    steps: int = 3
+    """Steps of a turn."""
+    profile: bool = False
+    """Show where the time goes."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of both models."""
+    threads: int = 2
+    """On a CPU."""
+    seed: int = 0
+    """Of random weights."""
+
+    def __post_init__(self) -> None:
+        harness.check_device(self.device)
 
 
-def measure_shapes(args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """All loops, by shape and load."""
-    shapes = {}
-    for name in args.shapes:
-        dtype = getattr(torch, args.dtype)
-        pair = make_pair(name, device=args.device, dtype=dtype, seed=args.seed)
+def run(options: Options) -> dict[str, Any]:
+    """All loops, by shape and load, and how many pass the bars."""
+    torch.set_num_threads(options.threads)
+    shapes: dict[str, list[dict[str, Any]]] = {}
+    for name in options.shapes:
+        dtype = getattr(torch, options.dtype)
+        pair = make_pair(name, device=options.device, dtype=dtype, seed=options.seed)
         shapes[name] = [
-            measure(pair, requests, candidates, args)
-            for requests in args.requests
-            for candidates in args.candidates
+            measure(pair, requests, candidates, options)
+            for requests in options.requests
+            for candidates in options.candidates
         ]
-        show(name, shapes[name], CONSOLE)
-        for case in shapes[name] if args.profile else ():
+        show_cases(name, shapes[name])
+        for case in shapes[name] if options.profile else ():
             title = f"{name}, {case['requests']} requests, K = {case['candidates']}"
-            show_sections(title, case["sections"], CONSOLE)
-    return shapes
-
-
-def finish(figures: dict[str, Any], args: argparse.Namespace) -> None:
-    """One JSON object, to the file and as the last line."""
-    line = json.dumps(finite(figures), allow_nan=False)
-    if args.json:
-        with replacing(args.json) as file:
-            file.write_text(line + "\n")
-    print(line)
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0],
-        epilog="On a GPU, steps against the floor of reading and multiplying everything once: "
-        "python -m scripts.bench guidance --floor --device cuda --json guidance-gpu.json",
-    )
-    add = parser.add_argument
-    add("--floor", action="store_true", help="1.5 B LenVM and 7 B policy against the floor")
-    add("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    add("--scorers", nargs="+", choices=SCORERS, default=list(SCORERS))
-    add("--requests", nargs="+", type=int, help="1 4 16; with --floor 1 2 4 8 16 32 64")
-    add("--candidates", nargs="+", type=int, help="5 15 40; with --floor 16")
-    add("--context", type=int, help="tokens of the longest (256; with --floor 2048)")
-    add("--rounds", type=int, default=10, help="times each loop has its turn (10)")
-    add("--steps", type=int, default=3, help="steps of a turn (3); --floor: rounds x steps")
-    add("--profile", action="store_true", help="show where the time goes")
-    add("--device", default="cpu", help="cpu or cuda")
-    add("--dtype", choices=("float32", "bfloat16"), help="float32; with --floor bfloat16")
-    add("--threads", type=int, default=2)
-    add("--seed", type=int, default=0)
-    add("--json", type=Path, help="write the last line to this file too")
-    args = parser.parse_args(argv)
-    usual = FLOOR_DEFAULTS if args.floor else DEFAULTS
-    for name, value in usual.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error("--device cuda: torch finds no CUDA device here; use --device cpu")
-    if args.floor and len(args.candidates) > 1:
-        parser.error(f"--floor takes one number of --candidates, got {args.candidates}")
-    return args
-
-
-def report_floor(args: argparse.Namespace) -> dict[str, Any]:
-    """Steps against the floor, and how many pass the bars."""
-    torch.manual_seed(args.seed)
-    bandwidth = copy_bandwidth(args.device, mib=1024 if args.device != "cpu" else 64)
-    dtype = getattr(torch, args.dtype)
-    rate = product_rate(args.device, dtype, size=8192 if args.device != "cpu" else 512)
-    CONSOLE.print(f"copy {bandwidth / 1e9:.1f} GB/s, matrix products {rate / 1e12:.2f} TFLOP/s")
-    rows = against_the_floor(
-        device=args.device,
-        dtype=dtype,
-        requests=args.requests,
-        candidates=args.candidates[0],
-        context=args.context,
-        steps=args.rounds * args.steps,
-        shapes=FLOOR_SHAPES,
-        bandwidth=bandwidth,
-        rate=rate,
-        advance=CONSOLE.print,
-    )
-    show_floor(rows, CONSOLE)
+            show_sections(title, case["sections"])
     return {
-        "bench": "guidance_floor",
-        "copy_gb_per_s": round(bandwidth / 1e9, 1),
-        "products_tflop_per_s": round(rate / 1e12, 3),
-        "rows": rows,
-        "bar": {"lenvm_to_floor": STEP_BAR, "overhead": OVERHEAD_BAR},
-        "within_bar": {
-            name: [sum(row[name] <= most for row in rows), len(rows)]
-            for name, most in (("lenvm_to_floor", STEP_BAR), ("overhead", OVERHEAD_BAR))
-        },
-        **_surroundings(args),
+        "shapes": shapes,
+        "bar": {name: most for name, (_, _, most) in BARS.items()},
+        "within_bar": within_bars([case for cases in shapes.values() for case in cases]),
     }
 
 
-def measure(pair: Pair, requests: int, candidates: int, args: argparse.Namespace) -> dict[str, Any]:
+def measure(pair: Pair, requests: int, candidates: int, options: Options) -> dict[str, Any]:
     """All loops at one load."""
-    room = _WARM_UP + args.rounds * args.steps + (args.steps if args.profile else 0)
-    prompts = cut_prompts(pair, requests, args.context)
+    room = _WARM_UP + options.rounds * options.steps + (options.steps if options.profile else 0)
+    prompts = cut_prompts(pair, requests, options.context)
     loops = {"policy": Loop(Policy(pair, prompts, room), None, candidates)}
-    for name in args.scorers:
-        scorer = SCORERS[name](pair, requests, args.context + room + 1, candidates)
+    for name in options.scorers:
+        scorer = SCORERS[name](pair, requests, options.context + room + 1, candidates)
         timed = Timed(scorer, pair.policy.device)
         loops[name] = Loop(Policy(pair, prompts, room), timed, candidates)
     for loop in loops.values():
@@ -191,41 +118,103 @@ def measure(pair: Pair, requests: int, candidates: int, args: argparse.Namespace
             loop.step()
         loop.forget_times()
     names = list(loops)
-    for turn in range(args.rounds):
+    for turn in range(options.rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            for _ in range(args.steps):
+            for _ in range(options.steps):
                 loops[name].step()
     case = {
         "requests": requests,
         "candidates": candidates,
-        "figures": summarize(loops, args.rounds),
+        "figures": summarize(loops, options.rounds),
     }
-    if args.profile:
-        case["sections"] = {name: where_time_goes(loops[name], args.steps) for name in loops}
+    if options.profile:
+        case["sections"] = {name: where_time_goes(loops[name], options.steps) for name in loops}
     return case
 
 
-def report(shapes: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> dict[str, Any]:
-    """The figures of all shapes and loads, and how many pass the bars."""
-    return {
-        "bench": "guidance",
-        "shapes": shapes,
-        "bar": {name: most for name, (_, _, most) in BARS.items()},
-        "within_bar": within_bars([case for cases in shapes.values() for case in cases]),
-        **_surroundings(args),
+def summarize(loops: dict[str, Loop], rounds: int) -> dict[str, Any]:
+    """Milliseconds per step of every loop; of its scorer alone, wall and processor time.
+
+    Ratios are taken within each round, whose turns are close in time, and then their median.
+    """
+    times: dict[str, dict[str, list[float]]] = {}
+    for name, loop in loops.items():
+        times[name] = {"step_ms": loop.steps}
+        if loop.scorer is not None:
+            times[name] |= {
+                "scorer_ms": loop.scorer.wall,
+                "scorer_cpu_ms": loop.scorer.processor,
+            }
+    figures: dict[str, Any] = {
+        name: {kind: round(1e3 * statistics.median(x), 3) for kind, x in by_kind.items()}
+        for name, by_kind in times.items()
     }
+    for name in loops:
+        if name != "policy":
+            ratio = _ratio(times[name]["step_ms"], times["policy"]["step_ms"], rounds)
+            figures[name]["step_to_policy"] = ratio
+    if {"exact", "two_forward"} <= set(loops):
+        figures["exact_to_two_forward"] = {
+            kind: _ratio(x, times["two_forward"][kind], rounds)
+            for kind, x in times["exact"].items()
+        }
+    return figures
 
 
-def _surroundings(args: argparse.Namespace) -> dict[str, Any]:
-    machine: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    if args.device.startswith("cuda"):
-        machine["gpu"] = torch.cuda.get_device_name()
-    else:
-        machine["load_average"] = [round(load, 2) for load in os.getloadavg()]
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    return {"machine": machine, "settings": settings}
+def within_bars(cases: list[dict[str, Any]]) -> dict[str, list[int]]:
+    """Name of the bar -> how many cases are within it, of how many that have the figure."""
+    counts = {}
+    for name, (figure, kind, most) in BARS.items():
+        found = [case["figures"][figure][kind] for case in cases if figure in case["figures"]]
+        if found:
+            counts[name] = [sum(ratio <= most for ratio in found), len(found)]
+    return counts
 
 
-if __name__ == "__main__":
-    main()
+def _ratio(ours: list[float], theirs: list[float], rounds: int) -> float:
+    """Median over the rounds; over the whole run where a clock did not move within a round."""
+    steps = len(ours) // rounds
+    turns = [slice(i * steps, (i + 1) * steps) for i in range(rounds)]
+    if all(sum(theirs[t]) > 0 for t in turns):
+        return round(statistics.median(sum(ours[t]) / sum(theirs[t]) for t in turns), 3)
+    return round(sum(ours) / sum(theirs), 3) if sum(theirs) > 0 else math.nan
+
+
+def show_cases(shape: str, cases: list[dict[str, Any]]) -> None:
+    """One line per load."""
+    names = [name for name in cases[0]["figures"] if name not in ("policy", "exact_to_two_forward")]
+    lines = []
+    for case in cases:
+        figures = case["figures"]
+        ratio = figures.get("exact_to_two_forward", {})
+        lines.append(
+            [
+                str(case["requests"]),
+                str(case["candidates"]),
+                f"{figures['policy']['step_ms']:.1f}",
+                *(_cell(figures[name]) for name in names),
+                f"{ratio['scorer_ms']:.2f}" if ratio else "-",
+                f"{ratio['scorer_cpu_ms']:.2f}" if ratio else "-",
+            ]
+        )
+    columns = ("R", "K", "policy", *names, "exact / two", "by CPU time")
+    show(f"{shape}: ms per step, whole / scorer (x policy)", columns, lines, left=0)
+
+
+def _cell(figures: dict[str, float]) -> str:
+    step, scorer, times = (figures[k] for k in ("step_ms", "scorer_ms", "step_to_policy"))
+    return f"{step:.1f} / {scorer:.1f} ({times:.2f})"
+
+
+def show_sections(title: str, sections: dict[str, dict[str, float]]) -> None:
+    """Where the time goes, the variants side by side."""
+    parts = sorted(
+        {part for by_part in sections.values() for part in by_part},
+        key=lambda part: -max(by_part.get(part, 0.0) for by_part in sections.values()),
+    )
+    lines = (
+        [part, *(f"{by_part.get(part, 0.0):.2f}" for by_part in sections.values())]
+        for part in parts
+    )
+    show(f"{title}: ms per step by part", ("part", *sections), lines)

@@ -1,4 +1,4 @@
-"""How fast does a length value model train, beside the bare trunk and beside a padded trainer?
+"""Training speed of a length value model, beside the bare trunk and beside a padded trainer.
 
     python -m scripts.bench pretrain --json pretrain.json
     python -m scripts.bench pretrain --preset gpu-1.5b
@@ -17,77 +17,78 @@ Tokens/s of three trainers of the same trunk on the same completions, interleave
 Tokens are those of prompts and responses; padding never counts. A round times each trainer once on
 the round's own completions; figures are medians over rounds. Ratios are those of wall time; beside
 them stand those of processor time, which other load on the machine disturbs less. TFLOP/s count
-what the trunk needs for the real tokens (trainers/hardware.py), and are compared with the
+what the trunk needs for the real tokens (presets.py), and are compared with the
 largest rate that square matrix products reach in the same run. The last line of stdout is one JSON
 object.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import socket
-import sys
+import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from rich.console import Console
 
 from lenvm_rl.rollouts import Rollout
-from lenvm_rl.rollouts.atomic import replacing
-from scripts.bench.trainers.hardware import (
-    matmul_ceiling,
-    synchronize,
+from scripts.bench import harness
+from scripts.bench.hardware import product_rate, synchronize
+from scripts.bench.harness import CONSOLE, Failed, show
+from scripts.bench.presets import (
+    PRESETS,
+    Preset,
+    drawn_lengths,
+    file_lengths,
+    make_rows,
     training_flops,
     trunk_parameters,
 )
-from scripts.bench.trainers.presets import PRESETS, Preset, drawn_lengths, file_lengths, make_rows
-from scripts.bench.trainers.report import TRAINERS, machine, show, summarize
 
-CONSOLE = Console(stderr=True)
+TRAINERS = ("trunk", "ours", "padded")
+BARS = {"ours_to_trunk": 0.85, "ours_to_padded": 1.5}
+"""Least ratios of tokens/s that the project promises."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    preset = replace(PRESETS[args.preset], **({"rows": args.rows} if args.rows else {}))
+@dataclass(frozen=True, kw_only=True)
+class Options(harness.Options):
+    """Sizes, and where lengths come from."""
+
+    preset: Literal["cpu-25m", "gpu-1.5b"] = "cpu-25m"
+    """25 million parameters without the embedding on a CPU, or Qwen2.5-1.5B's shape on a GPU."""
+    rounds: int = 3
+    """How often each is timed."""
+    rows: int | None = None
+    """Completions per step, in place of the preset's."""
+    rollouts: Path | None = None
+    """Take the lengths of this rollout file instead of drawing."""
+    seed: int = 0
+    """Of the lengths and their order."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"--rounds must be at least 1, got {self.rounds}")
+
+
+def run(options: Options) -> Iterator[dict[str, Any]]:
+    """The figures of the rounds so far, so that a run that is stopped leaves some."""
+    preset = PRESETS[options.preset]
+    preset = replace(preset, rows=options.rows or preset.rows)
     if preset.device == "cuda" and not torch.cuda.is_available():
-        sys.exit(
-            f"--preset {args.preset} trains on a CUDA device, and torch {torch.__version__} sees "
-            "none here. Run it on a machine with a GPU, or use --preset cpu-25m."
+        raise ValueError(
+            f"--preset {options.preset} trains on a CUDA device, and torch {torch.__version__} "
+            "sees none here. Run it on a machine with a GPU, or use --preset cpu-25m."
         )
-    try:
-        source = length_source(preset, args.rollouts, args.seed)
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(str(error))
-    for so_far in run(preset, source, args.rounds):
-        figures = {"preset": args.preset, **so_far}
-        if args.json:
-            with replacing(Path(args.json)) as temporary:
-                temporary.write_text(json.dumps(figures) + "\n")
-    show(figures, CONSOLE)
-    print(json.dumps(figures))
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="cpu-25m")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each is timed (3)")
-    parser.add_argument("--rows", type=int, help="completions per step (default: the preset's)")
-    parser.add_argument(
-        "--rollouts", type=Path, help="take the lengths of this rollout file instead of drawing"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the lengths and their order (0)")
-    parser.add_argument("--json", help="write the figures to this file too")
-    args = parser.parse_args(argv)
-    if args.rounds < 1:
-        parser.error(f"--rounds must be at least 1, got {args.rounds}")
-    return args
+    source = length_source(preset, options.rollouts, options.seed)
+    for figures in time_rounds(preset, source, options.rounds):
+        figures = {"preset": options.preset, **figures}
+        yield figures
+    show_trainers(figures)
 
 
 def length_source(
@@ -111,7 +112,7 @@ def length_source(
     return rows
 
 
-def run(
+def time_rounds(
     preset: Preset, rows_of: Callable[[int], list[Rollout]], rounds: int
 ) -> Iterator[dict[str, Any]]:
     """Time `rounds` rounds of the three trainers, after a small warm-up of each.
@@ -120,7 +121,7 @@ def run(
     """
     prepare_process(preset.device)
     # Only now: verl looks at VERL_PLATFORM when it is imported.
-    from scripts.bench.trainers.arms import (
+    from scripts.bench.trainers import (
         BareTrunk,
         OursInVerl,
         PaddedWithLMHead,
@@ -157,11 +158,9 @@ def run(
             + ", ".join(f"{name} {timed[-1]['tokens_per_s'][name]:,.0f} tok/s" for name in TRAINERS)
         )
         yield {
-            "bench": "pretrain",
             "sizes": asdict(preset),
             "parameters": parameters,
             "attention": {"packed": trunk.attention, "padded": attention},
-            "machine": machine(preset.device),
             **summarize(timed),
         }
 
@@ -177,9 +176,10 @@ def time_round(
         "ours": lambda: ours.step(rows),
         "padded": lambda: padded.step(rows),
     }
+    dtype = torch.bfloat16 if preset.precision == "bf16" else torch.float32
     ceiling, seconds, cpu_seconds, losses = 0.0, {}, {}, {}
     for name in TRAINERS:
-        ceiling = max(ceiling, matmul_ceiling(preset, seconds=0.5))
+        ceiling = max(ceiling, product_rate(preset.device, dtype, size=preset.matmul_size))
         synchronize(preset.device)
         start, cpu_start = time.perf_counter(), time.process_time()
         losses[name] = work[name]()
@@ -188,7 +188,7 @@ def time_round(
         cpu_seconds[name] = time.process_time() - cpu_start
     packed = [ids.shape[1] for ids, _ in micro_batches]
     if packed != ours.seen:
-        raise RuntimeError(f"the trunk got micro-batches of {packed} tokens, ours {ours.seen}")
+        raise Failed(f"the trunk got micro-batches of {packed} tokens, ours {ours.seen}")
     chunks = [lengths[i : i + padded.rows] for i in range(0, len(lengths), padded.rows)]
     return {
         "tokens": sum(lengths),
@@ -230,5 +230,73 @@ def attention_of(device: str) -> str:
     return "flash_attention_2" if fast else "sdpa"
 
 
-if __name__ == "__main__":
-    main()
+def summarize(timed: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over rounds, ratios of medians, and whether they pass the bars."""
+    ceiling = max(entry["ceiling"] for entry in timed)
+    trainers = {}
+    for name in TRAINERS:
+        rates = [entry["tokens_per_s"][name] for entry in timed]
+        flops = statistics.median(entry["flops_per_s"][name] for entry in timed)
+        trainers[name] = {
+            "tokens_per_s": round(statistics.median(rates), 1),
+            "tokens_per_s_rounds": [round(rate, 1) for rate in rates],
+            "seconds_rounds": [round(entry["seconds"][name], 3) for entry in timed],
+            "cpu_seconds_rounds": [round(entry["cpu_seconds"][name], 3) for entry in timed],
+            "tflop_per_s": round(flops / 1e12, 4),
+            "share_of_matmul": round(flops / ceiling, 3),
+        }
+    ratios = {}
+    for ratio in BARS:
+        above, below = ratio.split("_to_")
+        ratios[ratio] = round(trainers[above]["tokens_per_s"] / trainers[below]["tokens_per_s"], 3)
+        ratios[f"{ratio}_rounds"] = [
+            round(entry["tokens_per_s"][above] / entry["tokens_per_s"][below], 3) for entry in timed
+        ]
+        ratios[f"{ratio}_by_cpu_time"] = round(
+            statistics.median(
+                entry["cpu_seconds"][below] / entry["cpu_seconds"][above] for entry in timed
+            ),
+            3,
+        )
+    lengths = torch.tensor([n for entry in timed for n in entry["lengths"]], dtype=torch.float64)
+    return {
+        "data": {
+            "rows_per_step": len(timed[0]["lengths"]),
+            "tokens_per_step": [entry["tokens"] for entry in timed],
+            "row_tokens_mean": round(lengths.mean().item(), 1),
+            "row_tokens_std": round(lengths.std().item(), 1),
+            "row_tokens_longest": int(lengths.max()),
+            "packed_micro_batches": [entry["micro_batches"] for entry in timed],
+            "padded_over_real_tokens": round(
+                sum(entry["padded_tokens"] for entry in timed) / lengths.sum().item(), 3
+            ),
+        },
+        "matmul_tflop_per_s": round(ceiling / 1e12, 4),
+        "trainers": trainers,
+        **ratios,
+        "bars": BARS,
+        "passes": {ratio: ratios[ratio] >= bar for ratio, bar in BARS.items()},
+    }
+
+
+def show_trainers(figures: dict[str, Any]) -> None:
+    """The figures as a table."""
+    ceiling = figures["matmul_tflop_per_s"]
+    show(
+        f"training speed, {figures['preset']}, matrix products {ceiling} TFLOP/s",
+        ("trainer", "tokens/s", "rounds", "TFLOP/s", "of matmul"),
+        (
+            [
+                name,
+                f"{entry['tokens_per_s']:,.0f}",
+                " ".join(f"{rate:,.0f}" for rate in entry["tokens_per_s_rounds"]),
+                f"{entry['tflop_per_s']:.3g}",
+                f"{entry['share_of_matmul']:.0%}",
+            ]
+            for name, entry in figures["trainers"].items()
+        ),
+    )
+    for ratio, bar in BARS.items():
+        verdict = "passes" if figures["passes"][ratio] else "MISSES"
+        name = ratio.replace("_to_", " / ")
+        CONSOLE.print(f"{name}: {figures[ratio]:.2f}, {verdict} the bar of {bar}")

@@ -1,4 +1,4 @@
-"""Does a LenVM that is trained from real text on a CPU beat predictors that do not read?
+"""A LenVM trained from real text on a CPU, beside predictors that do not read.
 
     python -m scripts.bench real_text --data DATA/completions \
         --stories-model DATA/stories260k --story-texts DATA/prompts/tinystories_1000.json.gz
@@ -17,25 +17,20 @@ mean residual life at t tokens):
 Writes real_text.json, real_text.jsonl, real_text_positions.csv, real_text.png, the checkpoints and
 the sampled stories to --out; called again, it samples only what is missing there. The last line of
 stdout is one JSON object; `beats_naive` says whether the bar (RMSE of the horizon, see
-scripts/bench/text/comparison.py) was passed at every position of every data set.
+text_comparison.py) was passed at every position of every data set.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import tempfile
-import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from lenvm_rl.core import POSITIONS, gamma_from_lengths
-from lenvm_rl.evals.result import finite, save_results
+from lenvm_rl.evals.result import Result
 from lenvm_rl.model import (
     LengthValueModel,
     describe_policy,
@@ -44,10 +39,11 @@ from lenvm_rl.model import (
 )
 from lenvm_rl.model.training import Recipe, train
 from lenvm_rl.rollouts import RolloutReader
-from lenvm_rl.rollouts.atomic import replacing
-from scripts.bench.text.comparison import compare
-from scripts.bench.text.figure import plot_positions
-from scripts.bench.text.sources import (
+from scripts.bench import harness
+from scripts.bench.harness import CONSOLE, show
+from scripts.bench.plots import plot_positions
+from scripts.bench.text_comparison import compare
+from scripts.bench.text_sources import (
     GSM8K,
     MATH,
     STORIES,
@@ -56,144 +52,149 @@ from scripts.bench.text.sources import (
     stories_source,
 )
 
-CONSOLE = Console(stderr=True)
-QUICK = {
-    "completions": 60,
-    "epochs": 1.0,
-    "story_prompts": 12,
-    "samples": 2,
-    "story_epochs": 1.0,
-    "hidden": 64,
-    "layers": 1,
-    "vocab": 400,
-}
-"""What --quick makes of the sizes: half a minute, to see that everything runs."""
+Experiment = tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]
+"""Table rows, figures by data set, facts about training."""
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
-    started = time.monotonic()
+@dataclass(frozen=True, kw_only=True)
+class Options(harness.Options):
+    """What is read, and sizes."""
+
+    data: Path | None = None
+    """Folder of the GSM8K and MATH answers; left out without it."""
+    stories_model: Path | None = None
+    """Directory of the story model; left out without it."""
+    story_texts: Path | None = None
+    """Gzipped JSON list of stories, for their first words."""
+    completions: int = 9_000
+    """Answers to use."""
+    epochs: float = 3.0
+    """Passes over the answers."""
+    hidden: int = 64
+    """Width of the fresh trunk."""
+    layers: int = 3
+    """Layers of the fresh trunk."""
+    vocab: int = 4096
+    """Size of the BPE vocabulary."""
+    story_prompts: int = 460
+    """Different story beginnings."""
+    samples: int = 4
+    """Stories per beginning."""
+    story_epochs: float = 4.0
+    """Passes over the stories."""
+    minutes: float = 5.0
+    """Most minutes of training per model."""
+    heldout: float = 0.2
+    """Share of the prompts held out."""
+    seed: int = 0
+    """Of drawing, splitting, sampling and training."""
+    out: Path = Path("runs/real_text")
+    """Results."""
+    work: Path | None = None
+    """Where temporary rollout files go; the system's default otherwise."""
+    quick: bool = False
+    """Tiny sizes, half a minute, to see that everything runs."""
+
+    def __post_init__(self) -> None:
+        if not (self.data or self.stories_model):
+            raise ValueError("nothing to do: give --data, --stories-model or both.")
+        if self.stories_model and not self.story_texts:
+            raise ValueError(
+                "--stories-model needs --story-texts, whose first words are the prompts."
+            )
+
+    def sized(self) -> Options:
+        """These, or with --quick tiny ones."""
+        if not self.quick:
+            return self
+        sizes = {"completions": 60, "epochs": 1.0, "hidden": 64, "layers": 1, "vocab": 400}
+        return replace(self, story_prompts=12, samples=2, story_epochs=1.0, **sizes)
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Both experiments, the table and the figure."""
+    options = options.sized()
     tables: list[dict[str, Any]] = []
     datasets: dict[str, Any] = {}
     training: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="real_text_", dir=args.work) as folder:
-        for name, run in (("completions", run_completions), ("stories", run_stories)):
-            if not getattr(args, "data" if name == "completions" else "stories_model"):
-                continue
+    asked = {"completions": run_completions} if options.data else {}
+    asked |= {"stories": run_stories} if options.stories_model else {}
+    with tempfile.TemporaryDirectory(prefix="real_text_", dir=options.work) as folder:
+        for name, experiment in asked.items():
             work = Path(folder) / name
             work.mkdir()
-            table, figures, training[name] = run(args, work)
+            table, figures, training[name] = experiment(options, work)
             tables += table
             datasets |= figures
     figures = {
-        "bench": "real_text",
         "beats_naive": all(entry["beats_naive_everywhere"] for entry in datasets.values()),
-        "run_s": round(time.monotonic() - started, 1),
         "datasets": datasets,
         "training": training,
         "positions": tables,
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
-        "threads": torch.get_num_threads(),
+        "settings": harness.settings(options),
     }
-    save_results(args.out, "real_text", figures, {"positions": tables})
-    plot_positions(tables, args.out / "real_text.png")
-    show(tables, datasets)
-    line = json.dumps(finite(figures), allow_nan=False)
-    if args.json:
-        with replacing(args.json) as file:
-            file.write_text(line + "\n")
-    print(line)
+    Result("real_text", figures, {"positions": tables}).save(options.out)
+    plot_positions(tables, options.out / "real_text.png")
+    show_positions(tables, datasets)
+    return figures
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--data", type=Path, help="folder of the GSM8K and MATH answers; left out without it")
-    add("--stories-model", type=Path, help="directory of the story model; left out without it")
-    add("--story-texts", type=Path, help="gzipped JSON list of stories, for their first words")
-    add("--completions", type=int, default=9_000, help="answers to use (9000)")
-    add("--epochs", type=float, default=3.0, help="passes over the answers (3)")
-    add("--hidden", type=int, default=64, help="width of the fresh trunk (64)")
-    add("--layers", type=int, default=3, help="layers of the fresh trunk (3)")
-    add("--vocab", type=int, default=4096, help="size of the BPE vocabulary (4096)")
-    add("--story-prompts", type=int, default=460, help="different story beginnings (460)")
-    add("--samples", type=int, default=4, help="stories per beginning (4)")
-    add("--story-epochs", type=float, default=4.0, help="passes over the stories (4)")
-    add("--minutes", type=float, default=5.0, help="most minutes of training per model (5)")
-    add("--heldout", type=float, default=0.2, help="share of the prompts held out (0.2)")
-    add("--seed", type=int, default=0)
-    add("--out", type=Path, default=Path("runs/real_text"), help="results (runs/real_text)")
-    add("--work", type=Path, help="where temporary rollout files go (the system's default)")
-    add("--json", type=Path, help="write the last line to this file too")
-    add("--quick", action="store_true", help="tiny sizes, to see that everything runs")
-    args = parser.parse_args(argv)
-    if args.quick:
-        vars(args).update(QUICK)
-    if not (args.data or args.stories_model):
-        parser.error("nothing to do: give --data, --stories-model or both.")
-    if args.stories_model and not args.story_texts:
-        parser.error("--stories-model needs --story-texts, whose first words are the prompts.")
-    return args
-
-
-def run_completions(args: argparse.Namespace, work: Path) -> tuple[list, dict, dict]:
+def run_completions(options: Options, work: Path) -> Experiment:
     """Experiment `completions`: table rows, figures by data set, facts about training."""
     CONSOLE.print("[bold]Answers to GSM8K and MATH[/bold]: converting and splitting")
     source = completions_source(
-        args.data,
+        options.data,
         work,
-        completions=args.completions,
-        vocab=args.vocab,
-        heldout=args.heldout,
-        seed=args.seed,
+        completions=options.completions,
+        vocab=options.vocab,
+        heldout=options.heldout,
+        seed=options.seed,
     )
-    torch.manual_seed(args.seed)
+    torch.manual_seed(options.seed)
     model = from_scratch(
         source.tokenizer,
-        hidden_size=args.hidden,
-        num_layers=args.layers,
-        num_heads=max(1, args.hidden // 32),
+        hidden_size=options.hidden,
+        num_layers=options.layers,
+        num_heads=max(1, options.hidden // 32),
         max_positions=longest(source),
         gamma=gamma_of(source),
         policy_name="44 models of ZeroEval on GSM8K, Qwen2.5-Math on MATH",
     )
-    recipe = recipe_of(args, args.epochs)
-    return judge(model, source, recipe, [GSM8K, MATH], args.out / "completions", "answers")
+    recipe = recipe_of(options, options.epochs)
+    return judge(model, source, recipe, [GSM8K, MATH], options.out / "completions", "answers")
 
 
-def run_stories(args: argparse.Namespace, work: Path) -> tuple[list, dict, dict]:
+def run_stories(options: Options, work: Path) -> Experiment:
     """Experiment `stories`, as `run_completions`."""
     CONSOLE.print("[bold]Stories[/bold]: sampling")
     source = stories_source(
-        args.stories_model,
-        args.story_texts,
-        args.out / "sampled-stories",
+        options.stories_model,
+        options.story_texts,
+        options.out / "sampled-stories",
         work,
-        prompts=args.story_prompts,
-        samples=args.samples,
-        heldout=args.heldout,
-        seed=args.seed,
+        prompts=options.story_prompts,
+        samples=options.samples,
+        heldout=options.heldout,
+        seed=options.seed,
     )
-    torch.manual_seed(args.seed)
+    torch.manual_seed(options.seed)
     model = LengthValueModel.from_policy(
-        args.stories_model,
+        options.stories_model,
         gamma=gamma_of(source),
-        policy=describe_policy(args.stories_model.name, source.tokenizer),
+        policy=describe_policy(options.stories_model.name, source.tokenizer),
     )
-    recipe = recipe_of(args, args.story_epochs)
-    return judge(model, source, recipe, [STORIES], args.out / "stories", "stories")
+    recipe = recipe_of(options, options.story_epochs)
+    return judge(model, source, recipe, [STORIES], options.out / "stories", "stories")
 
 
-def recipe_of(args: argparse.Namespace, epochs: float) -> Recipe:
+def recipe_of(options: Options, epochs: float) -> Recipe:
     """How both models are trained; one state in hundreds is at a prompt's end, hence its weight."""
     return Recipe(
         epochs=epochs,
-        minutes=args.minutes,
+        minutes=options.minutes,
         learning_rate=2e-3,
         boundary_weight=20.0,
-        seed=args.seed,
+        seed=options.seed,
     )
 
 
@@ -204,7 +205,7 @@ def judge(
     datasets: list[str],
     checkpoint: Path,
     label: str,
-) -> tuple[list, dict, dict]:
+) -> Experiment:
     """Train, save, and compare on every data set of the source."""
     training = train(model, source.train, recipe, label=label)
     save_checkpoint(model, source.tokenizer, checkpoint)
@@ -231,26 +232,16 @@ def longest(source: Source) -> int:
     )
 
 
-def show(tables: list[dict[str, Any]], datasets: dict[str, Any]) -> None:
+def show_positions(tables: list[dict[str, Any]], datasets: dict[str, Any]) -> None:
     """Errors by position on the screen."""
     for name, figures in datasets.items():
-        view = Table(title=f"{name}: RMSE of u | MRE of the remaining length", title_justify="left")
-        view.add_column("predictor")
-        for position in POSITIONS:
-            view.add_column(f"{position:.0%}", justify="right")
-        view.add_column("R2", justify="right")
+        lines = []
         for predictor, r2 in figures["r2"].items():
             cells = [
                 f"{row['u_rmse']:.3f} | {row['length_mre']:.2f}"
                 for row in tables
                 if row["dataset"] == name and row["predictor"] == predictor
             ]
-            view.add_row(predictor, *cells, f"{r2:.3f}")
-        CONSOLE.print(view)
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"{error}")
+            lines.append([predictor, *cells, f"{r2:.3f}"])
+        columns = ("predictor", *(f"{position:.0%}" for position in POSITIONS), "R2")
+        show(f"{name}: RMSE of u | MRE of the remaining length", columns, lines)

@@ -1,4 +1,4 @@
-"""Does the length term in right answers teach a policy to be wrong where right answers are long?
+"""The length term where right answers are long: does it teach a policy to be wrong?
 
     python -m scripts.bench right_answers --short 200 --long 600 --gamma .997 --updates 60
     python -m scripts.bench right_answers --right short
@@ -27,28 +27,23 @@ terms the lowest over critics (and LenVMs).
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from omegaconf import OmegaConf
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from lenvm_rl.core import combine, length_to_u, u_to_length
-from lenvm_rl.rollouts.atomic import replacing
 from lenvm_rl.verl.rl.length_terms import length_term
 from lenvm_rl.verl.rl.policy_settings import PolicyLengthSettings
 from reward_fns import LENGTH_REWARDS
+from scripts.bench import harness
 from scripts.bench.grpo.methods import task_advantage
+from scripts.bench.harness import part, show
 
 ROOT = Path(__file__).resolve().parents[2]
 CRITICS = ("frozen", "exact", "stale")
@@ -56,7 +51,6 @@ WORLDS = {"long": (0.0, 1.0), "short": (1.0, 0.0), "both": (1.0, 1.0), "mostly_l
 """Probabilities that a response of the short and of the long branch is right."""
 STALE = 2.0  # times as long as the frozen critic says
 RATE = 0.1  # of Adam
-CONSOLE = Console(stderr=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,16 +63,24 @@ class World:
     """Tokens of one that goes on."""
     jitter: int = 20
     """Each response has a preamble of 0 .. jitter further tokens, which its states tell."""
-    right: str = "long"
-    """Which end is right, one of WORLDS."""
+    right: Literal["long", "short", "both", "mostly_long"] = "long"
+    """Which end is right, see WORLDS."""
     start: float = 0.5
     """Probability of going on before training."""
     gamma: float = 0.997
+    """Of the LenVM."""
     groups: int = 16
     """Prompts per update."""
     samples: int = 8
     """Responses to each."""
     updates: int = 60
+    """Of the policy."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.short < self.long:
+            raise ValueError(f"--short {self.short} --long {self.long}: 0 < short < long.")
+        if not 0.0 < self.start < 1.0:
+            raise ValueError(f"--start {self.start}: a probability between 0 and 1.")
 
     def p_right(self, p: float) -> float:
         """P(right) where the policy goes on with probability p."""
@@ -92,6 +94,16 @@ class World:
     def mean_length(self, p: float) -> float:
         """Tokens of a response, on average."""
         return self.short + p * (self.long - self.short) + self.jitter / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(World, harness.Options):
+    """The world, and who is trained in it."""
+
+    seeds: int = 3
+    """Runs of each line."""
+    critic: Literal["frozen", "exact", "stale", "all"] = "all"
+    """How well the values know the policy."""
 
 
 @dataclass(frozen=True)
@@ -256,13 +268,26 @@ def play(world: World, arm: Arm, seeds: int) -> dict[str, Any]:
     }
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+def run(options: Options) -> dict[str, Any]:
+    """All arms; p_right and its like are of each method's worst line."""
     torch.set_num_threads(1)
-    started = time.monotonic()
-    world = World(**{name: getattr(args, name) for name in asdict(World())})
-    rows = [play(world, arm, args.seeds) for arm in arms(args.critics)]
-    show(world, rows)
+    world = part(options, World)
+    critics = CRITICS if options.critic == "all" else (options.critic,)
+    rows = [play(world, arm, options.seeds) for arm in arms(critics)]
+    show(
+        f"right answers are {world.right}: {world.short} or {world.long} tokens, "
+        f"{world.updates} updates from P(right) = {world.p_right(world.start):.3g}",
+        ("method", "baseline", "critic", "P(right)", "lowest seed", "P(short)", "tokens"),
+        (
+            [
+                *(row[name] or "" for name in ("method", "baseline", "critic")),
+                *(f"{row[name]:.3f}" for name in ("p_right", "p_right_lowest", "p_short")),
+                f"{row['length']:.0f}",
+            ]
+            for row in rows
+        ),
+        left=3,
+    )
     worst: dict[str, dict[str, Any]] = {}
     for row in rows:
         other = worst.get(row["method"])
@@ -271,73 +296,5 @@ def main(argv: list[str] | None = None) -> None:
         name: {method: row[name] for method, row in worst.items()}
         for name in ("p_right", "p_short", "length")
     }
-    figures = {
-        "bench": "right_answers",
-        **lowest,
-        "rows": rows,
-        "settings": {
-            **asdict(world),
-            "seeds": args.seeds,
-            "critics": list(args.critics),
-            "recommended": asdict(recommended()),
-        },
-        "seconds": round(time.monotonic() - started, 1),
-    }
-    line = json.dumps(figures, allow_nan=False)
-    if args.json:
-        with replacing(args.json) as file:
-            file.write_text(line + "\n")
-    print(line)
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add, world = parser.add_argument, World()
-    add("--short", type=int, default=world.short, help="tokens up to the branch (200)")
-    add("--long", type=int, default=world.long, help="tokens of a response that goes on (600)")
-    add("--jitter", type=int, default=world.jitter, help="longest preamble before both (20)")
-    add("--right", choices=tuple(WORLDS), default=world.right, help="which end is right (long)")
-    add("--start", type=float, default=world.start, help="P(go on) before training (0.5)")
-    add("--gamma", type=float, default=world.gamma, help="of the LenVM (0.997)")
-    add("--groups", type=int, default=world.groups, help="prompts per update (16)")
-    add("--samples", type=int, default=world.samples, help="responses to each (8)")
-    add("--updates", type=int, default=world.updates, help="of the policy (60)")
-    add("--seeds", type=int, default=3, help="runs of each line (3)")
-    add("--critic", choices=(*CRITICS, "all"), default="all", help="how well V knows (all)")
-    add("--json", type=Path, help="write the last line to this file too")
-    args = parser.parse_args(argv)
-    if not 0 < args.short < args.long:
-        parser.error(f"--short {args.short} --long {args.long}: 0 < short < long.")
-    if not 0.0 < args.start < 1.0:
-        parser.error(f"--start {args.start}: a probability between 0 and 1.")
-    args.critics = CRITICS if args.critic == "all" else (args.critic,)
-    return args
-
-
-def show(world: World, rows: list[dict[str, Any]]) -> None:
-    """The table on the screen."""
-    view = Table(
-        title=f"right answers are {world.right}: {world.short} or {world.long} tokens, "
-        f"{world.updates} updates from P(right) = {world.p_right(world.start):.3g}",
-        title_justify="left",
-    )
-    for name in ("method", "baseline", "critic"):
-        view.add_column(name)
-    for name in ("P(right)", "lowest seed", "P(short)", "tokens"):
-        view.add_column(name, justify="right")
-    for row in rows:
-        view.add_row(
-            *(row[name] or "" for name in ("method", "baseline", "critic")),
-            *(f"{row[name]:.3f}" for name in ("p_right", "p_right_lowest", "p_short")),
-            f"{row['length']:.0f}",
-        )
-    CONSOLE.print(view)
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        sys.exit(f"{error}")
+    told = {"critics": list(critics), "recommended": asdict(recommended())}
+    return {**lowest, "rows": rows, "settings": told}

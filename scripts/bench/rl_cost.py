@@ -1,4 +1,4 @@
-"""What does a length critic cost per step of GRPO? Through main_ppo, on the shipped policy.
+"""The cost of a length critic per step of GRPO, through main_ppo, on the shipped policy.
 
     python -m scripts.bench rl_cost --json rl_cost.json
     python -m scripts.bench rl_cost --lenvm runs/demo/checkpoint/lenvm --steps 8
@@ -16,51 +16,64 @@ The last line of stdout is one JSON object.
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 import statistics
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
-
-from rich.console import Console
+from typing import Any
 
 from lenvm_rl.demo import policy_path
 from lenvm_rl.demo.launch import recipes_dir, run_trainer
 from lenvm_rl.demo.policy_data import write_policy_data
 from lenvm_rl.model import LengthValueModel, load_tokenizer, save_checkpoint
-from lenvm_rl.rollouts.atomic import replacing
+from scripts.bench import harness
+from scripts.bench.harness import CONSOLE
 
 BAR = 1.15
 GAMMA = 0.9876  # of the demo's lengths; its value does not change the cost
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = parse_args(argv)
+@dataclass(frozen=True, kw_only=True)
+class Options(harness.Options):
+    """One run or two."""
+
+    lenvm: Path | None = None
+    """Checkpoint of the critic; an untrained one otherwise."""
+    steps: int = 6
+    """Updates; the first is not timed."""
+    prompts: int = 16
+    """Prompts per step."""
+    samples: int = 8
+    """Completions per prompt."""
+    single: bool = False
+    """Leave out the run without a critic."""
+    out: Path | None = None
+    """Keep data and logs there."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 2:
+            raise ValueError(f"--steps {self.steps}: at least 2, the first one is not timed")
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Figures of one or two runs, and the estimate for large models."""
     with tempfile.TemporaryDirectory() as folder:
-        work = Path(args.out or folder)
-        figures = measure(args, work)
-    figures["estimate_7b_policy_1.5b_lenvm"] = estimate(policy=7.6e9, lenvm=1.5e9)
-    if args.json is not None:
-        with replacing(args.json) as temporary:
-            temporary.write_text(json.dumps(figures, indent=2) + "\n")
-    print(json.dumps(figures))
+        figures = measure(options, Path(options.out or folder).resolve())
+    return {**figures, "estimate_7b_policy_1.5b_lenvm": estimate(policy=7.6e9, lenvm=1.5e9)}
 
 
-def measure(args: argparse.Namespace, work: Path) -> dict:
+def measure(options: Options, work: Path) -> dict:
     """Figures of one or two runs; their data, checkpoint and logs are in `work`."""
     work.mkdir(parents=True, exist_ok=True)
-    lenvm = args.lenvm or fresh_lenvm(work / "lenvm")
-    write_policy_data(work / "data", train=args.steps * args.prompts, val=4, seed=1)
-    critic = run(args, work, "critic", [f"lenvm.checkpoint={lenvm}"])
+    lenvm = options.lenvm.resolve() if options.lenvm else fresh_lenvm(work / "lenvm")
+    write_policy_data(work / "data", train=options.steps * options.prompts, val=4, seed=1)
+    critic = grpo(options, work, "critic", [f"lenvm.checkpoint={lenvm}"])
     step, term = steps_of(critic, "step"), length_terms(critic)
     with_critic = statistics.median(step)
     without = statistics.median(s - t for s, t in zip(step, term, strict=True))
     figures = {
-        "bench": "rl_cost",
         "steps": len(step),
-        "prompts": args.prompts,
-        "samples_per_prompt": args.samples,
         "tokens_per_step": statistics.mean(steps_of(critic, "tokens")),
         "step_s": with_critic,
         "step_without_length_term_s": without,
@@ -72,15 +85,15 @@ def measure(args: argparse.Namespace, work: Path) -> dict:
         "old_log_prob_s": statistics.median(steps_of(critic, "old_log_prob")),
         "update_actor_s": statistics.median(steps_of(critic, "update_actor")),
     }
-    if not args.single:
+    if not options.single:
         alone = ["lenvm.use=none", "lenvm.scale=null", "lenvm.normalise=none"]
-        step_alone = statistics.median(steps_of(run(args, work, "alone", alone), "step"))
+        step_alone = statistics.median(steps_of(grpo(options, work, "alone", alone), "step"))
         figures["step_of_a_run_without_critic_s"] = step_alone
         figures["separate_runs_ratio"] = with_critic / step_alone
     return figures
 
 
-def run(args: argparse.Namespace, work: Path, name: str, overrides: list[str]) -> str:
+def grpo(options: Options, work: Path, name: str, overrides: list[str]) -> str:
     """The log of one run of recipes/grpo_length/demo."""
     log = work / f"{name}.log"
     run_trainer(
@@ -89,11 +102,11 @@ def run(args: argparse.Namespace, work: Path, name: str, overrides: list[str]) -
             f"data.train_files={work / 'data' / 'train.parquet'}",
             f"data.val_files={work / 'data' / 'val.parquet'}",
             f"actor_rollout_ref.model.path={policy_path()}",
-            f"data.train_batch_size={args.prompts}",
-            f"actor_rollout_ref.rollout.n={args.samples}",
+            f"data.train_batch_size={options.prompts}",
+            f"actor_rollout_ref.rollout.n={options.samples}",
             # Weights stay as they are, so that both runs sample alike.
             "actor_rollout_ref.actor.optim.lr=0",
-            f"trainer.total_training_steps={args.steps}",
+            f"trainer.total_training_steps={options.steps}",
             *("trainer.save_freq=-1", "trainer.test_freq=-1"),
             f"trainer.default_local_dir={work / name}",
             *overrides,
@@ -101,9 +114,9 @@ def run(args: argparse.Namespace, work: Path, name: str, overrides: list[str]) -
         config_dir=recipes_dir() / "grpo_length",
         config_name="demo",
         log_file=log,
-        steps=args.steps,
+        steps=options.steps,
         metric="length/mean",
-        console=Console(stderr=True),
+        console=CONSOLE,
     )
     return log.read_text(errors="replace")
 
@@ -148,25 +161,3 @@ def fresh_lenvm(path: Path) -> Path:
     """An untrained LenVM on the shipped policy's own trunk: as large as the policy."""
     model = LengthValueModel.from_policy(policy_path(), gamma=GAMMA)
     return save_checkpoint(model, load_tokenizer(policy_path()), path)
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Cost of a length critic per step of GRPO.")
-    parser.add_argument("--lenvm", type=Path, help="checkpoint; default: a fresh one")
-    parser.add_argument("--steps", type=int, default=6, help="updates, the first is not timed")
-    parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--samples", type=int, default=8, help="per prompt")
-    parser.add_argument("--single", action="store_true", help="leave out the run without a critic")
-    parser.add_argument("--out", type=Path, help="keep data and logs there")
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
-    given = parser.parse_args(argv)
-    if given.steps < 2:
-        parser.error(f"--steps {given.steps}: at least 2, the first one is not timed")
-    for name in ("lenvm", "out"):
-        path = getattr(given, name)
-        setattr(given, name, None if path is None else path.resolve())
-    return given
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Does the memory of reading rollouts stay flat as a data set grows?
+"""Memory of reading rollouts as a data set grows, and how fast it goes.
 
     python -m scripts.bench rollouts --json rollouts.json
 
@@ -16,86 +16,61 @@ token and are removed at the end.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
+import multiprocessing
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lenvm_rl.rollouts import Rollout, RolloutReader, RolloutStream, RolloutWriter, length_report
+from scripts.bench import harness
+from scripts.bench.harness import CONSOLE
 
 VOCAB = 151_936
 SAMPLES = 16
 MAX_TOKENS = 4_096
-TASKS = ("stream", "report")
 
 
-def main() -> None:
-    args = parse_args()
-    if args.worker:
-        print(json.dumps(WORKERS[args.worker](Path(args.data), args.window_rows)))
-        return
+@dataclass(frozen=True, kw_only=True)
+class Options(harness.Options):
+    """Sizes."""
+
+    tokens: str = "10e6,300e6"
+    """Sizes of the generated files in tokens, comma-separated."""
+    window_rows: int = 16_384
+    """Shuffle window of the stream."""
+    dir: Path | None = None
+    """Where to put the files for the time of the run."""
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Figures of every size, and the ratio of the largest to the smallest one's peak."""
     # So that the files are removed when the run is terminated too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    root = Path(tempfile.mkdtemp(prefix="bench_rollouts_", dir=args.dir))
-    try:
-        figures = run(root, args.tokens, args.window_rows)
-    finally:
-        shutil.rmtree(root)
-    line = json.dumps(figures)
-    if args.json:
-        temporary = Path(f"{args.json}.tmp")
-        temporary.write_text(line + "\n")
-        os.replace(temporary, args.json)
-    print(line)
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--tokens",
-        type=lambda text: [int(float(part)) for part in text.split(",")],
-        default=[10_000_000, 300_000_000],
-        help="sizes of the generated files in tokens, comma-separated (default 10e6,300e6)",
-    )
-    parser.add_argument(
-        "--window-rows",
-        type=int,
-        default=16_384,
-        help="shuffle window of the stream (default 16384)",
-    )
-    parser.add_argument("--dir", help="where to put the files for the time of the run")
-    parser.add_argument("--json", help="write the figures to this file too")
-    parser.add_argument("--worker", choices=sorted(WORKERS), help=argparse.SUPPRESS)
-    parser.add_argument("--data", help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
-def run(root: Path, sizes: list[int], window_rows: int) -> dict:
-    """Figures of every size, and the ratio of the largest to the smallest one's peak."""
     results = []
-    for tokens in sizes:
-        data = root / f"{tokens}"
-        result = {"tokens_asked": tokens, **generate(data, tokens)}
-        print(f"{tokens:,} tokens: wrote {result['rows']:,} rows", flush=True)
-        for task in TASKS:
-            figures = measure(task, data, window_rows)
-            figures["rows_per_s"] = round(figures["seen_rows"] / figures["seconds"])
-            figures["tokens_per_s"] = round(figures["seen_tokens"] / figures["seconds"])
-            result[task] = figures
-            print(f"  {task}: {figures}", flush=True)
-        results.append(result)
-        shutil.rmtree(data)
-    summary = {"bench": "rollouts", "window_rows": window_rows, "sizes": results}
+    with tempfile.TemporaryDirectory(prefix="bench_rollouts_", dir=options.dir) as root:
+        for tokens in (int(float(part)) for part in options.tokens.split(",")):
+            data = Path(root) / f"{tokens}"
+            result = {"tokens_asked": tokens, **generate(data, tokens)}
+            CONSOLE.print(f"{tokens:,} tokens: wrote {result['rows']:,} rows")
+            for task, read in TASKS.items():
+                figures = in_fresh_process(read, data, options.window_rows)
+                figures["rows_per_s"] = round(figures["seen_rows"] / figures["seconds"])
+                figures["tokens_per_s"] = round(figures["seen_tokens"] / figures["seconds"])
+                result[task] = figures
+                CONSOLE.print(f"  {task}: {figures}")
+            results.append(result)
+            shutil.rmtree(data)
+    summary: dict[str, Any] = {"window_rows": options.window_rows, "sizes": results}
     for task in TASKS:
         peaks = [r[task]["peak_mib"] for r in results]
         above = [r[task]["peak_mib"] - r[task]["import_mib"] for r in results]
@@ -161,13 +136,10 @@ def token_ids(rng: np.random.Generator, names: np.ndarray, count: int) -> np.nda
     return names[rank]
 
 
-def measure(task: str, data: Path, window_rows: int) -> dict:
-    """Run one task in a fresh process, whose last line of output has its figures."""
-    command = [sys.executable, "-m", "scripts.bench.rollouts", "--worker", task]
-    command += ["--data", str(data)]
-    command += ["--window-rows", str(window_rows)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
+def in_fresh_process(read: Callable[[Path, int], dict], data: Path, window_rows: int) -> dict:
+    """What a task of `TASKS` returns in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(read, data, window_rows).result()
 
 
 def stream_all(data: Path, window_rows: int) -> dict:
@@ -209,7 +181,4 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-WORKERS = {"stream": stream_all, "report": report_all}
-
-if __name__ == "__main__":
-    main()
+TASKS = {"stream": stream_all, "report": report_all}

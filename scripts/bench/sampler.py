@@ -1,4 +1,4 @@
-"""How much faster is continuous batching than `transformers.generate` on a long tail of lengths?
+"""Continuous batching beside `transformers.generate` on a long tail of lengths.
 
     python -m scripts.bench sampler --json sampler.json
 
@@ -13,74 +13,72 @@ The last line of stdout is one JSON object.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import LogitsProcessor, Qwen2Config, Qwen2ForCausalLM
 
-from lenvm_rl.rollouts.atomic import replacing
 from lenvm_rl.sampling.transformers.sampler import ContinuousSampler, Request
+from scripts.bench import harness
 
 EOS, VOCAB, LONGEST = 1, 64, 400
 
 
-def main() -> None:
-    args = parse_args()
-    torch.manual_seed(args.seed)
-    torch.set_num_threads(args.threads)
-    clock = time.process_time if args.threads == 1 else time.perf_counter
+@dataclass(frozen=True, kw_only=True)
+class Options(harness.Options):
+    """The load and the model."""
+
+    requests: int = 1024
+    """Completions to sample."""
+    batch: int = 128
+    """Rows together."""
+    hidden: int = 128
+    """Width of the model."""
+    layers: int = 4
+    """Its layers."""
+    threads: int = 1
+    """1 compares CPU time."""
+    seed: int = 0
+    """Of weights, lengths and prompts."""
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Tokens per second of both."""
+    torch.manual_seed(options.seed)
+    torch.set_num_threads(options.threads)
+    clock = time.process_time if options.threads == 1 else time.perf_counter
     model = Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=VOCAB,
-            hidden_size=args.hidden,
-            intermediate_size=3 * args.hidden,
-            num_hidden_layers=args.layers,
-            num_attention_heads=args.hidden // 32,
-            num_key_value_heads=args.hidden // 32,
+            hidden_size=options.hidden,
+            intermediate_size=3 * options.hidden,
+            num_hidden_layers=options.layers,
+            num_attention_heads=options.hidden // 32,
+            num_key_value_heads=options.hidden // 32,
             max_position_embeddings=1024,
             eos_token_id=EOS,
             pad_token_id=0,
         )
     ).eval()
-    lengths = torch.empty(args.requests).log_normal_(mean=3.9, std=0.78).long().clamp(5, LONGEST)
+    count = options.requests
+    lengths = torch.empty(count).log_normal_(mean=3.9, std=0.78).long().clamp(5, LONGEST)
     prompts = [
-        torch.randint(2, VOCAB, (n,)).tolist()
-        for n in torch.randint(5, 30, (args.requests,)).tolist()
+        torch.randint(2, VOCAB, (n,)).tolist() for n in torch.randint(5, 30, (count,)).tolist()
     ]
-    ours = seconds_of(lambda: continuous(model, prompts, lengths, args.batch), clock)
-    theirs = seconds_of(lambda: in_batches(model, prompts, lengths, args.batch), clock)
+    ours = seconds_of(lambda: continuous(model, prompts, lengths, options.batch), clock)
+    theirs = seconds_of(lambda: in_batches(model, prompts, lengths, options.batch), clock)
     tokens = int(lengths.sum())
-    figures = {
-        "bench": "sampler",
+    return {
         "continuous_tokens_per_s": tokens / ours,
         "generate_tokens_per_s": tokens / theirs,
         "ratio": theirs / ours,
         "tokens": tokens,
-        "mean_length": tokens / args.requests,
-        "time": "CPU seconds" if args.threads == 1 else "wall seconds",
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "mean_length": tokens / count,
+        "time": "CPU seconds" if options.threads == 1 else "wall seconds",
     }
-    line = json.dumps(figures)
-    if args.json:
-        with replacing(args.json) as file:
-            file.write_text(line + "\n")
-    print(line)
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--requests", type=int, default=1024, help="completions to sample (1024)")
-    parser.add_argument("--batch", type=int, default=128, help="rows together (128)")
-    parser.add_argument("--hidden", type=int, default=128, help="width of the model (128)")
-    parser.add_argument("--layers", type=int, default=4, help="its layers (4)")
-    parser.add_argument("--threads", type=int, default=1, help="1 compares CPU time (1)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="write the last line to this file too")
-    return parser.parse_args()
 
 
 def seconds_of(work: Callable[[], None], clock: Callable[[], float]) -> float:
@@ -125,7 +123,3 @@ class EndAt(LogitsProcessor):
         last = input_ids.shape[1] - self.prompt_width + 1 >= self.lengths
         eos = torch.arange(scores.shape[1]) == EOS
         return scores.masked_fill(last[:, None] ^ eos[None], -torch.inf)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""How long does a long response take to open in the viewer, and does it stay smooth?
+"""Opening a long response in the viewer, and using it: seconds until it is seen.
 
     python -m scripts.bench viewer --tokens 30000
 
@@ -14,14 +14,12 @@ The last line of stdout is one JSON object.
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import shutil
 import statistics
-import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,8 @@ from lenvm_rl.demo import policy_path
 from lenvm_rl.model import from_scratch, load_tokenizer, save_checkpoint
 from lenvm_rl.pages.view import view_text
 from recipes.demo_policy.tokenizer import WORDS
+from scripts.bench import harness
+from scripts.bench.harness import Failed
 
 ARGUMENTS = [
     "--no-sandbox",
@@ -43,26 +43,27 @@ ARGUMENTS = [
 FRAMES = "() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=30_000)
-    parser.add_argument("--repeats", type=int, default=3, help="Openings; the median counts.")
-    parser.add_argument("--page", type=Path, help="Keep the page here.")
-    parser.add_argument("--json", type=Path)
-    given = parser.parse_args()
+@dataclass(frozen=True, kw_only=True)
+class Options(harness.Options):
+    """The page."""
+
+    tokens: int = 30_000
+    """Of the response."""
+    repeats: int = 3
+    """Openings; the median counts."""
+    page: Path | None = None
+    """Keep the page here."""
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Size of the page, and times."""
     chromium = shutil.which("chromium")
     if chromium is None:
-        print("error: there is no Chromium: scripts/setup.sh --browser", file=sys.stderr)
-        return 2
+        raise Failed("there is no Chromium: scripts/setup.sh --browser")
     with tempfile.TemporaryDirectory() as folder:
-        page = given.page or Path(folder) / "page.html"
-        figures = write_page(Path(folder), page, given.tokens)
-        figures |= use_page(chromium, page, given.repeats)
-    text = json.dumps(figures)
-    if given.json:
-        given.json.write_text(text + "\n")
-    print(text)
-    return 0
+        page = options.page or Path(folder) / "page.html"
+        figures = write_page(Path(folder), page, options.tokens)
+        return figures | use_page(chromium, page, options.repeats)
 
 
 def write_page(folder: Path, page: Path, count: int) -> dict[str, Any]:
@@ -143,7 +144,3 @@ def timed(tab: Any, act: Any, count: int) -> dict[str, float]:
         "median": round(statistics.median(seconds), 3),
         "worst": round(max(seconds), 3),
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

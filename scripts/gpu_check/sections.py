@@ -27,18 +27,15 @@ from lenvm_rl.guidance.exact.prefix_kernels import KERNELS, checked
 from lenvm_rl.guidance.exact.scorer import ExactScorer
 from lenvm_rl.model import LengthValueModel
 from lenvm_rl.vllm.internals import VLLM_KERNELS
+from scripts.bench.hardware import copy_bandwidth, product_rate, synchronize
 from scripts.bench.step_cost.floor import (
+    BARS,
     FLOOR_SHAPES,
-    OVERHEAD_BAR,
-    STEP_BAR,
     Shape,
     against_the_floor,
-    copy_bandwidth,
     make_model,
-    product_rate,
     step_flops,
 )
-from scripts.bench.step_cost.loop import synchronize
 
 GAMMA = 0.997
 SMALL = Shape(hidden=256, layers=3, heads=4, kv_heads=2, intermediate=512, vocab=2048)
@@ -257,9 +254,8 @@ def floor(device: str, quick: bool) -> dict[str, Any]:
         rate=product_rate(device, torch.bfloat16, size=size),
         advance=lambda line: print(line, file=sys.stderr),
     )
-    bars = {"lenvm_to_floor": STEP_BAR, "overhead": OVERHEAD_BAR}
-    within = {name: sum(row[name] <= most for row in rows) for name, most in bars.items()}
-    return {"rows": rows, "bar": bars, "within_bar": within}
+    within = {name: sum(row[name] <= most for row in rows) for name, most in BARS.items()}
+    return {"rows": rows, "bar": BARS, "within_bar": within}
 
 
 def training(device: str, quick: bool) -> dict[str, Any]:

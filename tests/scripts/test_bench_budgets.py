@@ -1,7 +1,6 @@
 """bench/budgets.py: prompts with budgets, the two advantages, the warm-up, a tiny whole bench."""
 
 import json
-from concurrent.futures import Future
 
 import pytest
 import torch
@@ -15,23 +14,23 @@ from lenvm_rl.model import (
 )
 from lenvm_rl.sampling.transformers.sampler import Completion
 from scripts.bench import budgets as bench_budgets
-from scripts.bench.grpo import jobs
-from scripts.bench.grpo.budget_report import budget_rows
-from scripts.bench.grpo.budgets import (
+from scripts.bench.budgets import (
     BudgetSettings,
     advantage_of,
+    budget_rows,
     budget_world,
     deviation,
-    figures,
+    figures_of,
 )
 from scripts.bench.grpo.methods import Graded, task_advantage
 from scripts.bench.grpo.warm_up import asked, hindsight
+from scripts.bench.harness import main
 
 TINY = (
     "--updates 2 --prompts 2 --samples 3 --max-tokens 48 --pool 4 --eval-prompts 2 "
-    "--eval-samples 2 --warm-problems 48 --seeds 1 --methods l1_exact,lenvm"
+    "--eval-samples 2 --warm-problems 48 --seeds 1 --jobs 0 --methods l1_exact,lenvm"
 )
-SMALL = BudgetSettings(lenvm="lenvm", pool=40, eval_prompts=3, eval_samples=1, low=20, high=60)
+SMALL = BudgetSettings(pool=40, eval_prompts=3, eval_samples=1, low=20, high=60)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +79,7 @@ def test_every_problem_has_one_budget_in_training_and_all_of_them_held_out():
 
 def test_l1_exact_pays_for_the_prompts_own_budget():
     batch = graded([10, 20, 10, 20], [1.0, 1.0, 1.0, 0.0], [20.0, 10.0])
-    a = advantage_of("l1_exact", BudgetSettings(lenvm="x", alpha=0.01))(batch)
+    a = advantage_of("l1_exact", BudgetSettings(alpha=0.01))(batch)
     rewards = [0.9, 1.0, 1.0, -0.1]
     wanted = task_advantage(rewards, batch.prompt_ids)[:, None] * batch.mask
     torch.testing.assert_close(a, wanted)
@@ -91,7 +90,7 @@ def test_the_dense_term_prefers_the_length_that_was_asked_for():
     batch = graded([10, 30, 10, 30], [1.0] * 4, [10.0, 30.0])
     uninformed = torch.where(batch.mask, 20.0, 0.0)  # the same guess for both
     batch = Graded(**{**vars(batch), "lengths_left": uninformed})
-    a = advantage_of("lenvm", BudgetSettings(lenvm="x", lam=1.0))(batch)
+    a = advantage_of("lenvm", BudgetSettings(lam=1.0))(batch)
     assert a[0, 0] > a[1, 0] and a[3, 0] > a[2, 0]
     assert (a[~batch.mask] == 0).all()
 
@@ -99,7 +98,7 @@ def test_the_dense_term_prefers_the_length_that_was_asked_for():
 def test_the_dense_term_of_right_answers_alone():
     batch = graded([10, 30, 10, 30], [1.0, 0.0, 1.0, 1.0], [10.0, 30.0])
     batch = Graded(**{**vars(batch), "lengths_left": torch.where(batch.mask, 20.0, 0.0)})
-    settings = BudgetSettings(lenvm="x", lam=1.0)
+    settings = BudgetSettings(lam=1.0)
     everywhere = advantage_of("lenvm", settings)(batch)
     right = advantage_of("lenvm_correct", settings)(batch)
     torch.testing.assert_close(right[[0, 2, 3]], everywhere[[0, 2, 3]])
@@ -115,7 +114,7 @@ def test_figures_are_of_each_budgets_own_completions():
         target = int(world.columns[prompt.prompt_id]["target"])
         length = target + 8 if i < 4 else target  # the first problem is 8 tokens too long
         completions.append(Completion([5] * length, "stop" if i else "length", []))
-    rows = figures(world, completions, SMALL)
+    rows = figures_of(world, completions, SMALL)
     assert [row["budget"] for row in rows] == [32, 64, 96, 128]
     assert rows[0]["deviation"] == pytest.approx(8 / 32 / 3)
     assert rows[3]["bias"] == pytest.approx(8 / 128 / 3)
@@ -156,25 +155,15 @@ def test_rows_average_seeds_and_budgets():
 
 
 def test_a_whole_bench_goes_on_where_it_was_killed(lenvm, tmp_path, capsys, monkeypatch):
-    started = []
+    started, inner = [], bench_budgets.one_run
 
-    class InProcess:
-        """Runs at once, in this process."""
+    def one_run(method, *args):
+        started.append(method)
+        return inner(method, *args)
 
-        def __init__(self, *args, **kwargs): ...
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *args): ...
-        def submit(self, fn, *args):
-            started.append(args[0])
-            done = Future()
-            done.set_result(fn(*args))
-            return done
-
-    monkeypatch.setattr(jobs, "ProcessPoolExecutor", InProcess)
+    monkeypatch.setattr(bench_budgets, "one_run", one_run)
     arguments = [*TINY.split(), "--lenvm", str(lenvm), "--out", str(tmp_path)]
-    bench_budgets.main(arguments)
+    assert main(["budgets", *arguments]) == 0
     first = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert started == ["start", "guided", "l1_exact", "lenvm"]
     assert {(row["method"], row["budget"]) for row in first["rows"]} == {
@@ -185,7 +174,7 @@ def test_a_whole_bench_goes_on_where_it_was_killed(lenvm, tmp_path, capsys, monk
     }
     started.clear()
     next(tmp_path.glob("runs/*/lenvm-0.json")).unlink()
-    bench_budgets.main(arguments)
+    assert main(["budgets", *arguments]) == 0
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert started == ["lenvm"], "finished runs are not run again"
     assert again["rows"] == first["rows"], "a run is a function of its arguments"
@@ -197,11 +186,11 @@ def test_nonsense_is_refused(lenvm, tmp_path, capsys):
         (["--lenvm", str(lenvm), "--methods", "lenvm,l2"], "--methods l2: use some of"),
     ):
         with pytest.raises(SystemExit):
-            bench_budgets.parse_args(arguments)
+            main(["budgets", *arguments])
         assert said in capsys.readouterr().err
 
 
-def test_a_warm_up_without_right_answers_says_so(lenvm, tmp_path):
+def test_a_warm_up_without_right_answers_says_so(lenvm, tmp_path, capsys):
     arguments = [*TINY.split(), "--lenvm", str(lenvm), "--out", str(tmp_path), "--max-tokens", "2"]
-    with pytest.raises(ValueError, match="0 right answers, fewer than the 64"):
-        bench_budgets.main(arguments)
+    assert main(["budgets", *arguments]) == 1
+    assert "0 right answers, fewer than the 64" in capsys.readouterr().err

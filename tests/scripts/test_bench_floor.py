@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 
-from scripts.bench import guidance as bench_guidance
+from scripts.bench import floor as bench_floor
+from scripts.bench.hardware import copy_bandwidth, product_rate
+from scripts.bench.harness import main
 from scripts.bench.step_cost.floor import (
     Shape,
     against_the_floor,
-    copy_bandwidth,
     make_model,
-    product_rate,
     step_bytes,
     step_flops,
 )
@@ -65,7 +65,7 @@ def test_a_floor_is_what_binds():
 
 
 def test_products_have_a_rate():
-    assert 1e6 < product_rate("cpu", torch.float32, size=32, times=2) < 1e15
+    assert 1e6 < product_rate("cpu", torch.float32, size=32, seconds=0.01) < 1e15
 
 
 def test_copying_has_a_bandwidth():
@@ -73,13 +73,11 @@ def test_copying_has_a_bandwidth():
 
 
 def test_a_run_prints_one_json_object(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(bench_guidance, "FLOOR_SHAPES", {"lenvm": TINY, "policy": TINY})
+    monkeypatch.setattr(bench_floor, "FLOOR_SHAPES", {"lenvm": TINY, "policy": TINY})
     threads = torch.get_num_threads()
     try:
-        bench_guidance.main(
-            ["--floor", "--requests", "1", "3", "--candidates", "4", "--context", "12"]
-            + ["--rounds", "2", "--steps", "1", "--json", str(tmp_path / "out.json")]
-        )
+        words = ["floor", "--requests", "1", "3", "--candidates", "4", "--context", "12"]
+        assert main([*words, "--steps", "2", "--json", str(tmp_path / "out.json")]) == 0
     finally:
         torch.set_num_threads(threads)
     line = capsys.readouterr().out.strip().splitlines()[-1]
@@ -94,24 +92,9 @@ def test_a_run_prints_one_json_object(monkeypatch, capsys, tmp_path):
     assert all(0 <= within <= total == 2 for within, total in found["within_bar"].values())
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["--floor", "--candidates", "4", "8"], "one number of --candidates"),
-        pytest.param(
-            ["--floor", "--device", "cuda"],
-            "no CUDA device",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA"),
-        ),
-    ],
-)
-def test_runs_that_cannot_be_are_refused(args, message, capsys):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA")
+@pytest.mark.parametrize("name", ["floor", "guidance"])
+def test_a_device_that_is_not_there_is_refused(name, capsys):
     with pytest.raises(SystemExit):
-        bench_guidance.parse_args(args)
-    assert message in capsys.readouterr().err
-
-
-def test_help_shows_the_gpu_command(capsys):
-    with pytest.raises(SystemExit):
-        bench_guidance.parse_args(["--help"])
-    assert "--floor --device cuda" in " ".join(capsys.readouterr().out.split())
+        main([name, "--device", "cuda"])
+    assert "no CUDA device" in capsys.readouterr().err

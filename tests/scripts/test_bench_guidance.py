@@ -7,11 +7,10 @@ import torch
 
 from lenvm_rl.guidance import History
 from lenvm_rl.model import LengthValueConfig, LengthValueModel
-from scripts.bench import guidance as bench_guidance
+from scripts.bench.guidance import summarize, within_bars
+from scripts.bench.harness import main
 from scripts.bench.step_cost.loop import Loop, Policy, Timed, cut_prompts
-from scripts.bench.step_cost.report import summarize, within_bars
-from scripts.bench.step_cost.scorers import SCORERS
-from scripts.bench.step_cost.shapes import SHAPES, Pair
+from scripts.bench.step_cost.pairs import SCORERS, SHAPES, Pair
 from tests.tiny import VOCAB, make_policy
 
 
@@ -81,10 +80,9 @@ def test_a_run_prints_and_writes_one_json_object(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(SHAPES, "demo", tiny)
     threads = torch.get_num_threads()
     try:
-        bench_guidance.main(
-            ["--shapes", "demo", "--requests", "2", "--candidates", "3", "4", "--context", "16"]
-            + ["--rounds", "2", "--steps", "1", "--profile", "--json", str(tmp_path / "out.json")]
-        )
+        words = "--shapes demo --requests 2 --candidates 3 4 --context 16 --rounds 2 --steps 1"
+        more = ["--profile", "--json", str(tmp_path / "out.json")]
+        assert main(["guidance", *words.split(), *more]) == 0
     finally:
         torch.set_num_threads(threads)
     line = capsys.readouterr().out.strip().splitlines()[-1]

@@ -10,9 +10,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lenvm_rl.rollouts import RolloutWriter
 from scripts.bench import pretrain as bench_pretrain
-from scripts.bench.trainers.hardware import matmul_ceiling, training_flops, trunk_parameters
-from scripts.bench.trainers.presets import PRESETS, drawn_lengths, file_lengths, make_rows
-from scripts.bench.trainers.report import summarize
+from scripts.bench.hardware import product_rate
+from scripts.bench.harness import main
+from scripts.bench.presets import (
+    PRESETS,
+    drawn_lengths,
+    file_lengths,
+    make_rows,
+    training_flops,
+    trunk_parameters,
+)
+from scripts.bench.pretrain import summarize
 
 TINY = replace(
     PRESETS["cpu-25m"],
@@ -38,7 +46,7 @@ TINY = replace(
 def trainers(tmp_path_factory):
     """The three trainers around the same weights, and one step's completions."""
     bench_pretrain.prepare_process("cpu")
-    from scripts.bench.trainers import arms
+    from scripts.bench import trainers as arms
 
     path = tmp_path_factory.mktemp("bench") / "lenvm"
     model = arms.save_fresh_model(TINY, path)
@@ -133,7 +141,7 @@ def test_the_padded_trainer_computes_logits_of_every_padded_token(trainers):
 
 def test_the_matmul_ceiling_is_a_rate_of_this_machine():
     small, large = (
-        matmul_ceiling(replace(TINY, matmul_size=size), seconds=0.05) for size in (8, 256)
+        product_rate("cpu", torch.float32, size=size, seconds=0.05) for size in (8, 256)
     )
     assert 1e5 < small < large < 1e15
 
@@ -181,7 +189,8 @@ def test_lengths_of_a_rollout_file(tmp_path):
 
 def test_a_whole_run_prints_and_writes_its_figures(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(PRESETS, "cpu-25m", TINY)
-    bench_pretrain.main(["--rounds", "2", "--rows", "8", "--json", str(tmp_path / "f.json")])
+    words = ["--rounds", "2", "--rows", "8", "--json", str(tmp_path / "f.json")]
+    assert main(["pretrain", *words]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures == json.loads((tmp_path / "f.json").read_text())
     assert figures["preset"] == "cpu-25m" and figures["data"]["rows_per_step"] == 8
@@ -193,11 +202,11 @@ def test_a_whole_run_prints_and_writes_its_figures(tmp_path, capsys, monkeypatch
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_a_gpu_preset_without_a_gpu_ends_with_a_sentence():
-    with pytest.raises(SystemExit, match="--preset gpu-1.5b trains on a CUDA device"):
-        bench_pretrain.main(["--preset", "gpu-1.5b"])
+def test_a_gpu_preset_without_a_gpu_ends_with_a_sentence(capsys):
+    assert main(["pretrain", "--preset", "gpu-1.5b"]) == 1
+    assert "--preset gpu-1.5b trains on a CUDA device" in capsys.readouterr().err
 
 
-def test_a_missing_rollout_file_ends_with_a_sentence(tmp_path):
-    with pytest.raises(SystemExit, match="nowhere"):
-        bench_pretrain.main(["--rollouts", str(tmp_path / "nowhere")])
+def test_a_missing_rollout_file_ends_with_a_sentence(tmp_path, capsys):
+    assert main(["pretrain", "--rollouts", str(tmp_path / "nowhere")]) == 1
+    assert "nowhere" in capsys.readouterr().err

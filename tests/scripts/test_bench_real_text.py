@@ -12,10 +12,10 @@ from lenvm_rl.core import discounted_returns
 from lenvm_rl.model import LengthValueModel, from_scratch, tokenizer_sha
 from lenvm_rl.model.training import Recipe, learning_rate, micro_batches, train
 from lenvm_rl.rollouts import Rollout, RolloutReader, RolloutWriter, shared_prompts
-from scripts.bench import real_text as bench_real_text
-from scripts.bench.text.comparison import Errors, compare, margin
-from scripts.bench.text.figure import plot_positions
-from scripts.bench.text.sources import completions_source, story_prompts
+from scripts.bench.harness import main
+from scripts.bench.plots import plot_positions
+from scripts.bench.text_comparison import Errors, compare, margin
+from scripts.bench.text_sources import completions_source, story_prompts
 from tests.tiny import make_policy, make_tokenizer
 
 GAMMA = 0.95
@@ -230,7 +230,8 @@ def test_a_whole_run_leaves_numbers_a_figure_and_checkpoints(answers, tmp_path, 
         json.dump([" ".join(f"w{2 + (i * j) % 40}" for j in range(1, 12)) for i in range(20)], file)
     arguments = f"--data {answers} --stories-model {policy} --story-texts {stories} --quick"
     out, copy = tmp_path / "out", tmp_path / "copy.json"
-    bench_real_text.main([*arguments.split(), "--out", str(out), "--json", str(copy)])
+    words = ["real_text", *arguments.split(), "--out", str(out), "--json", str(copy)]
+    assert main(words) == 0
 
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures == json.loads(copy.read_text())
@@ -252,5 +253,5 @@ def test_the_command_line_says_what_is_missing(capsys):
         (["--stories-model", "m"], "needs --story-texts"),
     ):
         with pytest.raises(SystemExit):
-            bench_real_text.parse_args(arguments)
+            main(["real_text", *arguments])
         assert sentence in capsys.readouterr().err

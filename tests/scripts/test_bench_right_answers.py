@@ -8,13 +8,14 @@ from torch.testing import assert_close
 
 from lenvm_rl.core import logit_to_length, logit_to_value
 from scripts.bench import right_answers as bench
+from scripts.bench.harness import main
 
 SIZES = {"short": 20, "long": 60, "jitter": 3, "gamma": 0.98, "groups": 8, "updates": 40}
 SMALL = [f"--{name}={value}" for name, value in {**SIZES, "seeds": 1}.items()]
 
 
 def run(capsys, *more):
-    bench.main([*SMALL, *more])
+    assert main(["right_answers", *SMALL, *more]) == 0
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
@@ -63,7 +64,8 @@ def test_where_length_and_answer_are_at_odds_the_answer_has_the_last_word(capsys
 
 
 def test_what_is_played_is_what_the_recipe_says(capsys, tmp_path):
-    bench.main([*SMALL, "--updates", "1", "--critic", "exact", "--json", str(tmp_path / "out")])
+    more = ["--updates", "1", "--critic", "exact", "--json", str(tmp_path / "out")]
+    assert main(["right_answers", *SMALL, *more]) == 0
     got = json.loads((tmp_path / "out").read_text())
     assert got == json.loads(capsys.readouterr().out.splitlines()[-1])
     settings = got["settings"]["recommended"]
@@ -77,5 +79,5 @@ def test_what_is_played_is_what_the_recipe_says(capsys, tmp_path):
 @pytest.mark.parametrize("wrong", [["--short", "600"], ["--start", "1.0"]])
 def test_worlds_without_a_choice_are_refused(wrong, capsys):
     with pytest.raises(SystemExit):
-        bench.parse_args(wrong)
+        main(["right_answers", *wrong])
     assert wrong[0] in capsys.readouterr().err

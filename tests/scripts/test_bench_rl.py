@@ -2,14 +2,8 @@
 
 import json
 import math
-import subprocess
-import sys
-import time
-from concurrent.futures import Future
-from pathlib import Path
 from types import SimpleNamespace
 
-import psutil
 import pytest
 import torch
 
@@ -25,9 +19,7 @@ from lenvm_rl.verl.rl.length_terms import length_term
 from lenvm_rl.verl.rl.policy_settings import PolicyLengthSettings
 from reward_fns import LENGTH_REWARDS
 from scripts.bench import rl as bench_rl
-from scripts.bench.grpo import jobs
 from scripts.bench.grpo.batches import Grid, length_values, policy_gradient
-from scripts.bench.grpo.comparison import answer, compare, updates_to
 from scripts.bench.grpo.methods import (
     LENVM,
     Graded,
@@ -37,12 +29,14 @@ from scripts.bench.grpo.methods import (
     rewards_of,
     task_advantage,
 )
+from scripts.bench.harness import main
+from scripts.bench.rl import answer, compare, updates_to
 from tests.tiny import FORWARD
 
 GAMMA = 0.98
 TINY = (
     "--updates 2 --prompts 2 --samples 3 --max-tokens 24 --pool 4 --eval-prompts 2 "
-    "--eval-samples 2 --levels 1 --seeds 1 --jobs 1"
+    "--eval-samples 2 --levels 1 --seeds 1 --jobs 0"
 )
 
 
@@ -294,24 +288,14 @@ def test_the_comparison_says_who_is_dominated_and_how_much_faster_lenvm_is():
 def test_a_whole_bench_goes_on_where_it_was_killed(lenvm, tmp_path, capsys, monkeypatch):
     names = "none,kimi,o1_pruner,objective_refresh"
     arguments = [*TINY.split(), "--lenvm", str(lenvm), "--out", str(tmp_path), "--methods", names]
-    started = []
+    started, inner = [], bench_rl.one_run
 
-    class InProcess:
-        """Runs at once, in this process."""
+    def one_run(method, *args):
+        started.append(method.name)
+        return inner(method, *args)
 
-        def __init__(self, *args, **kwargs): ...
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *args): ...
-        def submit(self, fn, *args):
-            started.append(args[0].name)
-            done = Future()
-            done.set_result(fn(*args))
-            return done
-
-    monkeypatch.setattr(jobs, "ProcessPoolExecutor", InProcess)
-    bench_rl.main(arguments)
+    monkeypatch.setattr(bench_rl, "one_run", one_run)
+    assert main(["rl", *arguments]) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert started == names.split(",")
     assert [row["method"] for row in figures["methods"]] == names.split(",")
@@ -329,7 +313,7 @@ def test_a_whole_bench_goes_on_where_it_was_killed(lenvm, tmp_path, capsys, monk
     } <= {path.name for path in tmp_path.iterdir()}
     started.clear()
     next(tmp_path.glob("runs/*/kimi-0.5-0.json")).unlink()
-    bench_rl.main(arguments)
+    assert main(["rl", *arguments]) == 0
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert started == ["kimi"], "finished runs are not run again"
     for old, new in zip(figures["methods"], again["methods"], strict=True):
@@ -342,56 +326,5 @@ def test_nonsense_is_refused(lenvm, tmp_path, capsys):
         (["--lenvm", str(lenvm), "--levels", "4"], "use some of 0, 1, 2, 3"),
     ):
         with pytest.raises(SystemExit):
-            bench_rl.parse_args(arguments)
+            main(["rl", *arguments])
         assert said in capsys.readouterr().err
-
-
-PARENT = """
-import os, sys, time
-sys.path.insert(0, {root!r})
-from pathlib import Path
-from scripts.bench.grpo.jobs import run_missing
-import killed_run
-
-if __name__ == "__main__":
-    run_missing(killed_run.run, {{Path({out!r}): ({out!r},)}}, jobs=1)
-"""
-RUN = """
-import os, time
-from pathlib import Path
-
-def run(out):
-    Path(out + ".pid").write_text(str(os.getpid()))
-    time.sleep(120)
-"""
-
-
-def test_a_worker_ends_with_a_bench_that_is_killed(tmp_path):
-    out = tmp_path / "run.json"
-    root = str(Path(bench_rl.__file__).parents[2])
-    (tmp_path / "killed_run.py").write_text(RUN)
-    (tmp_path / "parent.py").write_text(PARENT.format(root=root, out=str(out)))
-    parent = subprocess.Popen([sys.executable, str(tmp_path / "parent.py")], cwd=tmp_path)
-    pid_file = Path(f"{out}.pid")
-    wait_for(lambda: pid_file.exists() and pid_file.read_text())
-    worker = int(pid_file.read_text())
-    assert computes(worker)
-    parent.kill()
-    parent.wait()
-    wait_for(lambda: not computes(worker))
-    assert not out.exists()
-
-
-def computes(pid):
-    """Whether the process is there, and no zombie that nobody has waited for."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not happen in time"
-        time.sleep(0.1)

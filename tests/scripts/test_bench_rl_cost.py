@@ -3,6 +3,7 @@
 import pytest
 
 from scripts.bench import rl_cost as bench
+from scripts.bench.harness import main
 
 LINE = "(Task) step:{n} - timing_s/adv:{adv} - timing_s/verl_adv:{verl} - timing_s/step:{step} - "
 LOG = "\n".join(
@@ -25,5 +26,5 @@ def test_the_estimate_for_large_models():
 
 def test_one_step_is_refused(capsys):
     with pytest.raises(SystemExit):
-        bench.parse_args(["--steps", "1"])
-    assert "the first one is not timed" in capsys.readouterr().err
+        main(["rl_cost", "--steps", "1"])
+    assert "at least 2" in capsys.readouterr().err

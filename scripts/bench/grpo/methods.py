@@ -103,6 +103,11 @@ class Method:
         return round(beyond) if isinstance(values[2], int) else beyond
 
     @property
+    def label(self) -> str:
+        """Name and strength."""
+        return self.name + ("" if self.strength is None else f"-{self.strength:g}")
+
+    @property
     def refreshes(self) -> bool:
         """Whether the LenVM is trained on every batch of the run."""
         return self.name.endswith("_refresh")

@@ -1,4 +1,4 @@
-"""One run: GRPO on the shipped policy under one method, in one process.
+"""GRPO on the shipped policy, in one process: settings, prompts with their grading, the loop.
 
 The loop is plain so that a hundred runs fit on two cores; the advantages are the library's own
 (`lenvm_rl.core`), and `lenvm_rl.verl` is the trainer for everything larger.
@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import math
 import random
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from lenvm_rl.core import discounted_returns, masked_mean
-from lenvm_rl.demo import policy_path, task
+from lenvm_rl.demo import lenvm_path, policy_path, task
 from lenvm_rl.demo.prompts import demo_prompts
 from lenvm_rl.model import LengthValueModel, load_tokenizer
 from lenvm_rl.prompts.prompt import Prompt
+from lenvm_rl.rollouts.atomic import write_json
 from lenvm_rl.sampling.transformers.sampler import Completion, ContinuousSampler, Request
 from lenvm_rl.sampling.transformers.to_file import encode_prompt
 from scripts.bench.grpo.batches import Grid, length_values, policy_gradient, value_loss
-from scripts.bench.grpo.methods import Graded, Method, advantages
+from scripts.bench.grpo.methods import Graded
+from scripts.bench.harness import settings as settings_of
+from scripts.bench.pool import fingerprint
 
 EVAL_SEED = 90_001  # problems that no run trains on
 References = dict[str, dict[str, float]]
@@ -34,8 +37,8 @@ References = dict[str, dict[str, float]]
 class Settings:
     """What all runs share."""
 
-    lenvm: str
-    """Directory of the frozen length value model."""
+    lenvm: Path = field(default_factory=lenvm_path)
+    """Directory of the length value model, frozen; the shipped policy's by default."""
     updates: int = 24
     prompts: int = 16
     """Prompts per update."""
@@ -44,45 +47,44 @@ class Settings:
     pool: int = 256
     """Different training prompts, seen in epochs."""
     max_tokens: int = 256
+    """Longest response."""
     learning_rate: float = 1e-4
+    """Of the policy."""
     lam: float = 0.95
-    """Of the dense advantages."""
+    """Lambda of the dense advantages."""
     refresh_rate: float = 5e-4
     """Learning rate of a LenVM that is refreshed."""
     eval_prompts: int = 128
+    """Held-out problems."""
     eval_samples: int = 8
+    """Completions of each."""
+
+    def __post_init__(self) -> None:
+        if not self.lenvm.is_dir():
+            raise ValueError(f"--lenvm {self.lenvm} is no directory: make one with `lenvm demo`.")
+
+    def folder(self, root: Path) -> Path:
+        """Where the runs of these settings lie, which are written there."""
+        folder = root / self.fingerprint()
+        write_json(folder / "settings.json", settings_of(self))
+        return folder
+
+    def fingerprint(self, only: Collection[str] | None = None) -> str:
+        """Names the settings (or `only` some) and the value model's weights, not where it lies:
+        other ones are other runs."""
+        sizes = {k: v for k, v in settings_of(self).items() if only is None or k in only}
+        sizes.pop("lenvm", None)
+        return fingerprint(sizes, sorted(self.lenvm.glob("*.safetensors")))
 
 
-def run(
-    method: Method, seed: int, settings: Settings, columns: References | None = None
-) -> dict[str, Any]:
-    """Train and evaluate; returns figures and the history of the updates.
+def policy_of(path: str | Path | None = None) -> Any:
+    """A policy to train, the shipped one by default."""
+    return ContinuousSampler.from_pretrained(str(path or policy_path())).model
 
-    Deterministic given its arguments and the number of threads.
-    """
-    started = time.monotonic()
-    world, bound = World(settings, columns), method.bind()
-    policy, history = train(
-        world,
-        seed,
-        lambda batch: advantages(method, batch, bound, lam=settings.lam),
-        refreshes=method.refreshes,
-        policy=ContinuousSampler.from_pretrained(str(policy_path())).model,
-        lenvm=LengthValueModel.from_pretrained(settings.lenvm).eval(),
-    )
-    greedy = world.evaluate(policy, temperature=0.0)
-    return {
-        "method": method.name,
-        "level": method.level,
-        "family": method.family,
-        "strength": method.strength,
-        "seed": seed,
-        **world.evaluate(policy),
-        "greedy_accuracy": greedy["accuracy"],
-        "greedy_length": greedy["length"],
-        "seconds": round(time.monotonic() - started, 1),
-        "history": history,
-    }
+
+def lenvm_of(path: str | Path) -> LengthValueModel:
+    """A length value model, in evaluation mode."""
+    return LengthValueModel.from_pretrained(path).eval()
 
 
 def train(
@@ -221,6 +223,19 @@ class World:
             / len(completions),
         }
 
+    def references(self, policy: Any) -> References:
+        """Mean length and accuracy of the untrained policy on every training prompt."""
+        samples = 4
+        completions = self.sample(policy, self.pool, samples, seed=1)
+        out = {}
+        for i, prompt in enumerate(self.pool):
+            mine = completions[i * samples : (i + 1) * samples]
+            out[prompt.prompt_id] = {
+                "reference_tokens": sum(len(c.token_ids) for c in mine) / samples,
+                "reference_accuracy": sum(self.right(prompt, c) for c in mine) / samples,
+            }
+        return out
+
     def right(self, prompt: Prompt, completion: Completion) -> bool:
         """Whether a completion ends in the prompt's answer."""
         text = self.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
@@ -233,35 +248,6 @@ def plain_prompts(settings: Settings) -> tuple[list[Prompt], list[Prompt]]:
     seen = {str(prompt.messages) for prompt in pool}
     fresh = demo_prompts(2 * settings.eval_prompts, seed=EVAL_SEED)
     return pool, [p for p in fresh if str(p.messages) not in seen][: settings.eval_prompts]
-
-
-def start_figures(settings: Settings) -> dict[str, float]:
-    """What `run` evaluates, of the policy before any training."""
-    return World(settings).evaluate(ContinuousSampler.from_pretrained(str(policy_path())).model)
-
-
-def by_temperature(settings: Settings) -> list[dict[str, float]]:
-    """The untrained policy at other temperatures, 0 being greedy: what costs no training at all."""
-    world = World(settings)
-    policy = ContinuousSampler.from_pretrained(str(policy_path())).model
-    return [
-        {"temperature": t, **world.evaluate(policy, temperature=t)} for t in (1.0, 0.7, 0.5, 0.3, 0)
-    ]
-
-
-def references(settings: Settings) -> References:
-    """Mean length and accuracy of the untrained policy on every training prompt."""
-    world, samples = World(settings), 4
-    policy = ContinuousSampler.from_pretrained(str(policy_path())).model
-    completions = world.sample(policy, world.pool, samples, seed=1)
-    out = {}
-    for i, prompt in enumerate(world.pool):
-        mine = completions[i * samples : (i + 1) * samples]
-        out[prompt.prompt_id] = {
-            "reference_tokens": sum(len(c.token_ids) for c in mine) / samples,
-            "reference_accuracy": sum(world.right(prompt, c) for c in mine) / samples,
-        }
-    return out
 
 
 def _stream(seed: int, update: int) -> int:

@@ -1,4 +1,4 @@
-"""How does a policy that has never seen a budget come to know the words? By its own completions.
+"""The start of all budget methods: a policy that learns to read budgets from its own completions.
 
 The shipped policy reads `12 ; 3 + 4 = ?` as noise: 3 % of its answers are right. So it is trained
 for a moment on its own right answers to plain problems, each asked again with the budget that it
@@ -16,14 +16,13 @@ from typing import Any
 
 import torch
 
-from lenvm_rl.demo import policy_path
 from lenvm_rl.demo.policy_data import UNIT
 from lenvm_rl.model import LengthValueModel, save_checkpoint
 from lenvm_rl.prompts.prompt import Prompt
-from lenvm_rl.sampling.transformers.sampler import Completion, ContinuousSampler
+from lenvm_rl.sampling.transformers.sampler import Completion
 from lenvm_rl.sampling.transformers.to_file import encode_prompt
 from scripts.bench.grpo.batches import Grid, policy_gradient, value_loss
-from scripts.bench.grpo.training import Settings, World
+from scripts.bench.grpo.training import Settings, World, policy_of
 
 ROWS = 64  # completions per update
 SAMPLES = 4  # of every problem
@@ -53,7 +52,7 @@ def warm_up(
         return start
     torch.manual_seed(SEED)
     world = World(replace(settings, pool=problems, eval_prompts=1))
-    policy = ContinuousSampler.from_pretrained(str(policy_path())).model
+    policy = policy_of()
     lenvm = LengthValueModel.from_pretrained(settings.lenvm)
     rows = hindsight(world, world.sample(policy, world.pool, SAMPLES, seed=SEED))
     if len(rows) < ROWS:

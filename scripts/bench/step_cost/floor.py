@@ -1,4 +1,4 @@
-"""How near is a step to what the device allows: to reading everything once, or to computing it?
+"""Steps against what the device allows: reading everything once, or computing it.
 
     floor = max(bytes / copy bandwidth, FLOP / matrix product rate)
     bytes = weights + keys and values of the prefixes
@@ -28,11 +28,12 @@ from transformers import AutoConfig
 from lenvm_rl.guidance import History
 from lenvm_rl.guidance.exact.scorer import ExactScorer
 from lenvm_rl.model import LengthValueConfig, LengthValueModel
-from scripts.bench.step_cost.loop import synchronize
-from scripts.bench.step_cost.shapes import GAMMA
+from scripts.bench.hardware import synchronize
 
 _WARM_UP = 3  # steps: the prompts, a capture, a replay
-STEP_BAR, OVERHEAD_BAR = 1.5, 1.3
+BARS = {"lenvm_to_floor": 1.5, "overhead": 1.3}
+"""Most that a row's figures may be."""
+GAMMA = 0.99
 
 
 class Shape(NamedTuple):
@@ -109,37 +110,6 @@ def step_flops(model: LengthValueModel, tokens: int, context: int) -> float:
     head = getattr(trunk, "head_dim", None) or trunk.hidden_size // trunk.num_attention_heads
     attention = 4 * trunk.num_hidden_layers * trunk.num_attention_heads * head * (context + 1)
     return float(tokens) * (2 * weights + attention)
-
-
-def product_rate(device: str, dtype: torch.dtype, *, size: int = 8192, times: int = 10) -> float:
-    """FLOP/s of square matrix products, the best of some rounds."""
-    a, b = torch.randn(2, size, size, dtype=dtype, device=device)
-    out = a @ b
-    best = 0.0
-    for _ in range(3):
-        synchronize(out.device)
-        started = time.perf_counter()
-        for _ in range(times):
-            torch.mm(a, b, out=out)
-        synchronize(out.device)
-        best = max(best, 2.0 * size**3 * times / (time.perf_counter() - started))
-    return best
-
-
-def copy_bandwidth(device: str, *, mib: int = 1024, times: int = 20) -> float:
-    """Bytes read and written per second by copying a buffer, the best of some rounds."""
-    source = torch.ones(mib << 18, dtype=torch.float32, device=device)
-    target = torch.empty_like(source)
-    target.copy_(source)
-    best = 0.0
-    for _ in range(3):
-        synchronize(source.device)
-        started = time.perf_counter()
-        for _ in range(times):
-            target.copy_(source)
-        synchronize(source.device)
-        best = max(best, 2 * source.nbytes * times / (time.perf_counter() - started))
-    return best
 
 
 def step_ms(

@@ -1,9 +1,9 @@
-"""Which model is trained on what lengths? Sizes of the runs, and the completions of one step."""
+"""Sizes of the training-speed benchmark, and the completions of one step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +81,29 @@ PRESETS = {
     ),
 }
 """cpu-25m: 25 million parameters without the embedding. gpu-1.5b: the shape of Qwen2.5-1.5B."""
+
+
+def trunk_parameters(preset: Preset) -> int:
+    """Weights of the trunk's matrices, without embedding, norms and biases."""
+    head = preset.hidden_size // preset.num_heads
+    queries = preset.num_heads * head
+    keys = preset.num_key_value_heads * head
+    attention = preset.hidden_size * (2 * queries + 2 * keys)
+    mlp = 3 * preset.hidden_size * preset.intermediate_size
+    return preset.num_layers * (attention + mlp)
+
+
+def training_flops(preset: Preset, lengths: Iterable[int]) -> float:
+    """Floating-point operations that training the trunk on these sequences needs, in FLOP.
+
+    Forward: 2 per weight and token, and causal attention, 2 products of 2 * H * n**2 / 2 per layer
+    for a sequence of n tokens; backward is twice that. What a trainer does besides (padding,
+    masked-out attention, LM head, optimiser) is not counted.
+    """
+    lengths = list(lengths)
+    dense = 2 * trunk_parameters(preset) * sum(lengths)
+    attention = 2 * preset.num_layers * preset.hidden_size * sum(n * n for n in lengths)
+    return 3.0 * (dense + attention)
 
 
 def drawn_lengths(preset: Preset, rows: int, seed: int) -> np.ndarray:

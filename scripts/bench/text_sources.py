@@ -1,4 +1,4 @@
-"""Where does real text come from, and how does it become rollout files, split by prompt?
+"""Real text as rollout files, split by prompt.
 
 Answers of large models (GSM8K by 44 models, MATH by one) are text whose policies' tokenizers are
 not at hand. They are split as bytes, by the content of the prompt; then a BPE tokenizer is trained

@@ -28,7 +28,7 @@ from lenvm_rl.verl.batch import make_batch
 from lenvm_rl.verl.cpu.packed_attention import PACKED_SDPA
 from lenvm_rl.verl.pretrain.loss import LengthValueLoss
 from lenvm_rl.verl.worker import LengthValueWorker
-from scripts.bench.trainers.presets import Preset
+from scripts.bench.presets import Preset
 
 GAMMA = 0.997
 LEARNING_RATE = 1e-4

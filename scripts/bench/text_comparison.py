@@ -1,4 +1,4 @@
-"""Does the value model beat predictors that do not read, at every position of a response?
+"""A value model against predictors that do not read, at every position of a response.
 
 The bar is the root mean squared error of the horizon u = 1 - gamma**l, the quantity whose mean the
 model learns and which `mean` and `linear` minimise at s_0 (`model.baselines`). Beside it:
