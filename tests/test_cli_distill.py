@@ -4,18 +4,17 @@ import json
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from lenvm_rl import cli
 from lenvm_rl.model import LengthValueModel
-from tests.test_cli import policy, rollouts, run  # noqa: F401 (fixtures)
+from tests.command_line import invoke, run
+from tests.test_cli import policy, rollouts  # noqa: F401 (fixtures)
 
 
 def test_a_head_is_distilled_and_written(policy, rollouts, tmp_path):  # noqa: F811
     teacher = tmp_path / "lenvm"
-    run("init", "--from-policy", policy, "--gamma", 0.97, "--out", teacher)
+    run("init", "--policy", policy, "--gamma", 0.97, "--out", teacher)
     given = ["distill", "--lenvm", teacher, "--rollouts", rollouts, "--policy", policy]
-    small = ["--completions", 4, "--states", 2, "--top-k", 4]
+    small = ["--batch-size", 4, "--states", 2, "--top-k", 4]
     figures = run(*given, *small, "--steps", 3, "--out", tmp_path / "head")
     assert figures["steps"] == 3 and not figures["held_out"]
     assert figures["after"] != figures["before"]
@@ -26,17 +25,17 @@ def test_a_head_is_distilled_and_written(policy, rollouts, tmp_path):  # noqa: F
         assert torch.equal(ours, theirs)
     written = tmp_path / "figures.json"
     again = run(
-        *given, *small, "--head", tmp_path / "head", "--steps", 1, "--val-rollouts", rollouts,
+        *given, *small, "--student", tmp_path / "head", "--steps", 1, "--val-rollouts", rollouts,
         "--out", tmp_path / "more", "--json", written,
     )  # fmt: skip
     assert again["held_out"] and json.loads(written.read_text()) == again
 
 
-@pytest.mark.parametrize("option", ["--lenvm", "--head"])
+@pytest.mark.parametrize("option", ["--lenvm", "--student"])
 def test_a_directory_without_a_lenvm_is_refused(option, policy, rollouts, tmp_path):  # noqa: F811
     teacher = tmp_path / "lenvm"
-    run("init", "--from-policy", policy, "--gamma", 0.97, "--out", teacher)
+    run("init", "--policy", policy, "--gamma", 0.97, "--out", teacher)
     words = ["distill", "--lenvm", teacher, "--rollouts", rollouts, "--out", tmp_path / "x"]
     words += [option, tmp_path / "nowhere"]
     with pytest.raises(ValueError, match=f"{option} .*nowhere holds no LenVM"):
-        CliRunner().invoke(cli.app, [str(word) for word in words], catch_exceptions=False)
+        invoke(*words)

@@ -7,10 +7,9 @@ import threading
 import time
 
 import pytest
-from typer.testing import CliRunner
 
-from lenvm_rl import cli
 from lenvm_rl.rollouts import RolloutReader
+from tests.command_line import invoke
 from tests.sampling.openai_fake import serving, status
 from tests.tiny import make_policy, make_tokenizer
 
@@ -30,7 +29,7 @@ def sample(policy, tmp_path):
 
     def start(*words):
         asked = ["sample", "--prompts", prompts, "--out", tmp_path / "out", "-n", 4, *words]
-        return CliRunner().invoke(cli.app, [str(word) for word in asked], catch_exceptions=False)
+        return invoke(*asked)
 
     return start
 
@@ -42,7 +41,7 @@ def test_several_servers_fill_a_file(sample, policy, tmp_path):
             "--per-request", 1, "--concurrency", 2, "--json", tmp_path / "figures.json",
         )  # fmt: skip
         assert one.asked + two.asked == 12 and one.asked and two.asked
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, result.stderr
     figures = json.loads(result.stdout.strip().splitlines()[-1])
     assert figures["rows"] == 12 and figures["completions_per_s"] > 0 and not figures["failures"]
     assert json.loads((tmp_path / "figures.json").read_text()) == figures

@@ -1,14 +1,12 @@
 """`lenvm eval all` calls every evaluation as its own command does, and reports at the end."""
 
 import inspect
-import json
 
 import pytest
-from typer.testing import CliRunner
 
-from lenvm_rl import cli
 from lenvm_rl.cli import eval_all
 from lenvm_rl.evals.result import save_results
+from tests.command_line import invoke
 
 COMMANDS = {
     "prediction": "eval_prediction",
@@ -47,15 +45,15 @@ def calls(monkeypatch):
 
 def run(*words):
     words = ["eval", "all", "--policy", "demo", "--lenvm", "demo", *map(str, words)]
-    result = CliRunner().invoke(cli.app, words, catch_exceptions=False)
-    return result.exit_code, json.loads(result.stdout.strip().splitlines()[-1])
+    result = invoke(*words)
+    return result.exit_code, result.figures
 
 
 def test_every_evaluation_gets_its_options_and_a_failure_is_told(calls, tmp_path):
     status, figures = run("--out", tmp_path, "--seed", 3)
     assert list(calls) == list(eval_all.NAMES) == list(COMMANDS)
     assert status == 1 and figures["failed"] == {"control": "no room left"}
-    assert calls["prediction"]["heldout"] == "heldout-rollouts"
+    assert calls["prediction"]["rollouts"] == "heldout-rollouts"
     assert calls["scaling"]["rollouts"] == "train-rollouts"
     assert all(given["out"] == tmp_path / name for name, given in calls.items())
     page = (tmp_path / "report.html").read_text()
@@ -81,9 +79,7 @@ def test_only_some(calls, tmp_path):
 )
 def test_mistakes_end_with_a_sentence(words, sentence, tmp_path):
     with pytest.raises(ValueError, match=sentence):
-        CliRunner().invoke(
-            cli.app, ["eval", "all", *words, "--out", str(tmp_path)], catch_exceptions=False
-        )
+        invoke("eval", "all", *words, "--out", tmp_path)
 
 
 @pytest.mark.slow

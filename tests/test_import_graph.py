@@ -38,7 +38,7 @@ EDGES = {
     "tensordict": {"verl"},
     "transfer_queue": {"verl"},
     "vllm": {"vllm"},
-    "typer": {"cli"},
+    "tyro": {"cli"},
 }
 MAY_USE_REWARD_FNS = {"demo", "verl", "cli"}
 CORE_MAY_IMPORT = {"torch", "lenvm_rl", *sys.stdlib_module_names}

@@ -1,24 +1,24 @@
 """What an installation promises: versions, recipes by name, and a sentence for what is missing."""
 
+import json
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 import lenvm_rl
-from lenvm_rl import cli
 from lenvm_rl.cli import missing
+from tests.command_line import invoke
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def lines(*words):
-    result = CliRunner().invoke(cli.app, list(words), catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    result = invoke(*words)
+    assert result.exit_code == 0, result.stderr
     return result.stdout.splitlines()
 
 
@@ -31,11 +31,11 @@ def test_the_version_is_the_packages_and_names_what_it_rests_on():
 
 def test_recipes_are_listed_and_found_by_name():
     listed = lines("recipes")
-    assert Path(listed[-1]) == ROOT / "recipes"
+    assert Path(json.loads(listed[-1])["recipes"]) == ROOT / "recipes"
     assert any("qwen2.5-7b-math" in line for line in listed)
     assert lines("recipes", "pretrain") == [str(ROOT / "recipes" / "pretrain")]
     with pytest.raises(ValueError, match="no recipe 'nix': .*pretrain"):
-        CliRunner().invoke(cli.app, ["recipes", "nix"], catch_exceptions=False)
+        invoke("recipes", "nix")
 
 
 def test_what_an_extra_would_bring_is_said():
@@ -52,7 +52,7 @@ def test_an_extra_that_leaves_a_package_out_on_this_python_says_so(monkeypatch):
     assert "where python_version < '3.13'" in sentence and "this is Python 3." in sentence
 
 
-@pytest.mark.parametrize("package", ["typer", "rich", "transformers"])
+@pytest.mark.parametrize("package", ["tyro", "rich", "transformers"])
 def test_a_bare_install_answers_in_a_sentence(package):
     hide = (
         "import sys, importlib.abc\n"

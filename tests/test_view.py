@@ -1,17 +1,12 @@
 """`lenvm view` from the command line: a rollout file or a text in, a page out."""
 
-import json
-
 import pytest
-from typer.testing import CliRunner
 
-from lenvm_rl import cli
+from tests import command_line
 
 
 def run(*words):
-    result = CliRunner().invoke(cli.app, ["view", *map(str, words)], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout.strip().splitlines()[-1])
+    return command_line.run("view", *words)
 
 
 def test_a_text_on_the_shipped_model(tmp_path):
@@ -20,7 +15,7 @@ def test_a_text_on_the_shipped_model(tmp_path):
     given = ["--lenvm", "demo", "--prompt", "12 + 7 = ?", "--out", out]
     figures = run(*given, "--response", f"@{tmp_path / 'answer.txt'}")
     assert figures["tokens"] == 5 and figures["models"] == 1  # four words and the EOS
-    assert run(*given, "--response", "the answer is 19", "--cut")["tokens"] == 4
+    assert run(*given, "--response", "the answer is 19", "--truncated")["tokens"] == 4
     assert figures["bytes"] > 10_000 and out.read_text().startswith("<!doctype html>")
 
 
@@ -30,7 +25,7 @@ def test_a_text_on_the_shipped_model(tmp_path):
         ([], "either --rollouts, or --prompt and --response"),
         (["--prompt", "x"], "either --rollouts, or --prompt and --response"),
         (["--rollouts", "x", "--prompt", "x", "--response", "y"], "either --rollouts"),
-        (["--rollouts", "x", "--cut"], "--cut is about a response given as text"),
+        (["--rollouts", "x", "--truncated"], "--truncated is about a response given as text"),
         (["--prompt", "x", "--response", "y", "--prompt-id", "p"], "--prompt-id chooses within"),
         (["--prompt", "x", "--response", "@none.txt"], "names a file that does not exist"),
         (["--rollouts", "nowhere"], "nowhere"),
@@ -40,5 +35,5 @@ def test_mistakes_end_with_a_sentence(words, sentence, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["view", "--lenvm", "demo", "--out", "x.html", *words]
     with pytest.raises((ValueError, FileNotFoundError), match=sentence):
-        CliRunner().invoke(cli.app, words, catch_exceptions=False)
+        command_line.invoke(*words)
     assert not (tmp_path / "x.html").exists()

@@ -1,88 +1,189 @@
 """`lenvm`: sample completions, look at their lengths, make, train, read and check value models.
 
-Commands parse and call the library; heavy imports happen inside them so that `--help` is quick.
-A mistake of the user's, or a package that is not installed, ends with one sentence and exit
-status 2.
+A command is a function of the library or of `commands`, named in `table`; its options are its
+parameters (`options`), and common words mean the same everywhere (`words`). Nothing heavy is
+imported before a command runs. The last line of a command is one JSON object, which --json FILE
+keeps as well. A mistake of the user's, or a package that is not installed, ends with a sentence
+and exit status 2; work that failed in part, with exit status 1.
 
-    app         the program without its commands
-    missing     which extra brings a package that is not there?
-    demo        the main job in one command
-    sampling    sample
-    prompt_sets prompts
-    rollouts    report, split, grade, convert
-    models      init, import, predict
-    distill     distill
-    guidance    generate, serve
-    view        view
-    evals       eval prediction, control
-    tradeoff    eval tradeoff
-    lifebench   eval lifebench
-    scheduling  eval scheduling
-    length_tokens   eval length-tokens
-    scaling     eval scaling, ablation
-    report      eval report
-    eval_all    eval all
-    recipes     recipes
+    table       commands, old names
+    options     options of a function, by tyro
+    words       the vocabulary
+    commands    commands that put several functions together
+    graders     which grader judges these prompts
+    missing     which extra brings a package that is not there
 """
 
 from __future__ import annotations
 
+import difflib
+import json
 import sys
+from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 from lenvm_rl.cli.missing import what_is_missing
+from lenvm_rl.cli.table import COMMANDS, GONE, GROUPS, RENAMED
 
-# Importing a module adds its commands; --help lists them in this order.
-_MODULES = (
-    "demo",
-    "prompt_sets",
-    "sampling",
-    "rollouts",
-    "models",
-    "distill",
-    "guidance",
-    "view",
-    "evals",
-    "tradeoff",
-    "lifebench",
-    "scheduling",
-    "length_tokens",
-    "scaling",
-    "report",
-    "eval_all",
-    "recipes",
-)
-
-__all__ = ["app", "main"]
-
-_absent: ModuleNotFoundError | None = None
-try:
-    from lenvm_rl.cli.app import app
-
-    for _module in _MODULES:
-        import_module(f"lenvm_rl.cli.{_module}")
-except ModuleNotFoundError as error:  # a bare install has no typer: `main` says what to do
-    if what_is_missing(error) is None:
-        raise
-    _absent = error
+_OLD = ["sampling", "guidance", "evals", "tradeoff", "lifebench", "scaling", "eval_all"]
+__all__ = ["COMMANDS", "call", "main", "options_of_command"]
 
 
 def main() -> None:
     """Entry point of the console script."""
     try:
-        if _absent is not None:
-            raise _absent
-        app()
+        status = call(sys.argv[1:])
     except ModuleNotFoundError as error:
         sentence = what_is_missing(error)
         if sentence is None:
             raise
-        _fail(sentence)
+        status = _refuse(sentence)
     except (ValueError, FileNotFoundError, FileExistsError) as error:
-        _fail(str(error))
+        status = _refuse(str(error))
+    if status:
+        sys.exit(status)
 
 
-def _fail(sentence: str) -> None:
+def call(argv: Sequence[str]) -> int:
+    """Run a command line; returns its exit status.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError: mistakes of the user's, in a sentence.
+        SystemExit: help was shown (status 0), or the options are not the command's (status 2).
+    """
+    words = list(argv)
+    if words[:1] == ["--version"]:
+        print(versions())
+        return 0
+    name, rest = _command_of(words)
+    if name not in COMMANDS:
+        _show_commands(name)
+        return 0 if rest else 2
+    command = COMMANDS[name]
+    if command.function == "old":
+        for module in _OLD:
+            import_module(f"lenvm_rl.cli.{module}")
+        return import_module("lenvm_rl.cli.app").app(words, standalone_mode=False) or 0
+    _check_old_options(name, rest)
+    from rich.console import Console  # before transformers, which hides what it misses
+
+    from lenvm_rl.cli.commands import Answer
+    from lenvm_rl.cli.options import Mistake, parse
+
+    function = imported(command.function)
+    try:
+        arguments, json_file = parse(function, rest, f"lenvm {name}", command)
+    except Mistake as mistake:
+        raise ValueError(str(mistake)) from None
+    answer = function(**arguments)
+    if command.view:
+        answer = Answer(answer.to_dict(), imported(command.view)(answer))
+    return _show(answer, json_file, Console(), Console(stderr=True))
+
+
+def imported(place: str) -> Any:
+    """What stands at `module:name`."""
+    module, _, function = place.partition(":")
+    return getattr(import_module(module), function)
+
+
+def options_of_command(name: str) -> list[str]:
+    """The options of a command as they are written, `--json` among them."""
+    from lenvm_rl.cli.options import options_of
+
+    return [option.flag for option in options_of(imported(COMMANDS[name].function))] + ["--json"]
+
+
+def _command_of(words: list[str]) -> tuple[str, list[str]]:
+    """The command's name and the words after it; a group's name where one is named, or none.
+
+    Raises:
+        ValueError: no such command.
+    """
+    taken = [word for word in words[:2] if not word.startswith("-")]
+    for count in (2, 1):
+        name = " ".join(taken[:count])
+        if len(taken) >= count and name in COMMANDS:
+            return name, words[count:]
+        if len(taken) >= count and name in GONE:
+            raise ValueError(f"`lenvm {name}` is now {GONE[name]}.")
+    if not taken or (taken[0] in GROUPS and len(taken) == 1):
+        return " ".join(taken), words[len(taken) :]
+    name = " ".join(taken) if taken[0] in GROUPS else taken[0]
+    near = difflib.get_close_matches(name, COMMANDS, 1)
+    hint = f"do you mean `lenvm {near[0]}`? " if near else ""
+    raise ValueError(f"there is no command `lenvm {name}`: {hint}`lenvm --help` lists them.")
+
+
+def _check_old_options(name: str, words: Sequence[str]) -> None:
+    """Raise ValueError for an option of version 0.1 that has another name now."""
+    for word in words:
+        new = RENAMED.get(name, {}).get(word.partition("=")[0])
+        if new is not None:
+            said = new if " " in new and not new.startswith("-") else f"is now {new}"
+            raise ValueError(f"{word.partition('=')[0]} of `lenvm {name}` {said}.")
+
+
+def _show_commands(group: str) -> None:
+    """`lenvm --help`, or that of a group."""
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.table import Table
+
+    from lenvm_rl.cli.commands import PROGRAM
+
+    console = Console(highlight=False)
+    start = f"{group} " if group else ""
+    console.print(f"usage: lenvm {start}COMMAND [OPTIONS]\n\n{GROUPS.get(group, PROGRAM)}\n")
+    listed = {name: command.help for name, command in COMMANDS.items()}
+    if not group:
+        listed = {name: text for name, text in listed.items() if " " not in name} | GROUPS
+    table = Table.grid(padding=(0, 2))
+    for name, text in listed.items():
+        if name.startswith(start):
+            table.add_row(name.removeprefix(start), text)
+    console.print(Panel(table, title="commands", title_align="left"))
+    console.print(f"lenvm {start}COMMAND --help shows options and examples.", markup=False)
+
+
+def _show(answer: Any, json_file: Path | None, console: Any, errors: Any) -> int:
+    """Print what a command returned; returns the exit status."""
+    screen = getattr(answer, "screen", "")
+    if screen:
+        plain = isinstance(screen, str)  # rows and paths may hold square brackets
+        console.print(screen, markup=not plain, highlight=not plain, soft_wrap=plain)
+    figures = answer if isinstance(answer, dict) else getattr(answer, "figures", {})
+    complaint = getattr(answer, "complaint", "")
+    if figures:
+        text = json.dumps(figures, allow_nan=False)
+        if json_file is not None:
+            json_file.parent.mkdir(parents=True, exist_ok=True)
+            json_file.write_text(text + "\n")
+        if not getattr(answer, "silent", False):
+            print(text)
+    for line in (*getattr(answer, "warnings", ()), *filter(None, [complaint])):
+        errors.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 1 if complaint else 0
+
+
+def versions() -> str:
+    """The version of this package and of those that it rests on, on one line."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from lenvm_rl import __version__
+
+    found = [f"lenvm-rl {__version__}", f"Python {sys.version.split()[0]}"]
+    for name in ("torch", "transformers", "verl", "vllm"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            found.append(f"no {name}")
+    return ", ".join(found)
+
+
+def _refuse(sentence: str) -> int:
     try:
         from rich.console import Console
         from rich.markup import escape
@@ -91,4 +192,4 @@ def _fail(sentence: str) -> None:
     else:
         said = escape(sentence)  # a row or a path may hold square brackets
         Console(stderr=True).print("[bold red]error[/]:", said, highlight=False, soft_wrap=True)
-    sys.exit(2)
+    return 2

@@ -10,13 +10,49 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from lenvm_rl.cli.app import JsonOption, LenvmOption, OutOption, SeedOption, emit, evals_app
-from lenvm_rl.cli.evals import eval_control, eval_prediction
-from lenvm_rl.cli.length_tokens import eval_length_tokens
+from lenvm_rl.cli.app import (
+    JsonOption,
+    LenvmOption,
+    OutOption,
+    SeedOption,
+    console,
+    emit,
+    evals_app,
+)
+from lenvm_rl.cli.evals import eval_control
 from lenvm_rl.cli.lifebench import eval_lifebench
 from lenvm_rl.cli.scaling import eval_ablation, eval_scaling
-from lenvm_rl.cli.scheduling import eval_scheduling
 from lenvm_rl.cli.tradeoff import eval_tradeoff
+
+
+def eval_prediction(
+    lenvm: Path, rollouts: Path, out: Path, train: Path, policy: str, **sizes: Any
+) -> None:
+    """As `lenvm eval prediction`."""
+    from lenvm_rl.demo.prompts import resolve_policy
+    from lenvm_rl.evals.prediction.draw import view
+    from lenvm_rl.evals.prediction.evaluate import Settings, run
+
+    given = {"train": train, "policy": resolve_policy(policy), "settings": Settings(**sizes)}
+    console.print(view(run(lenvm, rollouts, out, **given)))
+
+
+def eval_scheduling(lenvm: Path, rollouts: Path, out: Path, train: Path, **settings: Any) -> None:
+    """As `lenvm eval scheduling`."""
+    from lenvm_rl.evals.scheduling.draw import view
+    from lenvm_rl.evals.scheduling.evaluate import Settings, run
+
+    result = run(lenvm, rollouts, out, train=train, settings=Settings(**settings))
+    console.print(view(result))
+
+
+def eval_length_tokens(lenvm: Path, rollouts: Path, out: Path, **settings: Any) -> None:
+    """As `lenvm eval length-tokens`."""
+    from lenvm_rl.evals.length_tokens.draw import view
+    from lenvm_rl.evals.length_tokens.evaluate import Settings, run
+
+    console.print(view(run(lenvm, rollouts, out, settings=Settings(**settings))))
+
 
 NAMES = (
     "prediction",
@@ -146,7 +182,7 @@ def _runs(
     given: dict[str, Callable[[], Any]] = {"policy": lambda: policy, "lenvm": lambda: lenvm}
     model = {"lenvm": given["lenvm"]}
     return {
-        "prediction": run("prediction", eval_prediction, heldout=heldout, train=train, **given),
+        "prediction": run("prediction", eval_prediction, rollouts=heldout, train=train, **given),
         "length-tokens": run("length-tokens", eval_length_tokens, rollouts=heldout, **model),
         "scheduling": run("scheduling", eval_scheduling, rollouts=heldout, train=train, **model),
         "tradeoff": run("tradeoff", eval_tradeoff, **given),

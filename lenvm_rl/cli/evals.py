@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,50 +20,7 @@ from lenvm_rl.cli.numbers import numbers
 from lenvm_rl.cli.rendering import ChatTemplateArgs, template_args
 
 
-@evals_app.command("prediction")
-def eval_prediction(
-    lenvm: LenvmOption,
-    heldout: Annotated[Path, typer.Option(help="Rollouts of unseen prompts, several each.")],
-    out: OutOption,
-    train: Annotated[
-        Path | None, typer.Option(help="Rollouts it was trained on: fits the naive predictors.")
-    ] = None,
-    policy: Annotated[
-        str | None, typer.Option(help="Policy of the rollouts: adds Monte Carlo values.")
-    ] = None,
-    states: Annotated[int, typer.Option(help="States inside responses.", min=2)] = 160,
-    continuations: Annotated[int, typer.Option(help="Samples per state.", min=2)] = 32,
-    batch_size: Annotated[int, typer.Option(help="Rows generated at once.", min=1)] = 128,
-    any_policy: Annotated[
-        bool, typer.Option("--any-policy", help="Accept rollouts of another policy.")
-    ] = False,
-    seed: SeedOption = 0,
-    json_file: JsonOption = None,
-) -> None:
-    """Compare predictions with measured lengths: by domain, by position, against naive ones.
-
-    Example: `lenvm eval prediction --lenvm runs/demo/checkpoint/lenvm --policy demo
-    --heldout runs/demo/rollouts/heldout --train runs/demo/rollouts/train --out runs/prediction`
-    """
-    from lenvm_rl.demo.prompts import resolve_policy
-    from lenvm_rl.evals.prediction.draw import view
-    from lenvm_rl.evals.prediction.evaluate import Settings, run
-
-    result = run(
-        lenvm,
-        heldout,
-        out,
-        train=train,
-        policy=None if policy is None else resolve_policy(policy),
-        settings=Settings(states=states, continuations=continuations, seed=seed),
-        batch_size=batch_size,
-        any_policy=any_policy,
-        progress=True,
-    )
-    console.print(view(result))
-    emit(result.to_dict(), json_file)
-
-
+<<<<<<< HEAD
 @evals_app.command("control")
 def eval_control(
     policy: Annotated[str, typer.Option(help="Policy: directory, hub name, or `demo`.")],

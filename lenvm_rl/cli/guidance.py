@@ -15,7 +15,6 @@ from lenvm_rl.cli.app import (
     OutOption,
     SeedOption,
     app,
-    console,
 )
 from lenvm_rl.cli.rendering import ChatTemplateArgs, template_args
 from lenvm_rl.cli.sampling import finish, first_of_each_kind
@@ -109,42 +108,3 @@ def generate(
         on_failure=first_of_each_kind(failures),
     )
     finish(done, failures, json_file)
-
-
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def serve(
-    context: typer.Context,
-    model: Annotated[str, typer.Option(help="Policy: directory, hub name, or `demo`.")],
-    lenvm: LenvmOption,
-    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Where to listen.")] = 8000,
-    max_num_seqs: Annotated[int, typer.Option(help="Requests that run at once.", min=1)] = 64,
-    max_candidates: Annotated[int, typer.Option(help="Most candidates per step.", min=1)] = 40,
-    lenvm_memory: LenvmMemoryOption = None,
-    lenvm_dtype: LenvmDtypeOption = "auto",
-) -> None:
-    """Serve a policy with length guidance by vLLM; any OpenAI client sends `vllm_xargs`.
-
-    Further options are handed to `vllm serve`.
-
-    Example: `lenvm serve --model demo --lenvm runs/demo/checkpoint/lenvm --max-model-len 512`
-    """
-    from lenvm_rl.demo.prompts import resolve_policy
-    from lenvm_rl.vllm.options import GuidanceOptions
-    from lenvm_rl.vllm.serve import check_room, curl_line, serve_command
-    from lenvm_rl.vllm.serve import serve as start
-
-    policy = resolve_policy(model)
-    options = GuidanceOptions(
-        checkpoint=str(lenvm.resolve()),
-        max_candidates=max_candidates,
-        memory=lenvm_memory,
-        dtype=lenvm_dtype,
-    )
-    check_room(policy, options, max_num_seqs=max_num_seqs, extra=context.args)
-    command = serve_command(
-        policy, options, host=host, port=port, max_num_seqs=max_num_seqs, extra=context.args
-    )
-    console.print("Once it is up, ask for a response of at most 60 tokens:", highlight=False)
-    print(curl_line(policy, host=host, port=port))
-    start(command, options)

@@ -1,11 +1,13 @@
 """The LenVM that ships with the package knows its policy and tells short answers from long ones."""
 
+import pytest
 import torch
 
 from lenvm_rl.demo import lenvm_path, policy_path
 from lenvm_rl.demo.prompts import demo_prompts
 from lenvm_rl.model import LengthValueModel, check_tokenizer, load_tokenizer
 from lenvm_rl.sampling.transformers.to_file import encode_prompt
+from tests.command_line import invoke
 
 
 def test_it_belongs_to_the_shipped_policy_and_says_so_without_a_path():
@@ -31,11 +33,5 @@ def test_before_the_first_token_it_expects_more_of_longer_problems():
 
 
 def test_a_directory_without_a_lenvm_gets_a_sentence(tmp_path):
-    from typer.testing import CliRunner
-
-    from lenvm_rl.cli import app
-
-    words = ["predict", "--lenvm", str(tmp_path), "--text", "x"]
-    result = CliRunner().invoke(app, words)
-    assert isinstance(result.exception, ValueError)
-    assert f"--lenvm {tmp_path} holds no LenVM" in str(result.exception)
+    with pytest.raises(ValueError, match=f"--lenvm {tmp_path} holds no LenVM"):
+        invoke("predict", "--lenvm", tmp_path, "--text", "x")

@@ -4,19 +4,11 @@ import json
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from lenvm_rl import cli
 from lenvm_rl.model import LengthValueModel, describe_policy, load_tokenizer, save_checkpoint
 from lenvm_rl.sampling.transformers.to_file import sample_to_file
+from tests.command_line import run
 from tests.sampling.test_sampling import SETTINGS, prompts
-
-
-def run(*words):
-    """Exit status zero, and the object on the last line."""
-    result = CliRunner().invoke(cli.app, [str(word) for word in words], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout.strip().splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +51,7 @@ def test_length_tokens(files, tmp_path):
 
 @pytest.mark.parametrize("command", ["scheduling", "length-tokens", "prediction"])
 def test_rollouts_of_another_policy_are_refused(files, tmp_path, command):
-    rollouts = "--heldout" if command == "prediction" else "--rollouts"
-    words = ["eval", command, "--lenvm", files / "other", rollouts, files / "rollouts"]
+    words = ["eval", command, "--lenvm", files / "other", "--rollouts", files / "rollouts"]
     with pytest.raises(ValueError, match="lengths of 'other': another policy ends elsewhere"):
         run(*words, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()

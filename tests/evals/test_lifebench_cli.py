@@ -3,32 +3,25 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
 
-from lenvm_rl import cli
 from lenvm_rl.cli.graders import graded
 from lenvm_rl.prompts.prompt import Prompt, read_prompts
+from tests.command_line import invoke, run
 
 DEMO = ["--policy", "demo", "--lenvm", "demo", "--prompts", "demo:2"]
 
 
-def run(*words):
-    result = CliRunner().invoke(cli.app, [str(word) for word in words], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout.strip().splitlines()[-1])
-
-
 def refused(*words):
     """The sentence that a user reads."""
-    result = CliRunner().invoke(cli.app, [str(word) for word in words])
-    assert result.exit_code != 0
-    return str(result.exception)
+    with pytest.raises(ValueError) as refusal:
+        invoke(*words)
+    return str(refusal.value)
 
 
 @pytest.mark.parametrize("command", ["lifebench", "tradeoff"])
 def test_help_has_an_example(command):
-    result = CliRunner().invoke(cli.app, ["eval", command, "--help"])
-    assert result.exit_code == 0 and "Example" in result.output
+    result = invoke("eval", command, "--help")
+    assert result.exit_code == 0 and "Example" in result.stdout
 
 
 def test_lifebench_of_the_shipped_policy(tmp_path):

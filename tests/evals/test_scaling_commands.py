@@ -3,9 +3,8 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
 
-from lenvm_rl import cli
+from tests.command_line import invoke
 from tests.evals.test_grid import write
 
 SMALL = "--trunk 1x16 --seeds 1 --steps 4 --batch-rows 4 --evaluations 2 --heldout-prompts 3"
@@ -20,19 +19,19 @@ def words(tmp_path, tiny_policy):
 
 
 def run(*words):
-    return CliRunner().invoke(cli.app, ["eval", *words], catch_exceptions=False)
+    return invoke("eval", *words)
 
 
 @pytest.mark.parametrize("command", ["scaling", "ablation"])
 def test_help_has_an_example(command):
     result = run(command, "--help")
-    assert result.exit_code == 0 and "Example" in result.output
+    assert result.exit_code == 0 and "Example" in result.stdout
 
 
 def test_an_ablation_from_rollouts_to_a_figure(words, tmp_path):
     sizes = ["--prompts", "4", "--samples", "2", "--parts", "batches"]
     result = run("ablation", *words, *sizes, "--json", str(tmp_path / "figures.json"))
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, result.stderr
     figures = json.loads(result.stdout.splitlines()[-1])
     assert figures == json.loads((tmp_path / "figures.json").read_text())
     assert figures["runs"] == 2 and set(figures["claims"]) == {
@@ -57,7 +56,7 @@ def test_a_dry_run_writes_one_command_per_run(words, tmp_path):
         "--dry-run",
     ]
     result = run("scaling", *words, *sizes, "--override", "data.seed=3")
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 0, result.stderr
     written = json.loads(result.stdout.splitlines()[-1])
     lines = (tmp_path / "out" / "commands.sh").read_text().splitlines()[2:]
     assert written["runs"] == len(lines) == 4

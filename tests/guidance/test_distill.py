@@ -35,7 +35,7 @@ def make_completions(count, seed=0):
 def make_distiller(exact=None, head=None, **settings):
     exact = exact or make_lenvm()
     head = head or make_head(exact)
-    given = {"candidates": 5, "states": 4, "completions": 4, "max_length": 60, "min_p": 0.0}
+    given = {"top_k": 5, "states": 4, "batch_size": 4, "max_length": 60, "min_p": 0.0}
     return Distiller(
         exact,
         head,
@@ -47,7 +47,7 @@ def make_distiller(exact=None, head=None, **settings):
 
 
 def test_targets_are_those_of_a_full_recompute_of_the_policys_candidates():
-    distiller = make_distiller(candidates=6)
+    distiller = make_distiller(top_k=6)
     completions = make_completions(4)
     tokens = [[*prompt, *response] for prompt, response in completions]
     drawn = copy.deepcopy(distiller._teacher._random)
@@ -70,10 +70,10 @@ def test_targets_are_those_of_a_full_recompute_of_the_policys_candidates():
 
 
 def test_states_are_those_before_a_token_of_the_response():
-    distiller = make_distiller(states=50, completions=1)
+    distiller = make_distiller(states=50, batch_size=1)
     _, [places] = distiller._teacher._draw([([5, 6, 7], [8, 9, EOS])])
     assert places == [2, 3, 4]  # s_0 after the prompt, s_2 before EOS
-    truncated = make_distiller(states=50, completions=1, max_length=4)
+    truncated = make_distiller(states=50, batch_size=1, max_length=4)
     assert truncated._teacher._draw([([5, 6, 7], [8, 9, EOS])]) == ([[5, 6, 7, 8]], [[2, 3]])
 
 
@@ -97,7 +97,7 @@ def test_the_loss_is_the_mean_over_candidates_that_count():
 def test_a_distilled_head_approaches_the_exact_values_and_nothing_else_moves():
     exact = make_lenvm(initializer_range=0.02)  # smooth enough for a small head
     head = make_head(exact, head_hidden_size=128)
-    distiller = make_distiller(exact, head, completions=8, states=8, learning_rate=3e-2)
+    distiller = make_distiller(exact, head, batch_size=8, states=8, learning_rate=3e-2)
     before = {name: x.clone() for name, x in head.state_dict().items()}
     teacher = {name: x.clone() for name, x in distiller._teacher._scorer.model.state_dict().items()}
     train, held_out = make_completions(64), make_completions(8, seed=1)
@@ -197,7 +197,7 @@ def test_a_damaged_teacher_and_too_few_completions_are_refused():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"candidates": 0}, "candidates must be at least 1, got 0"),
+        ({"top_k": 0}, "top_k must be at least 1, got 0"),
         ({"min_p": 1.5}, r"min_p must be in \[0, 1\], got 1.5"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive, got nan"),
         ({"states": -1}, "states must be at least 1"),

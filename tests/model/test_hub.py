@@ -110,7 +110,7 @@ def test_commands_take_hub_ids(cache, tmp_path):
     done = offline(cache, "predict", "--lenvm", "lab/lenvm-tiny", "--text", "w3 w4")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["length"] > 0
-    done = offline(cache, "init", "--from-policy", "lab/policy", "--out", tmp_path / "init")
+    done = offline(cache, "init", "--policy", "lab/policy", "--out", tmp_path / "init")
     assert done.returncode == 0, done.stderr
     assert find_lenvm(tmp_path / "init")
     done = offline(cache, "predict", "--lenvm", "lab/none", "--text", "x")

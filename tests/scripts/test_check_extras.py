@@ -5,7 +5,7 @@ from scripts import check_extras
 
 def test_an_extra_brings_what_its_requirements_require():
     base, evals = check_extras.closure("base"), check_extras.closure("evals")
-    assert {"torch", "transformers", "typer", "tokenizers", "pyarrow", "rich"} <= base
+    assert {"torch", "transformers", "tyro", "tokenizers", "pyarrow", "rich"} <= base
     assert not {"scipy", "matplotlib", "pytest", "verl", "vllm", "lenvm-rl"} & base
     assert base < evals and {"scipy", "matplotlib", "math-verify"} <= evals
 

@@ -1,13 +1,10 @@
 """Memory, context and dtype of `lenvm generate | sample | serve`: do they reach vLLM?"""
 
-import json
-
 import pytest
-from typer.testing import CliRunner
 
-from lenvm_rl.cli import app
 from lenvm_rl.guidance.exact.memory import parse_bytes
 from lenvm_rl.vllm import generate, sample, serve
+from tests import command_line
 from tests.vllm.fake_engine import FakeLLM
 
 
@@ -26,9 +23,7 @@ def invoke(vllm, lenvm, monkeypatch, tmp_path):
     def run(command, *words):
         policy = "--model" if command == "generate" else "--policy"
         given = [command, policy, "demo", "--prompts", "demo:3", "--out", str(tmp_path / "out")]
-        done = CliRunner().invoke(app, [*given, *words], catch_exceptions=False)
-        assert done.exit_code == 0, done.output
-        assert json.loads(done.output.strip().splitlines()[-1])["rows"] > 0
+        assert command_line.run(*given, *words)["rows"] > 0
         return started
 
     return run
@@ -64,8 +59,7 @@ def test_sample_makes_an_engine_for_its_run_or_takes_what_it_is_told(invoke, tmp
 def test_serve_hands_its_options_to_the_engine(vllm, lenvm, monkeypatch):
     started = []
     monkeypatch.setattr(serve, "serve", lambda command, options: started.append(options))
-    words = ["serve", "--model", "demo", "--lenvm", str(lenvm), "--max-model-len", "128"]
+    words = ["serve", "--policy", "demo", "--lenvm", str(lenvm), "--max-model-len", "128"]
     words += ["--lenvm-memory", "1GiB", "--lenvm-dtype", "bfloat16"]
-    done = CliRunner().invoke(app, words, catch_exceptions=False)
-    assert done.exit_code == 0, done.output
+    assert command_line.invoke(*words).exit_code == 0
     assert (started[0].memory, started[0].dtype) == ("1GiB", "bfloat16")

@@ -30,7 +30,7 @@ def server(vllm, lenvm, tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("server") / "log.txt"
-    command = [sys.executable, "-m", "lenvm_rl.cli", "serve", "--model", "demo"]
+    command = [sys.executable, "-m", "lenvm_rl.cli", "serve", "--policy", "demo"]
     command += ["--lenvm", str(lenvm), "--port", str(port), "--max-num-seqs", "16"]
     command += ["--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", "67108864"]
     own = ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_CPU_KVCACHE_SPACE")  # of tests in one process

@@ -20,8 +20,9 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,12 @@ from transformers import AutoModelForCausalLM
 from lenvm_rl.core import masked_mean, predict, predicted_length, select_candidates, squared_error
 from lenvm_rl.guidance.exact.scorer import ExactScorer
 from lenvm_rl.guidance.interface import History
-from lenvm_rl.model import LengthValueConfig, LengthValueModel, load_tokenizer
+from lenvm_rl.model import LengthValueConfig, LengthValueModel, load_tokenizer, save_checkpoint
 from lenvm_rl.model.decoder import context_length, eos_ids
+from lenvm_rl.rollouts import RolloutStream
+from lenvm_rl.rollouts.progress import progress_bar
 
+MEASURED = 16  # batches that the head is compared on, before and after
 Completion = tuple[Sequence[int], Sequence[int]]
 """Token ids of a prompt and of its response."""
 
@@ -44,27 +48,94 @@ Completion = tuple[Sequence[int], Sequence[int]]
 class DistillSettings:
     """How a head is distilled."""
 
-    candidates: int = 20
-    """K, the policy's most probable tokens at a state."""
+    top_k: int = 20
+    """Candidates per state: K, the policy's most probable tokens."""
     min_p: float = 0.02
-    """None below this share of the most probable one's probability; in [0, 1]."""
+    """Candidates: minimum share of the most probable one's probability, in [0, 1]."""
     states: int = 8
     """States drawn from each completion."""
-    completions: int = 16
-    """Completions of a step."""
+    batch_size: int = 16
+    """Completions per step."""
     learning_rate: float = 1e-3
-    """At the start; it falls to 0 along a cosine."""
+    """Learning rate at the start; it falls to 0 along a cosine."""
     max_length: int = 4096
-    """Tokens of prompt and response that are read."""
+    """Maximum number of tokens of prompt and response that are read."""
 
     def __post_init__(self) -> None:
-        for name in ("candidates", "states", "completions", "max_length"):
+        for name in ("top_k", "states", "batch_size", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p must be in [0, 1], got {self.min_p}: it is a share.")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}.")
+
+
+def distill(
+    lenvm: str | Path,
+    rollouts: str | Path,
+    out: str | Path,
+    *,
+    student: str | Path | None = None,
+    policy: str = "demo",
+    val_rollouts: str | Path | None = None,
+    steps: int = 300,
+    settings: DistillSettings = DistillSettings(),  # noqa: B008  (frozen)
+    seed: int = 0,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Distil the exact scorer into a candidate head: the head alone learns, its trunk stays.
+
+    Minutes of work, which begin anew if killed: OUT is written whole, at the end, or not at all.
+
+    Example: `lenvm distill --lenvm runs/demo/checkpoint/lenvm
+    --student runs/q-head/checkpoint/lenvm --rollouts runs/demo/rollouts/train
+    --val-rollouts runs/demo/rollouts/validation --out runs/q-head/distilled`
+
+    Args:
+        lenvm: the teacher, a LenVM with a state head.
+        rollouts: completions to draw states from.
+        out: directory of the LenVM to write.
+        student: LenVM with a candidate head (default: a fresh one on the teacher's trunk).
+        policy: directory or name of the policy.
+        val_rollouts: completions to measure on (default: the first of --rollouts).
+        steps: optimizer steps.
+        seed: of the choice of states.
+        progress: show a bar.
+    Returns:
+        Losses of the first and last step, errors before and after (`Distiller.compare`).
+    """
+    torch.manual_seed(seed)
+    distiller = Distiller.load(
+        exact=lenvm,
+        head=student,
+        policy=policy,
+        settings=settings,
+        seed=seed,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )
+    tokenizer = load_tokenizer(student or lenvm)
+
+    def batches(path: str | Path, epochs: int | None) -> Iterator[list[Completion]]:
+        stream = RolloutStream(path, seed=seed, epochs=epochs)
+        while rows := stream.batch(settings.batch_size):
+            yield [(row.prompt_ids, row.response_ids) for row in rows]
+
+    held_out = batches(val_rollouts or rollouts, 1)
+    measured = [distiller.ask(rows) for rows in islice(held_out, MEASURED)]
+    before = distiller.compare(measured)
+    with progress_bar("distilling", steps, shown=progress) as advance:
+        losses = distiller.train(batches(rollouts, None), steps=steps, advance=advance)
+    return {
+        "lenvm": str(save_checkpoint(distiller.head.cpu(), tokenizer, out)),
+        "steps": steps,
+        "states": sum(len(batch.mask) for batch in measured),
+        "held_out": val_rollouts is not None,
+        "loss_first": losses[0],
+        "loss_last": losses[-1],
+        "before": before,
+        "after": distiller.compare(measured),
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +179,9 @@ class Teacher:
         self._eos = torch.tensor(sorted(set(eos_token_ids)), device=policy.device)
         self._scorer = ExactScorer(
             exact,
-            slots=settings.completions,
+            slots=settings.batch_size,
             max_length=settings.max_length + 1,
-            max_candidates=settings.candidates,
+            max_candidates=settings.top_k,
         )
         self._random = random.Random(seed)
 
@@ -123,10 +194,10 @@ class Teacher:
         """
         if not completions:
             raise ValueError("no completions are left to distil from.")
-        if len(completions) > self.settings.completions:
+        if len(completions) > self.settings.batch_size:
             raise ValueError(
-                f"{len(completions)} completions in a step, but settings.completions is "
-                f"{self.settings.completions}."
+                f"{len(completions)} completions in a step, but settings.batch_size is "
+                f"{self.settings.batch_size}."
             )
         tokens, places = self._draw(completions)
         row = torch.tensor([i for i, ts in enumerate(places) for _ in ts])
@@ -176,7 +247,7 @@ class Teacher:
         logits = logits[:, : self._scorer.config.vocab_size].float()
         min_p = torch.full((len(logits),), self.settings.min_p, device=logits.device)
         ids, _, mask = select_candidates(
-            logits, max_candidates=self.settings.candidates, min_p=min_p if min_p.any() else None
+            logits, max_candidates=self.settings.top_k, min_p=min_p if min_p.any() else None
         )
         return ids, mask & ~torch.isin(ids, self._eos)
 

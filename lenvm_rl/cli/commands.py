@@ -1,0 +1,701 @@
+"""Commands that put several functions of the library together.
+
+Each is a plain function: its signature gives the options, its docstring the help (`options`), what
+it returns is printed (`show`). Heavy imports stand inside, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from lenvm_rl.cli.words import text_of
+
+PROGRAM = "Length value models: generation length as a value to train, read and steer."
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command has to say."""
+
+    figures: dict[str, Any]
+    """The last line, as one JSON object."""
+    screen: Any = ""
+    """What stands above it: text, or anything that rich prints."""
+    complaint: str = ""
+    """What went wrong in part: a line on stderr, and exit status 1."""
+    warnings: tuple[str, ...] = ()
+    """Lines on stderr that change nothing."""
+    silent: bool = False
+    """Whether the last line is left out, because the screen has rows of JSON."""
+
+
+def demo(
+    out: Path = Path("runs/demo"), *, seed: int = 0, setup_seconds: float | None = None
+) -> Answer:
+    """Run the quick start on a CPU with the demo policy: sample, pretrain, verify, report.
+
+    Example: `lenvm demo --out runs/demo`
+
+    Args:
+        out: directory to write to.
+        seed: seed of everything random.
+        setup_seconds: time that set-up took, for the summary.
+    """
+    from rich.console import Console
+
+    from lenvm_rl.demo.launch import TrainingFailed
+    from lenvm_rl.demo.run import run_demo
+
+    try:
+        summary = run_demo(out, seed=seed, setup_s=setup_seconds, console=Console())
+    except TrainingFailed as error:
+        return Answer({}, complaint=str(error))
+    (out / "summary.json").write_text(json.dumps(summary, allow_nan=False) + "\n")
+    return Answer(summary)
+
+
+def prompts(
+    name: str | None = None,
+    out: Path | None = None,
+    *,
+    list: bool = False,
+    source: str = "hub",
+    split: str | None = None,
+    limit: int | None = None,
+    seed: int | None = None,
+    heldout_fraction: float = 0.0,
+    exclude: list[Path] | None = None,
+    duplicates: Literal["auto", "keep", "drop"] = "auto",
+    column: str | None = None,
+    truth: str | None = None,
+    template: str = "plain",
+    data_source: str | None = None,
+) -> Answer:
+    """Write the prompts of a set as a file that `lenvm` and verl read.
+
+    Equal prompts are written once, and a prompt is on one side of the held-out split whatever else
+    is in the file.
+
+    Example: `lenvm prompts gsm8k --split train --heldout-fraction 0.05 --out runs/gsm8k.parquet`
+
+    Args:
+        name: name of a set, e.g. gsm8k; `column` for any data set.
+        out: .jsonl or .parquet file to write.
+        list: show the known sets.
+        source: folder, file, owner/name, or `hub`: the set's own place there.
+        split: split of the data set.
+        limit: maximum number of prompts per file.
+        seed: seed of a shuffle (default: in order).
+        heldout_fraction: share of the prompts for a second file, *.heldout.*.
+        exclude: prompt file whose prompts are left out; repeatable.
+        duplicates: what becomes of equal prompts: auto drops them except in lifebench.
+        column: with `column`: column of texts or messages.
+        truth: with `column`: column of the ground truth.
+        template: with `column`: math, instructions, ..., or words with {prompt}.
+        data_source: with `column`: value of data_source, e.g. math/mine.
+    """
+    from lenvm_rl.cli.graders import check_truths
+    from lenvm_rl.prompts.files import write_prompts
+    from lenvm_rl.prompts.prompt import read_prompts
+    from lenvm_rl.prompts.sets import load_prompt_set
+
+    if list:
+        return _known_sets()
+    if name is None or out is None:
+        raise ValueError("name a set and --out FILE, or show the sets with --list.")
+    if out.suffix not in (".jsonl", ".parquet"):  # before anything is loaded
+        raise ValueError(f"--out {out}: prompts are written as .jsonl or .parquet.")
+    loaded = load_prompt_set(
+        _chosen_set(name, column, truth=truth, template=template, data_source=data_source),
+        source=source,
+        split=split,
+        limit=limit,
+        seed=seed,
+        heldout=heldout_fraction,
+        exclude=[prompt for path in exclude or () for prompt in read_prompts(path)],
+        keep_duplicates={"auto": None, "keep": True, "drop": False}[duplicates],
+    )
+    check_truths([*loaded.prompts, *loaded.heldout])
+    if heldout_fraction and not (loaded.prompts and loaded.heldout):
+        raise ValueError(
+            f"--heldout-fraction {heldout_fraction} leaves one side empty: there are "
+            f"{len(loaded.prompts)} and {len(loaded.heldout)} prompts."
+        )
+    write_prompts(loaded.prompts, out)
+    figures: dict[str, Any] = {"set": name, "out": str(out), **loaded.counts()}
+    held = f" and {figures['heldout']} held out" if figures["heldout"] else ""
+    if loaded.heldout:
+        figures["heldout_out"] = str(out.with_suffix(f".heldout{out.suffix}"))
+        write_prompts(loaded.heldout, Path(figures["heldout_out"]))
+    dropped = ", ".join(f"{figures[key]} {key}" for key in ("filtered", "duplicates", "excluded"))
+    counted = f"{figures['rows']} rows, {dropped}: {figures['prompts']} prompts"
+    return Answer(figures, f"{counted}{held} in {out}")
+
+
+def _chosen_set(name: str, column: str | None, **column_settings: str | None) -> Any:
+    """A set's name, or the set of a column."""
+    from lenvm_rl.prompts.sets import column_set
+
+    if name != "column":
+        stray = [key for key, value in column_settings.items() if value not in (None, "plain")]
+        if column is not None or stray:
+            given = " and ".join(f"--{key.replace('_', '-')}" for key in stray or ["column"])
+            raise ValueError(f"{given} is for `lenvm prompts column`; {name} has its own.")
+        return name
+    if column is None:
+        raise ValueError("`lenvm prompts column` needs --column NAME, the column with the prompts.")
+    given = {key: value for key, value in column_settings.items() if value is not None}
+    return column_set(column, **given)  # pyright: ignore[reportArgumentType]
+
+
+def _known_sets() -> Answer:
+    """The known sets: a line each, and all that is known of them as JSON."""
+    from rich.table import Table
+
+    from lenvm_rl.prompts.sets import PROMPT_SETS
+
+    table = Table()
+    table.add_column("set", no_wrap=True)
+    table.add_column("what")
+    table.add_column("hub, split", overflow="fold")
+    table.add_column("template", no_wrap=True)
+    for one in PROMPT_SETS.values():
+        table.add_row(one.name, one.about, f"{one.hub}, {one.split}", one.template)
+    table.add_row("column", "a column of any data set", "--source, --split", "--template")
+    known = ("name", "about", "hub", "config", "split", "columns", "fields", "truth", "template")
+    sets = [{key: getattr(one, key) for key in (*known, "licence")} for one in PROMPT_SETS.values()]
+    return Answer({"sets": sets}, table)
+
+
+def report(rollouts: Path, *, out: Path | None = None) -> Answer:
+    """Show the lengths of a rollout file: percentiles, share truncated, the gamma they suggest.
+
+    All results of evaluations on one page: `lenvm eval report`.
+
+    Example: `lenvm report runs/rollouts --out runs/rollouts-report`
+
+    Args:
+        rollouts: rollout file: .parquet or directory.
+        out: directory for JSON, CSV and a histogram.
+    """
+    from lenvm_rl.rollouts import length_report, report_table
+
+    lengths = length_report(rollouts, progress=True)
+    if out is not None:
+        lengths.save(out)
+    return Answer(lengths.to_dict(), report_table(lengths))
+
+
+def split(
+    rollouts: Path, *, train: Path, heldout: Path, heldout_fraction: float = 0.05, seed: int = 0
+) -> Answer:
+    """Split a rollout file by unique prompt, so that no prompt is on both sides.
+
+    Example: `lenvm split runs/rollouts --train runs/train --heldout runs/heldout`
+
+    Args:
+        rollouts: rollout file: .parquet or directory.
+        train: directory to write the training side to.
+        heldout: directory to write the held-out side to.
+        heldout_fraction: share of prompts held out.
+        seed: seed of the choice.
+    """
+    from lenvm_rl.rollouts import split_by_prompt
+
+    counts = split_by_prompt(rollouts, train, heldout, heldout_fraction=heldout_fraction, seed=seed)
+    return Answer(counts.to_dict())
+
+
+def grade(rollouts: Path, *, out: Path, tokenizer: str, grader: str = "auto") -> Answer:
+    """Keep the completions that a grader calls correct, for a LenVM of correct answers.
+
+    What it is for: `lenvm.applies_to=correct` in training, see recipes/grpo_length.
+
+    Example: `lenvm grade runs/train --tokenizer Qwen/Qwen2.5-7B --out runs/train-correct`
+
+    Args:
+        rollouts: rollout file: .parquet or directory.
+        out: directory to write to.
+    """
+    from lenvm_rl.cli.graders import by_source, row_judge
+    from lenvm_rl.model import check_tokenizer_sha, load_tokenizer, tokenizer_sha
+    from lenvm_rl.rollouts import RolloutReader, keep_correct
+
+    tokens = load_tokenizer(tokenizer)
+    check_tokenizer_sha(
+        RolloutReader(rollouts).metadata["tokenizer_sha"],
+        tokenizer_sha(tokens),
+        expected_of=str(rollouts),
+        got_of=f"--tokenizer {tokenizer}",
+    )
+    kept = keep_correct(
+        rollouts,
+        out,
+        decode=lambda ids: tokens.decode(ids, skip_special_tokens=True),
+        judge=row_judge(grader),
+        grader_of=by_source if grader == "auto" else lambda source: grader,
+        progress=True,
+    )
+    return Answer(kept.to_dict())
+
+
+def convert(
+    kind: Literal["text", "reference", "verl"],
+    source: Path,
+    *,
+    out: Path,
+    tokenizer: str,
+    raw: bool = False,
+    max_tokens: int | None = None,
+    assume_finished: bool = False,
+    end_token: list[str] | None = None,
+    think_tags: str | None = None,
+    chat_template_args: dict[str, Any] | None = None,
+    skip_bad: bool = False,
+) -> Answer:
+    """Turn completions that are there already into a rollout file.
+
+    `text` reads prompt and completions, `reference` the paper's conversations / meta_info, `verl`
+    the dumps of trainer.rollout_data_dir, which do not say how a response ended: give --max-tokens.
+
+    Example: `lenvm convert text answers.jsonl --tokenizer Qwen/Qwen2.5-7B --out runs/rollouts`
+
+    Args:
+        kind: text, reference or verl.
+        source: JSONL file or directory.
+        out: directory to write to.
+        raw: with text: prompts are raw text, not a user's message.
+        max_tokens: token limit of their generation (verl: data.max_response_length): tells which
+            were truncated where the source has no finish reason.
+        assume_finished: there was no token limit: completions all ended by themselves.
+        skip_bad: continue after bad rows and list them; `text` keeps a completion whose end is
+            unknown as truncated.
+    """
+    from lenvm_rl import rollouts
+    from lenvm_rl.model import load_tokenizer, tokenizer_sha
+    from lenvm_rl.model.policy_facts import policy_configs
+    from lenvm_rl.model.tokens import token_ids_of
+
+    converters = {
+        "text": rollouts.convert_text,
+        "reference": rollouts.convert_reference,
+        "verl": rollouts.convert_verl,
+    }
+    if max_tokens is not None and assume_finished:
+        raise ValueError("--max-tokens and --assume-finished contradict each other: give one.")
+    tokens = load_tokenizer(tokenizer, chat_template_args=chat_template_args)
+    facts = policy_configs(tokenizer)
+    codec = rollouts.TextCodec.from_tokenizer(
+        tokens,
+        tokenizer_sha=tokenizer_sha(tokens),
+        end_ids=token_ids_of(tokens, end_token or ()),
+        generation=facts.generation,
+        config=facts.config,
+        chat=not raw,
+        reasoning=think_tags,
+    )
+    settings: dict[str, Any] = {
+        "errors": "report" if skip_bad else "raise",
+        "assume_finished": assume_finished,
+        "progress": True,
+    }
+    if kind == "reference":
+        settings["max_tokens"] = max_tokens
+    else:
+        settings["sampling"] = {"max_tokens": max_tokens}
+    if kind == "text":
+        settings["chat"] = not raw
+    done = converters[kind](source, out, codec=codec, **settings)
+    return Answer(done.to_dict(), done.summary())
+
+
+def init(
+    out: Path,
+    *,
+    policy: str | None = None,
+    tokenizer: str | None = None,
+    hidden_size: int = 256,
+    layers: int = 4,
+    max_positions: int = 4096,
+    architecture: str = "qwen2",
+    gamma: float | None = None,
+    head_target: str = "return",
+    head: str = "state",
+    freeze_trunk: bool = False,
+    seed: int = 0,
+) -> Answer:
+    """Make an untrained LenVM: on the trunk of a causal LM, or with a fresh trunk.
+
+    Example: `lenvm init --policy Qwen/Qwen2.5-1.5B-Instruct --out lenvm-init`
+
+    Example: `lenvm init --tokenizer Qwen/Qwen2.5-7B --hidden-size 512 --layers 8 --out lenvm-init`
+
+    Example: `lenvm init --policy Qwen/Qwen2.5-0.5B
+    --tokenizer deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B --out lenvm-init`
+
+    Example: `lenvm init --policy demo --head candidate --freeze-trunk --out q-head-init`
+
+    Args:
+        out: directory to write to.
+        policy: causal LM whose trunk to start from, or `demo`.
+        tokenizer: vocabulary: of a fresh trunk, or of a kin of the policy.
+        hidden_size: fresh trunk: width.
+        layers: fresh trunk: number of blocks.
+        max_positions: fresh trunk: longest sequence.
+        architecture: fresh trunk: model type.
+        gamma: per-token discount in (0, 1); training can choose it.
+        head_target: quantity that the head predicts: return, or a distribution's.
+        head: state (the paper's), or candidate: values tokens before they run.
+        freeze_trunk: train the head alone, on the policy's own hidden states.
+        seed: seed of everything random.
+    """
+    import torch
+
+    from lenvm_rl import model as models
+
+    if policy is None and tokenizer is None:
+        raise ValueError(
+            "give --policy (start on its trunk) or --tokenizer (fresh trunk): got neither."
+        )
+    if freeze_trunk and (policy is None or tokenizer is not None):
+        raise ValueError(
+            "--freeze-trunk is for the policy's own trunk, with its own tokenizer: a fresh trunk, "
+            "or tokens that mean something else to it, must be learnt. Leave out --tokenizer."
+        )
+    torch.manual_seed(seed)
+    figures: dict[str, Any] = {}
+    common: dict[str, Any] = {"gamma": gamma, "target": head_target, "head": head}
+    tokens = models.load_tokenizer(_found(tokenizer or policy or ""))
+    if policy is not None:
+        model = models.LengthValueModel.from_policy(
+            _found(policy),
+            frozen_trunk=freeze_trunk,
+            policy=models.describe_policy(tokenizer or policy, tokens),
+            **common,
+        )
+        if tokenizer is not None:
+            figures["tokens_learnt_anew"] = models.tokens_of_another_meaning(
+                tokens, models.load_tokenizer(_found(policy)), model.config.vocab_size
+            )
+    else:
+        model = models.from_scratch(
+            tokens,
+            hidden_size=hidden_size,
+            num_layers=layers,
+            max_positions=max_positions,
+            architecture=architecture,
+            policy_name=tokenizer or "",
+            **common,
+        )
+    works, warnings = _what_works(model)
+    path = models.save_checkpoint(model, tokens, out)
+    figures |= {"parameters": model.num_parameters(), "gamma": gamma, "works": works}
+    return Answer({"lenvm": str(path), **figures}, warnings=warnings)
+
+
+def _found(name: str) -> str:
+    from lenvm_rl.demo.prompts import resolve_policy
+
+    return resolve_policy(name)
+
+
+def _what_works(model: Any) -> tuple[dict[str, bool], tuple[str, ...]]:
+    """What was tried on the trunk, and a sentence for each that fails."""
+    from lenvm_rl.sampling.works import what_works
+
+    found = what_works(model)
+    said = (f"{what} will not work: {why}" for what, why in found.items() if why is not None)
+    return {what: why is None for what, why in found.items()}, tuple(said)
+
+
+def import_(
+    checkpoint: str,
+    *,
+    out: Path,
+    gamma: float | None = None,
+    head_target: str = "return",
+    policy: str | None = None,
+) -> Answer:
+    """Convert a published checkpoint of the paper's code; gamma is stored from then on.
+
+    Example: `lenvm import namezz/lvm-a-qwen2.5-7b-instruct-b-qwen2.5-0.5b-instruct
+    --out lenvm-qwen2.5-7b`
+
+    Example: `lenvm import saves/lenvm-1.5b --gamma 0.997 --policy Qwen/Qwen2.5-7B-Instruct
+    --out lenvm-1.5b`
+
+    Args:
+        checkpoint: directory or hub id: a trunk plus value_head.safetensors.
+        out: directory to write to.
+        gamma: discount that it was trained with (default: of published names, known).
+        head_target: target that it was trained with.
+        policy: policy whose lengths it predicts (default: of published names, known).
+    """
+    from lenvm_rl.model import find_model, import_published, load_tokenizer, save_checkpoint
+
+    model = import_published(checkpoint, gamma=gamma, target=head_target, policy_name=policy)
+    path = save_checkpoint(model, load_tokenizer(find_model(checkpoint)), out)
+    works, warnings = _what_works(model)
+    figures = {
+        "lenvm": str(path),
+        "parameters": model.num_parameters(),
+        "gamma": model.config.gamma,
+        "policy": (model.config.policy or {})["name"],
+        "works": works,
+    }
+    return Answer(figures, warnings=warnings)
+
+
+def predict(
+    lenvm: Path,
+    *,
+    prompts: str | None = None,
+    rollouts: Path | None = None,
+    text: str | None = None,
+    out: Path | None = None,
+    limit: int | None = None,
+    engine: Literal["transformers", "vllm"] = "transformers",
+    dtype: str = "auto",
+    chat_template_args: dict[str, Any] | None = None,
+    seed: int = 0,
+) -> Answer:
+    """Predict lengths: of responses to prompts, or of what is left along given responses.
+
+    Prints a JSON object per row. Lengths are in tokens, EOS included: inverses of the mean
+    discounted length, and so lower than the mean length.
+
+    Example: `lenvm predict --lenvm runs/demo/checkpoint/lenvm --text "12 + 7 - 3 = ?"`
+
+    Args:
+        rollouts: or a rollout file: predictions along its responses.
+        text: or one user message.
+        out: file for the rows (default: the screen).
+        limit: maximum number of rows.
+        engine: transformers, or vllm: serve the LenVM as a pooling model.
+        dtype: vllm: data type of the trunk; the head is float32.
+        seed: seed of the prompts drawn.
+    """
+    from itertools import islice
+
+    from lenvm_rl.demo.prompts import resolve_prompts
+    from lenvm_rl.prompts.prompt import Prompt
+    from lenvm_rl.sampling.predict import predict_prompts, predict_rollouts
+
+    if sum(given is not None for given in (prompts, rollouts, text)) != 1:
+        raise ValueError("give exactly one of --prompts, --rollouts and --text.")
+    reader = None
+    if engine == "vllm":
+        from lenvm_rl.vllm.values import EngineReader
+
+        reader = EngineReader(str(lenvm), dtype=dtype)
+    if rollouts is not None:
+        rows = predict_rollouts(lenvm, rollouts, logits=reader)
+    else:
+        message = [{"role": "user", "content": text}]
+        asked = [Prompt(prompt_id="text", messages=message)]
+        if prompts is not None:
+            asked = resolve_prompts(prompts, seed=seed, limit=limit)
+        rows = predict_prompts(lenvm, asked, logits=reader, chat_template_args=chat_template_args)
+    figures: dict[str, Any] = {"lenvm": str(lenvm), "rows": 0, "failed": 0}
+    errors: list[str] = []
+    _write_lines(_counting(islice(rows, limit), figures, errors), out)
+    warnings = ()
+    if reader is not None and reader.seconds:
+        speed = f"{reader.tokens} tokens in {reader.seconds:.2f} s"
+        warnings = (f"{speed}: {reader.tokens / reader.seconds:.0f} tokens/s",)
+    complaint = (
+        f"{len(errors)} rows could not be predicted; the first: {errors[0]}" if errors else ""
+    )
+    return Answer(figures, complaint=complaint, warnings=warnings, silent=out is None)
+
+
+def _counting(
+    rows: Iterable[dict[str, Any]], figures: dict[str, Any], errors: list[str]
+) -> Iterable[dict[str, Any]]:
+    """The rows, counted; errors among them are kept."""
+    for row in rows:
+        figures["rows"] += 1
+        if "error" in row:
+            errors.append(row["error"])
+            figures["failed"] = len(errors)
+        yield row
+
+
+def _write_lines(rows: Iterable[dict[str, Any]], out: Path | None) -> None:
+    """JSON lines to the screen, or to a file that appears whole or not at all."""
+    lines = (json.dumps(row) + "\n" for row in rows)
+    if out is None:
+        sys.stdout.writelines(lines)
+        return
+    from lenvm_rl.rollouts.atomic import replacing
+
+    with replacing(out) as temporary, temporary.open("w") as file:
+        file.writelines(lines)
+
+
+def view(
+    lenvm: list[str],
+    *,
+    out: Path,
+    rollouts: Path | None = None,
+    prompt_id: list[str] | None = None,
+    limit: int = 20,
+    prompt: str | None = None,
+    response: str | None = None,
+    truncated: bool = False,
+) -> Answer:
+    """Draw predicted and true remaining lengths along responses, and the shifts on their text.
+
+    The page is one file that opens from disk without a network.
+
+    Example: `lenvm view --lenvm runs/demo/checkpoint/lenvm --rollouts runs/demo/rollouts/heldout
+    --limit 12 --out view.html`
+
+    Example: `lenvm view --lenvm demo --prompt "12 + 7 = ?"
+    --response "the answer is 19" --out view.html`
+
+    Args:
+        lenvm: value model: directory, hub id, or `demo`; repeat to draw several together.
+        out: HTML file to write.
+        rollouts: rollout file.
+        prompt_id: only completions of this prompt; repeatable.
+        limit: maximum number of completions.
+        prompt: or one user message, or @FILE that holds it.
+        response: with --prompt: the response, or @FILE.
+        truncated: the response given as text did not end by itself.
+    """
+    from lenvm_rl.pages.view import view_rollouts, view_text
+
+    if (rollouts is None) == (prompt is None) or (prompt is None) != (response is None):
+        raise ValueError("give either --rollouts, or --prompt and --response together.")
+    if rollouts is not None:
+        if truncated:
+            raise ValueError(
+                "--truncated is about a response given as text; a rollout file knows it."
+            )
+        figures = view_rollouts(lenvm, rollouts, out, prompt_ids=prompt_id or (), limit=limit)
+    else:
+        if prompt_id:
+            raise ValueError("--prompt-id chooses within --rollouts, which was not given.")
+        assert prompt is not None and response is not None
+        figures = view_text(lenvm, text_of(prompt), text_of(response), out, ended=not truncated)
+    left = f"; {figures['left_out']:,} more responses left out" if figures["left_out"] else ""
+    return Answer(
+        figures,
+        f"{figures['responses']} responses, {figures['tokens']:,} tokens, {figures['models']} "
+        f"models: {out} ({figures['bytes'] / 1e6:.1f} MB){left}",
+    )
+
+
+def serve(
+    policy: str,
+    lenvm: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    max_num_seqs: int = 64,
+    max_candidates: int = 40,
+    lenvm_memory: str | None = None,
+    lenvm_dtype: str = "auto",
+    extra: Any = (),
+) -> None:
+    """Serve a policy with length guidance by vLLM; any OpenAI client sends `vllm_xargs`.
+
+    Further options are handed to `vllm serve`.
+
+    Example: `lenvm serve --policy demo --lenvm runs/demo/checkpoint/lenvm --max-model-len 512`
+
+    Args:
+        host: address to listen on.
+        port: port to listen on.
+        max_candidates: maximum number of candidates per step.
+    """
+    from lenvm_rl.vllm import serve as server
+    from lenvm_rl.vllm.options import GuidanceOptions
+
+    options = GuidanceOptions(
+        checkpoint=str(lenvm.resolve()),
+        max_candidates=max_candidates,
+        memory=lenvm_memory,
+        dtype=lenvm_dtype,
+    )
+    server.check_room(policy, options, max_num_seqs=max_num_seqs, extra=extra)
+    command = server.serve_command(
+        policy, options, host=host, port=port, max_num_seqs=max_num_seqs, extra=extra
+    )
+    print("Once it is up, ask for a response of at most 60 tokens:")
+    print(server.curl_line(policy, host=host, port=port))
+    server.serve(command, options)
+
+
+def recipes(name: str | None = None) -> Answer:
+    """List the recipes and their folder, or print the folder of one, for scripts.
+
+    Example: `lenvm recipes`
+
+    Example: `python -m verl.trainer.main_ppo --config-path "$(lenvm recipes pretrain)"
+    --config-name demo`
+
+    Example: `"$(lenvm recipes grpo_length)"/run.sh demo`
+
+    Args:
+        name: print the folder of this one alone.
+    """
+    from rich.table import Table
+
+    from lenvm_rl.demo.launch import recipes_dir
+
+    root = recipes_dir()
+    folders = sorted(path for path in root.iterdir() if (path / "README.md").is_file())
+    known = {folder.name: folder for folder in folders}
+    if name is not None:
+        if name not in known:
+            raise ValueError(f"there is no recipe {name!r}: {', '.join(known)}.")
+        return Answer({}, str(known[name]))
+    table = Table("recipe", "what", "configurations", box=None, pad_edge=False)
+    for folder in folders:
+        title = (folder / "README.md").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+        configs = sorted(path.stem for path in folder.glob("*.yaml"))
+        table.add_row(folder.name, title, ", ".join(configs))
+    return Answer({"recipes": str(root), "names": sorted(known)}, table)
+
+
+def eval_report(run: Path, *, out: Path) -> Answer:
+    """Put all results under a directory on one HTML page that needs no network.
+
+    Files that cannot be read are named and do not stop it. Lengths of a rollout file:
+    `lenvm report`.
+
+    Example: `lenvm eval report runs/evals --out runs/evals/report.html`
+
+    Args:
+        run: directory that evaluations wrote into.
+        out: HTML file to write.
+    """
+    from lenvm_rl.pages.report import write_report
+
+    figures = write_report(run, out)
+    return Answer(figures, _found_results(figures))
+
+
+def _found_results(figures: dict[str, Any]) -> Any:
+    """What the page shows, and what it could not."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    size = f"{figures['bytes'] / 1e6:.1f} MB"
+    table = Table(title=f"{figures['report']}: {len(figures['results'])} results, {size}")
+    table.add_column("found")
+    table.add_column("what")
+    for name in figures["results"]:
+        table.add_row("result", escape(name))
+    for path, reason in figures["broken"].items():
+        table.add_row("[red]broken[/]", escape(f"{path}: {reason}"))
+    if figures["unknown"]:
+        table.add_row("unknown", f"{len(figures['unknown'])} files, named on the page")
+    return table

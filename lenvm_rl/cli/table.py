@@ -1,0 +1,89 @@
+"""Commands, and what became of old ones: tables that import nothing, so that `lenvm --help` is
+quick."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lenvm_rl.evals import EVALUATIONS
+
+_OWN = "lenvm_rl.cli.commands:"
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where the function of a command is, and what is not in its signature."""
+
+    function: str
+    """`module:function`; `options` reads the options off it."""
+    help: str
+    by_place: tuple[str, ...] = ()
+    """Parameters that are given by their place."""
+    as_typed: tuple[str, ...] = ()
+    """Words that the function looks up itself, because it records the name."""
+    view: str = ""
+    """`module:function` that turns the result into what rich prints."""
+    passes_on: bool = False
+    """Whether options that it does not know go to `extra`."""
+
+
+COMMANDS = {
+    "demo": Command(_OWN + "demo", "Quick start on a CPU: sample, pretrain, verify, report."),
+    "prompts": Command(_OWN + "prompts", "Write a prompt set as a file.", ("name",)),
+    "report": Command(_OWN + "report", "Show the lengths of a rollout file.", ("rollouts",)),
+    "split": Command(_OWN + "split", "Split a rollout file by unique prompt.", ("rollouts",)),
+    "grade": Command(_OWN + "grade", "Keep the correct completions.", ("rollouts",)),
+    "convert": Command(
+        _OWN + "convert", "Make a rollout file of existing completions.", ("kind", "source")
+    ),
+    "init": Command(_OWN + "init", "Make an untrained LenVM.", as_typed=("policy", "tokenizer")),
+    "import": Command(
+        _OWN + "import_", "Convert a checkpoint of the paper's code.", ("checkpoint",), ("policy",)
+    ),
+    "predict": Command(_OWN + "predict", "Predict lengths of prompts, rollouts or a text."),
+    "distill": Command(
+        "lenvm_rl.guidance.heads.distill:distill",
+        "Distil the exact scorer into a candidate head.",
+    ),
+    "serve": Command(_OWN + "serve", "Serve a policy with length guidance.", passes_on=True),
+    "view": Command(_OWN + "view", "Draw predictions along responses as an HTML page."),
+    "recipes": Command(_OWN + "recipes", "List the recipes, or find the folder of one.", ("name",)),
+    "eval report": Command(
+        _OWN + "eval_report", "Put all results under a directory on one page.", ("run",)
+    ),
+}
+COMMANDS |= {
+    f"eval {name}": Command(entry.run, entry.help, view=entry.view)
+    for name, entry in EVALUATIONS.items()
+}
+# Commands that are not moved yet.
+OLD = (
+    "sample",
+    "generate",
+    "eval tradeoff",
+    "eval control",
+    "eval lifebench",
+    "eval scaling",
+    "eval ablation",
+    "eval all",
+)
+COMMANDS |= {name: Command("old", "") for name in OLD}
+GROUPS = {"eval": "Measure how good a LenVM is, and what steering by it does."}
+
+# Until version 0.3: old command -> the new one.
+GONE: dict[str, str] = {}
+# Until version 0.3: command -> old option -> the new one, or a sentence.
+RENAMED: dict[str, dict[str, str]] = {
+    "prompts": {
+        "--heldout": "--heldout-fraction",
+        "--keep-duplicates": "--duplicates keep",
+        "--drop-duplicates": "--duplicates drop",
+    },
+    "split": {"--fraction": "--heldout-fraction"},
+    "init": {"--from-policy": "--policy", "--target": "--head-target"},
+    "import": {"--target": "--head-target"},
+    "distill": {"--head": "--student", "--completions": "--batch-size"},
+    "serve": {"--model": "--policy"},
+    "view": {"--cut": "--truncated"},
+    "eval prediction": {"--heldout": "--rollouts"},
+}
