@@ -20,7 +20,6 @@ from lenvm_rl.cli.numbers import numbers
 from lenvm_rl.cli.rendering import ChatTemplateArgs, template_args
 
 
-<<<<<<< HEAD
 @evals_app.command("control")
 def eval_control(
     policy: Annotated[str, typer.Option(help="Policy: directory, hub name, or `demo`.")],

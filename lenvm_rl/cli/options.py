@@ -30,7 +30,7 @@ import docstring_parser
 import tyro
 
 from lenvm_rl.cli.table import Command
-from lenvm_rl.cli.words import WORDS, Word
+from lenvm_rl.cli.words import WORDS
 
 _NOTHING = inspect.Parameter.empty
 _SCALARS = {int: "a whole number", float: "a number", str: "text", Path: "a path"}
@@ -113,16 +113,12 @@ def options_of(function: Callable[..., Any]) -> list[Option]:
             continue
         found[name] = option
         if word is not None:
-            found[name] = dataclasses.replace(option, help=_help(word, option.help))
+            found[name] = dataclasses.replace(option, help=option.help or word.help)
             if not _scalar(kind):
                 for added in word.adds:
                     other = WORDS[added]
                     found.setdefault(added, Option(added, other.kind, other.default, other.help))
     return list(found.values())
-
-
-def _help(word: Word, docstring: str) -> str:
-    return docstring or word.help if word.yields else word.help or docstring
 
 
 def _parameters(function: Callable[..., Any]) -> Iterator[tuple[str, Any, Any, str]]:

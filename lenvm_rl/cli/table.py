@@ -55,6 +55,7 @@ COMMANDS = {
 COMMANDS |= {
     f"eval {name}": Command(entry.run, entry.help, view=entry.view)
     for name, entry in EVALUATIONS.items()
+    if name not in ("tradeoff", "length-control")
 }
 # Commands that are not moved yet.
 OLD = (

@@ -1,6 +1,6 @@
 """The vocabulary of the command line: words that mean the same in every command.
 
-A word's help stands in place of a docstring's; `read` turns what was typed into what the library
+A word's help stands where a docstring says nothing; `read` turns what was typed into what functions
 takes: `demo` into a directory, `gsm8k@hub:100` into prompts.
 """
 
@@ -19,8 +19,6 @@ class Word:
     """What a word of the command line means."""
 
     help: str = ""
-    yields: bool = False
-    """Whether what the function's docstring says stands in its place."""
     kind: Any = None
     """Type on the command line, where the function takes another one."""
     default: Any = inspect.Parameter.empty
@@ -79,7 +77,6 @@ WORDS = {
     "policy": Word("Policy: directory, hub name, or `demo`.", kind=str, read=_policy),
     "tokenizer": Word(
         "Tokenizer of the policy that wrote them: directory, hub name, or `demo`.",
-        yields=True,
         read=_policy,
     ),
     "lenvm": Word("Value model: directory, hub id, or `demo`.", read=_lenvm),
@@ -95,8 +92,8 @@ WORDS = {
         default="auto",
         read=_grader,
     ),
-    "n": Word("Completions per prompt.", yields=True, least=1),
-    "limit": Word("Maximum number of prompts.", yields=True, kind=int, default=None, least=1),
+    "n": Word("Completions per prompt.", least=1),
+    "limit": Word("Maximum number of prompts.", kind=int, default=None, least=1),
     "max_tokens": Word(least=1),
     "batch_size": Word(least=1),
     "any_policy": Word("Accept rollouts of another policy than the value model's."),
@@ -121,8 +118,8 @@ WORDS = {
     "max_num_seqs": Word("vllm: maximum number of concurrent requests.", least=1),
     "lenvm_memory": Word("Memory for the LenVM's keys and values, e.g. 2GiB (default: a quarter)."),
     "lenvm_dtype": Word("Data type of the LenVM: auto (the policy's), float32, bfloat16, float16."),
-    "out": Word("Directory to write to.", yields=True),
-    "seed": Word("Seed of everything random.", yields=True, kind=int, default=0),
+    "out": Word("Directory to write to."),
+    "seed": Word("Seed of everything random.", kind=int, default=0),
 }
 
 
