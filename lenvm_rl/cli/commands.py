@@ -100,8 +100,7 @@ def prompts(
         data_source: with `column`: value of data_source, e.g. math/mine.
     """
     from lenvm_rl.cli.graders import check_truths
-    from lenvm_rl.prompts.files import write_prompts
-    from lenvm_rl.prompts.prompt import read_prompts
+    from lenvm_rl.prompts.prompt import read_prompts, write_prompts
     from lenvm_rl.prompts.sets import load_prompt_set
 
     if list:

@@ -10,7 +10,7 @@ from pathlib import Path
 from lenvm_rl.demo import policy_path, task
 from lenvm_rl.prompts.prompt import Prompt, read_prompts
 from lenvm_rl.prompts.sets import PROMPT_SETS
-from lenvm_rl.prompts.sets.name import SYNTAX, load_named_set, parse_set_name
+from lenvm_rl.prompts.sets.load import SYNTAX, load_named_set, parse_set_name
 
 
 def resolve_policy(name: str) -> str:

@@ -1,6 +1,6 @@
-"""Which prompts shall be sampled? Read them from JSONL or Parquet, verl's own data files included.
+"""Prompts before any tokenizer has seen them, read from and written to JSONL or Parquet.
 
-Accepted columns, one prompt per row:
+Columns that are read, one prompt per row (verl's own data files too):
 
     prompt        a string (becomes one user message) or a list of {"role", "content"} messages
     prompt_id     optional; the row number otherwise
@@ -13,21 +13,45 @@ Accepted columns, one prompt per row:
                   text or object is one image
 
 Objects and lists may stand there as their JSON, as tools write them that know no nested columns.
-`write_prompts` (prompt_files.py) writes such files.
+
+Columns that are written, so that `read_prompts` and verl's trainers read them:
+
+    prompt, prompt_id, data_source
+    ability       str: first part of data_source, as verl's examples have it
+    reward_model  {"style": "rule", "ground_truth": str or null}
+    extra_info    {"index": row number, "extra": JSON of `Prompt.extra`}
+    images        [{"image": data URI, URL or path}]; only where some prompt has images
+
+`extra` is JSON inside a string because Parquet gives all rows of a struct the keys of all others.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lenvm_rl.prompts.row_files import ENDINGS, ending_of, file_rows
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lenvm_rl.prompts.rows import ENDINGS, ending_of, file_rows
+from lenvm_rl.rollouts.atomic import replacing
 from lenvm_rl.rollouts.record import truth_text
 
 Message = dict[str, str]
+_TEXT = pa.string()
+_COLUMNS: list[tuple[str, pa.DataType]] = [
+    ("prompt", pa.list_(pa.struct([("role", _TEXT), ("content", _TEXT)]))),
+    ("prompt_id", _TEXT),
+    ("data_source", _TEXT),
+    ("ability", _TEXT),
+    ("reward_model", pa.struct([("style", _TEXT), ("ground_truth", _TEXT)])),
+    ("extra_info", pa.struct([("index", pa.int64()), ("extra", _TEXT)])),
+]
+_IMAGES = ("images", pa.list_(pa.struct([("image", _TEXT)])))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +131,10 @@ def _messages_of(row: dict[str, Any], *, where: str) -> list[Message]:
             listed = json.loads(content)
         except (ValueError, RecursionError):
             listed = None
-        content = listed if isinstance(listed, list) and all(map(_is_message, listed)) else content
+        content = listed if isinstance(listed, list) and all(map(is_message, listed)) else content
     if isinstance(content, str) and content.strip():
         messages = [{"role": "user", "content": content}]
-    elif isinstance(content, list) and content and all(map(_is_message, content)):
+    elif isinstance(content, list) and content and all(map(is_message, content)):
         messages = [{"role": m["role"], "content": m["content"]} for m in content]
     else:
         raise ValueError(
@@ -194,9 +218,48 @@ def image_uri(data: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _is_message(value: Any) -> bool:
+def is_message(value: Any) -> bool:
+    """True for {"role": str, "content": str} and more."""
     return (
         isinstance(value, dict)
         and isinstance(value.get("role"), str)
         and isinstance(value.get("content"), str)
     )
+
+
+def write_prompts(prompts: Sequence[Prompt], path: str | Path) -> None:
+    """Write a `.jsonl` or `.parquet` file of prompts, whole or not at all; replaces what is there.
+
+    Raises:
+        ValueError: no prompts, or another ending.
+    """
+    path = Path(path)
+    if path.suffix not in (".jsonl", ".parquet"):
+        raise ValueError(f"{path}: prompts are written as .jsonl or .parquet, name one of these.")
+    if not prompts:
+        raise ValueError(f"there are no prompts to write to {path}.")
+    pictured = any(prompt.images for prompt in prompts)
+    rows = [_row(prompt, index, pictured=pictured) for index, prompt in enumerate(prompts)]
+    with replacing(path) as temporary:
+        if path.suffix == ".parquet":
+            schema = pa.schema([*_COLUMNS, _IMAGES] if pictured else _COLUMNS)
+            pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
+        else:
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            with temporary.open("w", encoding="utf-8") as file:
+                file.writelines(lines)
+
+
+def _row(prompt: Prompt, index: int, *, pictured: bool) -> dict[str, Any]:
+    extra = json.dumps(prompt.extra, ensure_ascii=False, sort_keys=True)
+    row: dict[str, Any] = {
+        "prompt": prompt.messages,
+        "prompt_id": prompt.prompt_id,
+        "data_source": prompt.data_source,
+        "ability": prompt.data_source.partition("/")[0],
+        "reward_model": {"style": "rule", "ground_truth": prompt.ground_truth},
+        "extra_info": {"index": index, "extra": extra},
+    }
+    if pictured:
+        row["images"] = [{"image": image} for image in prompt.images]
+    return row

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lenvm_rl.prompts.files import write_prompts
-from lenvm_rl.prompts.prompt import Prompt, image_uri, read_prompts
+from lenvm_rl.prompts.prompt import Prompt, image_uri, read_prompts, write_prompts
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.text(),

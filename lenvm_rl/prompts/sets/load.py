@@ -1,13 +1,22 @@
-"""How does a set become prompts to sample? Loaded, filtered, deduplicated, shuffled, split.
+"""Prompts of a set by its name: loaded, filtered, deduplicated, shuffled, split.
 
 A prompt is known by its content: a 64-bit digest of its messages and images. The first of equal
 prompts is kept. With a seed, prompts are ordered by a keyed digest: a shuffle that does not depend
 on the order of the rows. A prompt is held out if its keyed digest falls below the fraction, so that
 equal prompts are on one side in every file, whatever the seed and the number of rows.
+
+On the command line `SET[/SPLIT][@SOURCE][:COUNT]` names a set, where it is, and how many of it:
+
+    gsm8k                      the set's usual split, from the hub
+    gsm8k/train@data/gsm8k     another split, from a folder or file (`hub`, `owner/name` too)
+    math500@data/math:100      100 prompts of it, drawn by the seed
+    column=question@FILE:50    a column of any data set, asked as it stands
+    column=question,answer@FILE    the same with ground truths from another column
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -15,9 +24,26 @@ from pathlib import Path
 from typing import Any
 
 from lenvm_rl.prompts.prompt import Prompt
-from lenvm_rl.prompts.sets.catalogue import PROMPT_SETS
-from lenvm_rl.prompts.sets.prompt_set import PromptSet, Row
-from lenvm_rl.prompts.sets.rows import read_rows
+from lenvm_rl.prompts.rows import read_rows
+from lenvm_rl.prompts.sets.coding import HUMANEVAL, MBPP, OPENCODE
+from lenvm_rl.prompts.sets.instructions import IFEVAL, LIFEBENCH, MT_BENCH, WILDCHAT
+from lenvm_rl.prompts.sets.mathematics import AIME, DEEPMATH, GSM8K, MATH500
+from lenvm_rl.prompts.sets.pictures import MATHVISTA, ONEVISION
+from lenvm_rl.prompts.sets.prompt_set import PromptSet, Row, column_set
+
+PROMPT_SETS: dict[str, PromptSet] = {
+    one.name: one
+    for one in (
+        *(DEEPMATH, WILDCHAT, OPENCODE, ONEVISION),  # the paper's training sets first
+        *(GSM8K, MATH500, AIME, HUMANEVAL, MBPP, IFEVAL, MT_BENCH, LIFEBENCH, MATHVISTA),
+    )
+}
+"""Sets that are known by name."""
+SYNTAX = "SET[/SPLIT][@SOURCE][:COUNT]"
+_COLUMN = "column="
+_NAME = re.compile(
+    r"[^@:/]+(?:/(?P<split>[^@:]+))?(?:@(?P<source>.+?))?(?::(?P<count>[0-9]+))?", re.DOTALL
+)
 
 
 @dataclass(kw_only=True)
@@ -173,3 +199,61 @@ def _distinct(
                 prompt = replace(prompt, prompt_id=f"{prompt.prompt_id}-row{counts.rows}")
             ids.add(prompt.prompt_id)
             yield digest, prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetName:
+    """A set as it is named on the command line."""
+
+    chosen: PromptSet
+    split: str | None
+    source: str | None
+    count: int | None
+
+
+def parse_set_name(text: str) -> SetName | None:
+    """What `text` names; None if it does not begin with the name of a set.
+
+    Raises:
+        ValueError: it does, but the rest makes no sense.
+    """
+    first = re.split("[@:/]", text, maxsplit=1)[0]
+    if first not in PROMPT_SETS and not first.startswith(_COLUMN):
+        return None
+    found = _NAME.fullmatch(text)
+    if found is None or found["count"] == "0":
+        raise ValueError(
+            f"{text!r} cannot be read: write {SYNTAX}, e.g. {first}@DIR:100 with a folder, file or "
+            "hub name after @ and a positive number after the last colon."
+        )
+    return SetName(
+        chosen=_column(first, found["source"]) if _COLUMN in first else PROMPT_SETS[first],
+        split=found["split"],
+        source=found["source"],
+        count=int(found["count"]) if found["count"] else None,
+    )
+
+
+def load_named_set(name: SetName, *, seed: int, limit: int | None = None) -> list[Prompt]:
+    """Distinct prompts of a named set.
+
+    Args:
+        seed: draws the prompts where fewer than all are wanted; else they stay in order.
+        limit: at most so many, whatever the name says.
+    """
+    wanted = min((n for n in (name.count, limit) if n is not None), default=None)
+    loaded = load_prompt_set(
+        name.chosen,
+        source=name.source,
+        split=name.split,
+        limit=wanted,
+        seed=None if wanted is None else seed,
+    )
+    return loaded.prompts
+
+
+def _column(name: str, source: str | None) -> PromptSet:
+    column, comma, truth = name.removeprefix(_COLUMN).partition(",")
+    if not column or source is None or (comma and not truth):
+        raise ValueError(f"{name!r}: write column=COLUMN@SOURCE or column=COLUMN,TRUTH@SOURCE.")
+    return column_set(column, truth=truth or None)

@@ -5,23 +5,13 @@ The ground truth is the answer alone; graders: `gsm8k` (numbers) and `math` (for
 
 from __future__ import annotations
 
+from functools import partial
+
 from lenvm_rl.prompts.prompt import Prompt
-from lenvm_rl.prompts.sets.prompt_set import PromptSet, Row
-from lenvm_rl.prompts.sets.templates import ask
+from lenvm_rl.prompts.sets.prompt_set import PromptSet, Row, ask, question_set
 
 MARK = "####"
-_GRADED = "the answer, which the grader needs"
-
-
-def deepmath_prompt(row: Row) -> Prompt:
-    """A question of DeepMath-103K."""
-    return Prompt(
-        prompt_id=row.id("deepmath"),
-        messages=ask("math", row.text("question")),
-        data_source="math/deepmath",
-        ground_truth=row.truth("final_answer", why=_GRADED),
-        extra=row.kept("difficulty", "topic"),
-    )
+_problems = partial(question_set, why="the answer, which the grader needs", template="math")
 
 
 def gsm8k_prompt(row: Row) -> Prompt:
@@ -38,40 +28,18 @@ def gsm8k_prompt(row: Row) -> Prompt:
     )
 
 
-def math500_prompt(row: Row) -> Prompt:
-    """A problem of MATH500."""
-    return Prompt(
-        prompt_id=row.id("math500", "unique_id"),
-        messages=ask("math", row.text("problem")),
-        data_source="math/math500",
-        ground_truth=row.truth("answer", why=_GRADED),
-        extra=row.kept("subject", "level"),
-    )
-
-
-def aime_prompt(row: Row) -> Prompt:
-    """A problem of AIME; hub copies differ in how they write the columns' names."""
-    return Prompt(
-        prompt_id=row.id("aime", "ID", "id"),
-        messages=ask("math", row.text("Problem", "problem", "question")),
-        data_source="math/aime",
-        ground_truth=row.truth("Answer", "answer", why=_GRADED),
-        extra=row.kept("year", "Year"),
-    )
-
-
-DEEPMATH = PromptSet(
+DEEPMATH = _problems(
+    "question",
+    "final_answer",
+    data_source="math/deepmath",
+    extra=("difficulty", "topic"),
     name="deepmath",
     about="DeepMath-103K, the paper's mathematics",
     hub="zwhe99/DeepMath-103K",
     split="train",
-    columns=("question", "final_answer"),
-    fields=("difficulty", "topic"),
-    truth="final answer",
-    template="math",
+    holds="final answer",
     licence="MIT",
     drop=("r1_solution_1", "r1_solution_2", "r1_solution_3"),
-    build=deepmath_prompt,
 )
 GSM8K = PromptSet(
     name="gsm8k",
@@ -85,27 +53,30 @@ GSM8K = PromptSet(
     licence="MIT",
     build=gsm8k_prompt,
 )
-MATH500 = PromptSet(
+MATH500 = _problems(
+    "problem",
+    "answer",
+    ids=("unique_id",),
+    data_source="math/math500",
+    extra=("subject", "level"),
     name="math500",
     about="500 competition problems of MATH's test split",
     hub="HuggingFaceH4/MATH-500",
     split="test",
-    columns=("problem", "answer"),
-    fields=("subject", "level"),
-    truth="answer, LaTeX",
-    template="math",
+    holds="answer, LaTeX",
     licence="MIT (MATH)",
-    build=math500_prompt,
 )
-AIME = PromptSet(
+AIME = _problems(  # copies on the hub differ in how they write the columns' names
+    ("Problem", "problem", "question"),
+    ("Answer", "answer"),
+    ids=("ID", "id"),
+    data_source="math/aime",
+    extra=("year", "Year"),
+    fields=("year",),
     name="aime",
     about="AIME 2024 and 2025",
     hub="GY2233/AIME-2024-2025",
     split="train",
-    columns=("Problem", "Answer"),
-    fields=("year",),
-    truth="number from 0 to 999",
-    template="math",
+    holds="number from 0 to 999",
     licence="problems by the MAA; see the source",
-    build=aime_prompt,
 )

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lenvm_rl.prompts.prompt import Prompt, image_uri
-from lenvm_rl.prompts.sets.prompt_set import PromptSet, Row
-from lenvm_rl.prompts.sets.templates import ask
+from lenvm_rl.prompts.sets.prompt_set import PromptSet, Row, ask
 
 MARK = "<image>"
 LETTERS = "ABCDEFGHIJ"

@@ -1,14 +1,52 @@
-"""What is a prompt set, and how does one of its rows become a prompt?"""
+r"""A prompt set, one of its rows on the way to a prompt, and the words a question is asked with.
+
+LenVMs of the paper are trained on prompts in the words of `TEMPLATES`, byte for byte, one user
+message without a system message. `{}` of `\boxed{}` is part of the text, so templates are filled by
+`ask`, not by format.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lenvm_rl.prompts.prompt import Prompt
+from lenvm_rl.prompts.prompt import Prompt, is_message
 from lenvm_rl.rollouts.record import truth_text
+
+PLACE = "{prompt}"
+
+_CODE = (
+    "Please solve the programming task below in {language} step by step and then provide the "
+    "complete solution in a single {language} code block.\n\n{prompt}"
+)
+
+TEMPLATES: dict[str, str] = {
+    "math": "Please reason step by step, and put your final answer within \\boxed{}.\n\n{prompt}",
+    "instructions": "Please follow the instructions below.\n\n{prompt}",
+    "python": _CODE.replace("{language}", "Python"),
+    "cpp": _CODE.replace("{language}", "C++"),
+    "open": "Please reason step by step, and provide your final answer at the end.\n\n{prompt}",
+    "plain": "{prompt}",
+}
+
+
+def ask(template: str, text: str) -> list[dict[str, Any]]:
+    """One user message: `text` in the words of a template.
+
+    Args:
+        template: a name of `TEMPLATES`, or words of one's own with `{prompt}` in them.
+    Raises:
+        ValueError: neither.
+    """
+    words = TEMPLATES.get(template, template)
+    if PLACE not in words:
+        raise ValueError(
+            f"template {template!r}: give one of {', '.join(TEMPLATES)}, or words with {PLACE} "
+            "where the prompt stands."
+        )
+    return [{"role": "user", "content": words.replace(PLACE, text)}]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +90,7 @@ class Row:
         return value
 
     def truth(self, *names: str, why: str = "the ground truth") -> str:
-        """Like `need`, as the text that graders read (`rollouts.truth`)."""
+        """Like `need`, as the text that graders read (`truth_text`)."""
         value = self.need(*names, why=why)
         try:
             text = truth_text(value)
@@ -90,7 +128,7 @@ class PromptSet:
     truth: str = "none"
     """What `Prompt.ground_truth` holds."""
     template: str
-    """Name of the template, see templates.py."""
+    """A name of `TEMPLATES`, or words of one's own."""
     licence: str
     """As the source states it."""
     repeats: bool = False
@@ -99,3 +137,93 @@ class PromptSet:
     """Large columns that are never read."""
     build: Callable[[Row], Prompt | None]
     """None leaves the row out, as the set's own filter has it."""
+
+
+def question_set(
+    question: str | Sequence[str],
+    truth: str | Sequence[str] = (),
+    *,
+    why: str = "the ground truth",
+    holds: str = "none",
+    ids: Sequence[str] = (),
+    prefix: str | None = None,
+    extra: Sequence[str] = (),
+    data_source: str,
+    template: str,
+    **facts: Any,
+) -> PromptSet:
+    """The set of a column with questions, perhaps one with their truths.
+
+    Args:
+        question: column of texts, or of lists of {"role", "content"} messages, which are taken as
+            they are; further names where copies of the data set have others.
+        truth: column with the ground truths; then every row needs one.
+        why: what the truth is, for errors.
+        holds: `PromptSet.truth`.
+        ids: columns with the row's own id.
+        prefix: of the prompt ids, by default the set's name.
+        extra: columns to keep in `Prompt.extra`.
+        data_source: what reward functions tell the set by.
+        template: a name of `TEMPLATES`, or words with `{prompt}` in them, for texts.
+        facts: of the `PromptSet`.
+    """
+    ask(template, "")  # a wrong template is told before anything is read
+    asked = (question,) if isinstance(question, str) else tuple(question)
+    known = (truth,) if isinstance(truth, str) else tuple(truth)
+
+    def build(row: Row) -> Prompt:
+        value = row.need(*asked)
+        if isinstance(value, str):
+            messages = ask(template, row.text(*asked))
+        elif isinstance(value, list) and value and all(map(is_message, value)):
+            messages = [{"role": one["role"], "content": one["content"]} for one in value]
+        else:
+            raise ValueError(
+                f"{row.where}: column {asked[0]!r} must hold text or messages with 'role' and "
+                f"'content', got {value!r:.80}."
+            )
+        return Prompt(
+            prompt_id=row.id(prefix or facts["name"], *ids),
+            messages=messages,
+            data_source=data_source,
+            ground_truth=row.truth(*known, why=why) if known else None,
+            extra=row.kept(*extra),
+        )
+
+    return PromptSet(
+        columns=(asked[0], *known[:1]),
+        truth=holds,
+        template=template,
+        build=build,
+        **{"fields": tuple(extra), **facts},
+    )
+
+
+def column_set(
+    column: str,
+    *,
+    truth: str | None = None,
+    extra: tuple[str, ...] = (),
+    template: str = "plain",
+    data_source: str = "column",
+    split: str = "train",
+) -> PromptSet:
+    """Any other data set by its columns, see `question_set`; it has no place on the hub.
+
+    Args:
+        data_source: e.g. `math/mine` for grader `math`.
+    """
+    return question_set(
+        column,
+        truth or (),
+        prefix="row",
+        extra=extra,
+        template=template,
+        data_source=data_source,
+        name="column",
+        about=f"column {column!r}",
+        hub="",
+        split=split,
+        holds=truth or "none",
+        licence="as its source states",
+    )

@@ -88,7 +88,7 @@ def test_aime_as_other_copies_write_it(tmp_path):
         ("gsm8k", {"question": "Eggs?", "answer": "13 eggs"}, "row 1: no ####"),
         ("gsm8k", {"question": "Eggs?", "answer": "13 eggs ####  "}, "row 1: no ####"),
         ("gsm8k", {"question": " ", "answer": "#### 1"}, "'question' must be text"),
-        ("math500", {"problem": ["Half?"], "answer": "1"}, "'problem' must be text"),
+        ("math500", {"problem": ["Half?"], "answer": "1"}, "'problem' must hold text or messages"),
         ("aime", {"Question": "?"}, "no column 'Problem' or 'problem' or 'question'"),
     ],
 )

@@ -4,7 +4,7 @@ import pytest
 
 from lenvm_rl.demo.prompts import resolve_prompts
 from lenvm_rl.prompts.sets import ask
-from lenvm_rl.prompts.sets.name import parse_set_name
+from lenvm_rl.prompts.sets.load import parse_set_name
 from tests.prompts.sets.files import lines
 
 

@@ -5,7 +5,7 @@ import huggingface_hub
 import pytest
 
 from lenvm_rl.prompts.sets import ask, load_prompt_set
-from lenvm_rl.prompts.sets.opencode import task_text
+from lenvm_rl.prompts.sets.coding import task_text
 from tests.prompts.sets.files import lines, without
 
 FORCES = {

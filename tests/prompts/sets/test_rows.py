@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lenvm_rl.prompts.sets.rows import load_rows, read_rows
+from lenvm_rl.prompts.rows import load_rows, read_rows
 from tests.prompts.sets.files import lines
 
 ROWS = [{"question": f"q{i}", "answer": f"a{i}", "big": "x" * 10} for i in range(5)]
