@@ -1,10 +1,10 @@
 """The mathematics of length value models: tensors in, tensors out, on torch alone.
 
 `values` converts lengths, values and logits; `targets` holds the parameterisations; `returns` and
-`truncated` the targets of each token; `losses` and `masked` the training loss; `metrics`,
-`boundary`, `length_tokens` and `lifebench` the evaluation; `candidates`, `tilt` and `guidance` the
-steering of generation; `advantages`, `correct_answers`, `recalibration`, `shaping`, `controllers`
-and `ranking` reinforcement learning with a length critic.
+`truncated` the targets of each token; `losses` the training loss; `metrics`, `boundary` and
+`lifebench` the evaluation; `candidates`, `tilt` and `guidance` the steering of generation;
+`length_terms` reinforcement learning with a length critic, of the parts `advantages`,
+`correct_answers`, `recalibration`, `shaping` and `controllers`.
 """
 
 from lenvm_rl.core.advantages import (
@@ -34,7 +34,15 @@ from lenvm_rl.core.correct_answers import (
     lead_over_wrong,
 )
 from lenvm_rl.core.guidance import MODES, Guided, RowNumbers, forbids_eos, guide, tokens_left
-from lenvm_rl.core.length_tokens import td_scores
+from lenvm_rl.core.length_terms import (
+    LengthTerm,
+    LengthValues,
+    TermSettings,
+    advantage_term,
+    length_term,
+    read_critic,
+    shaping_term,
+)
 from lenvm_rl.core.lifebench import (
     CONTROLS,
     lifebench_deviation,
@@ -42,17 +50,16 @@ from lenvm_rl.core.lifebench import (
     lifebench_score,
 )
 from lenvm_rl.core.losses import (
-    binary_cross_entropy,
-    censor,
-    censored_huber,
     censored_squared_error,
-    huber,
+    masked_mean,
+    masked_sum,
     squared_error,
 )
-from lenvm_rl.core.masked import masked_mean, masked_sum
 from lenvm_rl.core.metrics import (
     POSITIONS,
     Calibration,
+    Ranking,
+    ValueErrors,
     at_positions,
     calibration,
     kendall_tau,
@@ -61,17 +68,16 @@ from lenvm_rl.core.metrics import (
     r2,
     relative_error,
     relative_error_by_position,
+    shortest_of_group,
 )
-from lenvm_rl.core.ranking import Ranking, shortest_of_group
 from lenvm_rl.core.recalibration import Recalibration, recalibrate
 from lenvm_rl.core.returns import (
     discounted_returns,
     gae,
     lambda_returns,
     length_rewards,
-    packed_discounted_returns,
-    packed_remaining_lengths,
     remaining_length,
+    td_scores,
 )
 from lenvm_rl.core.shaping import (
     BUDGETS,
@@ -123,18 +129,20 @@ __all__ = [
     "Controller",
     "DualAscent",
     "Guided",
+    "LengthTerm",
+    "LengthValues",
     "Ranking",
     "Recalibration",
     "RowNumbers",
     "Schedule",
+    "TermSettings",
+    "ValueErrors",
+    "advantage_term",
     "at_positions",
-    "binary_cross_entropy",
     "boundary_weights",
     "budget_advantage",
     "budget_potential",
     "calibration",
-    "censor",
-    "censored_huber",
     "censored_squared_error",
     "centre_correct",
     "check_gamma",
@@ -149,7 +157,6 @@ __all__ = [
     "gamma_for_length",
     "gamma_from_lengths",
     "guide",
-    "huber",
     "kendall_tau",
     "label",
     "lam_for_length",
@@ -159,6 +166,7 @@ __all__ = [
     "length_of_prediction",
     "length_rewards",
     "length_targets",
+    "length_term",
     "length_to_logit",
     "length_to_u",
     "length_to_value",
@@ -177,12 +185,11 @@ __all__ = [
     "noise_corrected_r2",
     "noise_floor",
     "normalise_advantage",
-    "packed_discounted_returns",
-    "packed_remaining_lengths",
     "predict",
     "predicted_length",
     "prompt_boundary_length",
     "r2",
+    "read_critic",
     "recalibrate",
     "relative_error",
     "relative_error_by_position",
@@ -190,6 +197,7 @@ __all__ = [
     "resolution_limit",
     "select_candidates",
     "shaping_rewards",
+    "shaping_term",
     "shortest_of_group",
     "squared_error",
     "td_scores",

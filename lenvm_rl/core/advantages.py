@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lenvm_rl.core.checks import as_float, check_choice, check_same_shape, per_row
-from lenvm_rl.core.masked import masked_sum
+from lenvm_rl.core.losses import masked_sum
 from lenvm_rl.core.returns import gae, length_rewards, remaining_length
 from lenvm_rl.core.truncated import check_finished
 from lenvm_rl.core.values import check_gamma

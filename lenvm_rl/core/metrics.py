@@ -1,4 +1,4 @@
-"""How close are predictions to what happened?
+"""Measures of how close predictions are to what happened.
 
 Shapes: B sequences, T response positions, P relative positions, M any number of pairs. Functions
 that end in one number return a Python float and therefore wait for the device.
@@ -14,6 +14,10 @@ import torch
 from torch import Tensor
 
 from lenvm_rl.core.checks import as_float, check_fraction, check_rank, check_same_shape
+from lenvm_rl.core.losses import masked_sum
+from lenvm_rl.core.returns import discounted_returns, remaining_length
+from lenvm_rl.core.truncated import check_finished
+from lenvm_rl.core.values import check_gamma
 
 POSITIONS = (0.0, 0.25, 0.5, 0.75, 0.9)
 
@@ -138,6 +142,80 @@ def kendall_tau(x: Tensor, y: Tensor, *, chunk: int = 1024) -> float:
     return agreement / (math.sqrt(untied_x) * math.sqrt(untied_y))
 
 
+class ValueErrors:
+    """Errors of a length value model on finished responses, summed batch by batch.
+
+    Outcomes are single samples, so no model reaches 0: the variance of the returns G is what the
+    best constant has.
+
+    Args:
+        gamma: discount of the values.
+        positions: relative positions of `relative_errors`, see `at_positions`.
+    """
+
+    def __init__(self, *, gamma: float, positions: tuple[float, ...] = POSITIONS) -> None:
+        self._gamma, self._positions = check_gamma(gamma), positions
+        self.tokens = self.responses = 0
+        self._squares = self._bias = self._absolute = 0.0
+        self._returns = self._returns_squared = self._bias_s0 = 0.0
+        self._relative = torch.zeros(len(positions), dtype=torch.float64)
+
+    def add(self, mask: Tensor, values: Tensor, left: Tensor) -> None:
+        """Take a batch.
+
+        Args:
+            mask: [B, T], non-zero at the tokens that count, of finished completions.
+            values: [B, T], V(s_t) in [-1, 0].
+            left: [B, T], predicted tokens still to come.
+        """
+        rows = (mask != 0).any(1)
+        mask, v, left = mask[rows], values[rows].double(), left[rows].double()
+        returns = discounted_returns(mask, gamma=self._gamma).double()
+        true = remaining_length(mask).double()
+        error = returns - v  # of u = -V
+        self.tokens += int((mask != 0).sum())
+        self.responses += len(mask)
+        self._squares += masked_sum(error**2, mask).item()
+        self._bias += masked_sum(error, mask).item()
+        self._absolute += masked_sum((left - true).abs(), mask).item()
+        self._returns += masked_sum(returns, mask).item()
+        self._returns_squared += masked_sum(returns**2, mask).item()
+        self._bias_s0 += at_positions(error, mask, positions=(0.0,)).sum().item()
+        relative = relative_error_by_position(left, true, mask, positions=self._positions)
+        self._relative += relative.double().sum(0).cpu()
+
+    @property
+    def mse(self) -> float:
+        """Mean of (V - G)**2 over tokens."""
+        return self._squares / self.tokens
+
+    @property
+    def variance(self) -> float:
+        """Population variance of G over tokens, the mse of the best constant."""
+        return self._returns_squared / self.tokens - (self._returns / self.tokens) ** 2
+
+    @property
+    def bias(self) -> float:
+        """Mean of u_hat - u over tokens; above 0: predicts too long."""
+        return self._bias / self.tokens
+
+    @property
+    def bias_s0(self) -> float:
+        """Mean of u_hat - u over responses, at the prompt's end s_0."""
+        return self._bias_s0 / self.responses
+
+    @property
+    def length_error(self) -> float:
+        """Mean of |l_hat - l| over tokens, in tokens."""
+        return self._absolute / self.tokens
+
+    @property
+    def relative_errors(self) -> dict[float, float]:
+        """Mean over responses of |l_hat - l| / l, by position."""
+        means = (self._relative / self.responses).tolist()
+        return dict(zip(self._positions, means, strict=True))
+
+
 @dataclass(frozen=True, eq=False)
 class Calibration:
     """Predictions in bins of equal count, in increasing order: see `calibration`."""
@@ -176,6 +254,74 @@ def calibration(predicted: Tensor, actual: Tensor, *, bins: int = 10) -> Calibra
     mean_y = torch.stack([part.mean() for part in y_bins]).cpu()
     error = ((mean_p - mean_y).abs() * count).sum().item() / p.numel()
     return Calibration(count, mean_p, mean_y, error)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """1-of-k accuracy over the groups that could be judged."""
+
+    accuracy: float
+    """Share of groups whose shortest sample was picked; NaN without groups."""
+    chance: float
+    """What a guess among the samples scores on the same groups; NaN without groups."""
+    groups: int
+    """Groups with two or more finished samples of different lengths."""
+
+
+def shortest_of_group(
+    lengths_left: Tensor,
+    mask: Tensor,
+    finished: Tensor,
+    groups: Tensor,
+    *,
+    position: float = 0.5,
+) -> Ranking:
+    """1-of-k accuracy of predicted remaining lengths, as VinePPO judges critics.
+
+    Among k samples of a prompt that have run equally far, the one with the shortest predicted
+    remainder is picked; it should be the one that ends first. A value that knows nothing is right
+    with probability 1/k.
+
+    All samples of a group are judged after the same number of tokens,
+    floor(position * shortest length of the group). Cut samples take no part, since nobody knows
+    when they would have ended; nor do groups whose samples are equally long. Predictions that tie
+    share the pick.
+
+    Args:
+        lengths_left: [B, T], predicted tokens still to come at s_t (any decreasing order will do).
+        mask: [B, T], non-zero at generated tokens.
+        finished: [B] bool.
+        groups: [B] integers; rows with the same number are samples of one prompt.
+        position: in [0, 1).
+    """
+    check_rank(mask, name="mask", axes="BT")
+    check_same_shape(lengths_left=lengths_left, mask=mask)
+    if not check_fraction(position, name="position") < 1:
+        raise ValueError(f"position must be below 1, got {position}: at 1 the shortest has ended")
+    is_finished = check_finished(finished, mask)
+    counted = mask != 0
+    length_B = counted.sum(1)
+    # Columns of the tokens in order, then the padding.
+    column_BT = torch.argsort((~counted).int(), dim=1, stable=True)
+    right = chance = 0.0
+    judged = 0
+    for group in torch.unique(groups).tolist():
+        rows = ((groups == group) & is_finished & (length_B > 0)).nonzero()[:, 0]
+        if len(rows) < 2:
+            continue
+        lengths = length_B[rows]
+        shortest = lengths == lengths.min()
+        if shortest.all():
+            continue
+        column = column_BT[rows, int(position * int(lengths.min()))]
+        predicted = lengths_left[rows, column]
+        picked = predicted == predicted.min()
+        right += (picked & shortest).sum().item() / picked.sum().item()
+        chance += shortest.double().mean().item()
+        judged += 1
+    if not judged:
+        return Ranking(float("nan"), float("nan"), 0)
+    return Ranking(right / judged, chance / judged, judged)
 
 
 def _r2(predicted: Tensor, true: Tensor, var_of_truth: Tensor) -> float:

@@ -1,6 +1,6 @@
-"""What is the return of each response token?
+"""Returns of each response token: length rewards, closed form, lambda-returns, GAE.
 
-Shapes: B sequences, T response positions, N packed tokens. Position t of a response is the state
+Shapes: B sequences, T response positions. Position t of a response is the state
 s_t *before* token t was emitted (verl's shifted `values`), so the first response position is s_0
 and a response of L tokens, EOS included, has remaining lengths L, L - 1, ..., 1.
 
@@ -10,7 +10,7 @@ other tensors hold there never matters. Results are 0 there.
 
 Every generated token costs `r = -(1 - gamma)`; with lambda = 1 the return has the closed form
 `G_t = -(1 - gamma**(L - t))` (LenVM eq. 1-3), and the functions of that name use it.
-Completions cut by the token limit are the subject of `cuts`.
+Completions truncated by the token limit are the subject of `truncated`.
 """
 
 import torch
@@ -134,26 +134,30 @@ def gae(
     return torch.where(mask != 0, returns - as_float(values, name="values"), 0.0)
 
 
-def packed_remaining_lengths(lengths: Tensor, *, total: int | None = None) -> Tensor:
-    """`remaining_length` for responses laid end to end without padding (nested tensors).
+def td_scores(u: Tensor, *, gamma: float, ended: bool = True) -> Tensor:
+    """One-step TD score of every response token; positive: the token made the rest longer.
+
+        s_t = gamma u_t - u_{t-1} + (1 - gamma),   t = 1 .. L,   u_L = 0
+
+    A token that the value model foresaw leaves u on its own course: one token is spent, and nothing
+    else. A model that knows the remaining length scores 0 everywhere; over many samples a perfect
+    mean u scores 0 on average at every state. It is minus the residual of eq. 16, which written
+    with V has the opposite sign to its own text.
 
     Args:
-        lengths: [B] integer, tokens of each response, EOS included; 0 is allowed.
-        total: N = sum of lengths; given, no GPU has to be waited for.
+        u: [..., L] discounted lengths at the states s_0 .. s_{L-1}, in [0, 1]: before each response
+            token.
+        gamma: per-token discount in (0, 1).
+        ended: the last token is an EOS, after which u = 0. False (cut by the token limit): the
+            state after the last token is not known, and its score is NaN.
     Returns:
-        [N] float32: L_1, ..., 1, L_2, ..., 1, ...
+        [..., L] unitless, in [-gamma, 1], float64 (the difference of two u near 1 cancels).
+    Reference: LenVM section 5.4, eq. 16.
     """
-    check_rank(lengths, name="lengths", axes="B")
-    if lengths.is_floating_point() or lengths.is_complex():
-        raise ValueError(f"lengths must be integers, got {lengths.dtype}: pass token counts")
-    ends_N = lengths.cumsum(0).repeat_interleave(lengths, output_size=total)
-    positions_N = torch.arange(ends_N.numel(), device=lengths.device)
-    return (ends_N - positions_N).to(torch.float32)
-
-
-def packed_discounted_returns(lengths: Tensor, *, gamma: float, total: int | None = None) -> Tensor:
-    """`discounted_returns` for responses laid end to end: [N] float32 in (-1, 0)."""
-    return length_to_value(packed_remaining_lengths(lengths, total=total), gamma=gamma)
+    g = check_gamma(gamma)
+    u = as_float(u, name="u").double()
+    after = torch.zeros_like(u[..., :1]) if ended else torch.full_like(u[..., :1], torch.nan)
+    return g * torch.cat([u[..., 1:], after], dim=-1) - u + (1.0 - g)
 
 
 def _reverse_scan(add: Tensor, decay: Tensor, last: Tensor) -> Tensor:

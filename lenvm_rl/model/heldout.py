@@ -3,7 +3,7 @@
     mse                   mean of (V - G)**2 over all tokens of finished responses
     length_error          mean of |l_hat - l| over the same tokens, in tokens
     relative_error_PP     mean over responses of |l_hat - l| / l at PP % of the response
-    u_bias_s0       mean over responses of u_hat - u at s_0; above 0: predicts too long
+    u_bias_s0             mean over responses of u_hat - u at s_0; above 0: predicts too long
 
 Outcomes are single samples, so no model reaches 0; `mse_constant`, the variance of G, is what the
 best constant has. The paper's loss is a Huber loss that is quadratic on values: half of `mse`.
@@ -21,14 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lenvm_rl.core import (
-    at_positions,
-    length_to_value,
-    predicted_length,
-    relative_error,
-    remaining_length,
-    value_of_logit,
-)
+from lenvm_rl.core import ValueErrors, predicted_length, value_of_logit
 from lenvm_rl.model import LengthValueModel
 from lenvm_rl.model.forward import iter_logits, model_space
 from lenvm_rl.rollouts import Rollout
@@ -55,29 +48,17 @@ def heldout_errors(
             f"all {len(rows)} held-out completions were cut by the token limit: their lengths are "
             "not known. Sample with more tokens."
         )
-    gamma, space = model.config.require_gamma(), model_space(model)
-    values, errors, relative, first = [], [], [], []
+    space = model_space(model)
+    errors = ValueErrors(gamma=model.config.require_gamma(), positions=POSITIONS)
     for _, z in iter_logits(model, ended, token_budget=token_budget):
-        mask = torch.ones(1, len(z))
-        left = remaining_length(mask)
-        guess = predicted_length(z[None], **space)
-        values.append(
-            torch.stack([value_of_logit(z, **space), length_to_value(left[0], gamma=gamma)])
-        )
-        errors.append((guess - left)[0].abs())
-        relative.append(at_positions(relative_error(guess, left), mask, positions=POSITIONS)[0])
-        first.append(values[-1][1, :1] - values[-1][0, :1])  # u = -V
-    predicted, true = torch.cat(values, dim=1).double()
-    by_position = torch.stack(relative).double().mean(0)
+        values, left = value_of_logit(z, **space), predicted_length(z, **space)
+        errors.add(torch.ones(1, len(z)), values[None], left[None])
     return {
-        "mse": (predicted - true).square().mean().item(),
-        "mse_constant": true.var(correction=0).item(),
-        "length_error": torch.cat(errors).double().mean().item(),
-        **{
-            f"relative_error_{round(100 * position):02d}": error
-            for position, error in zip(POSITIONS, by_position.tolist(), strict=True)
-        },
-        "u_bias_s0": torch.cat(first).double().mean().item(),
+        "mse": errors.mse,
+        "mse_constant": errors.variance,
+        "length_error": errors.length_error,
+        **{f"relative_error_{round(100 * p):02d}": x for p, x in errors.relative_errors.items()},
+        "u_bias_s0": errors.bias_s0,
     }
 
 

@@ -29,14 +29,13 @@ A policy in training:
     length_state      what a checkpoint keeps of the length term
     data_columns      has every prompt the number that a setting reads
     data_truths       can the reward function grade every prompt
-    length_terms      values -> advantage, potential or budget term of every token
     group_reward      published length rewards over the samples of a prompt
     generated_tokens  tokens that the policy wrote in a session, counted where they are known
     reward_manager    true token counts for reward functions
     rollout_guidance  rollouts of vLLM that the LenVM steers, and the right policy ratio
     guided_agent_loop how a prompt's own target reaches vLLM
     gdpo              GDPO as an estimator choice
-    staleness         how wrong the length critic is on fresh responses
+    critic_drift      how wrong the length critic is on fresh responses
     policy_metrics    lengths, sizes of terms, alarms
     policy_trainer    the trainer mode that ties these together
 

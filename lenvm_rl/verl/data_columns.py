@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from lenvm_rl.verl.pretrain.settings import TOOL_AGENT
-from lenvm_rl.verl.rl.length_terms import positive_numbers
 
 
 def check_column(
@@ -87,3 +88,30 @@ def _column(dataframe: Any, column: str) -> list[Any]:
     if "extra_info" in dataframe.column_names:
         return [(info or {}).get(column) for info in dataframe["extra_info"]]
     return [None] * len(dataframe)
+
+
+def budgets_of(cells: list[object], column: str) -> Tensor:
+    """[B] budgets in tokens from a column of the data; raises as `positive_numbers` does."""
+    return positive_numbers(cells, "lenvm.budget_column", column)
+
+
+def positive_numbers(cells: list[object], setting: str, column: str) -> Tensor:
+    """[B] token counts from a column of the data that `setting` names.
+
+    Raises:
+        ValueError: missing or not positive, with how many and where the first is.
+    """
+    wrong = [i for i, cell in enumerate(cells) if not _is_budget(cell)]
+    if wrong:
+        raise ValueError(
+            f"{setting}={column}: {len(wrong)} of {len(cells)} prompts have no budget "
+            f"(row {wrong[0]}: {cells[wrong[0]]!r}). Give every prompt a number of response tokens "
+            "above 0, or leave those prompts out."
+        )
+    return torch.tensor([float(cell) for cell in cells])  # type: ignore[arg-type]
+
+
+def _is_budget(cell: object) -> bool:
+    if isinstance(cell, bool) or not hasattr(cell, "__float__"):
+        return False
+    return 0.0 < float(cell) < float("inf")  # type: ignore[arg-type]

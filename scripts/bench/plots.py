@@ -118,7 +118,7 @@ def plot_curves(runs: Rows, path: Path) -> Path:
     return save_figure(figure, path)
 
 
-def plot_staleness(runs: Rows, path: Path) -> Path | None:
+def plot_drift(runs: Rows, path: Path) -> Path | None:
     """Error of the values on fresh rollouts over training, frozen and refreshed; mean of seeds."""
     shown = {"objective": "frozen", "objective_refresh": "refreshed"}
     chosen = [run for run in runs if run["method"] in shown]

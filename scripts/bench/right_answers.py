@@ -37,8 +37,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from lenvm_rl.core import combine, length_to_u, u_to_length
-from lenvm_rl.verl.rl.length_terms import length_term
+from lenvm_rl.core import length_term, length_to_u, read_critic, u_to_length
 from lenvm_rl.verl.rl.policy_settings import PolicyLengthSettings
 from reward_fns import LENGTH_REWARDS
 from scripts.bench import harness
@@ -215,24 +214,28 @@ def advantages(world: World, arm: Arm, batch: Batch, p: float) -> Tensor:
     task = task_advantage(rewards, names)[:, None] * mask
     if arm.settings is None:
         return task
-    term = length_term(
+    critic = SimpleNamespace(
+        gamma=world.gamma, target="return", length_scale=None, answers=arm.answers
+    )
+    p = p if arm.critic == "exact" else world.start
+    times = STALE if arm.critic == "stale" else 1.0
+    logits = batch.logits(world, p, answers=arm.answers, times=times)
+    done = torch.ones(len(mask), dtype=torch.bool)
+    estimate, _ = read_critic(
+        critic, logits, batch.lengths, mask, done, correct, refit=arm.settings.recalibrates
+    )
+    return length_term(
         arm.settings,
-        SimpleNamespace(gamma=world.gamma, target="return", length_scale=None, answers=arm.answers),
-        batch.logits(
-            world,
-            p if arm.critic == "exact" else world.start,
-            answers=arm.answers,
-            times=STALE if arm.critic == "stale" else 1.0,
-        ),
-        batch.lengths,
+        estimate,
         mask,
-        torch.ones(len(mask), dtype=torch.bool),
+        done,
         task,
+        gamma=world.gamma,
         scale=arm.settings.make_controller().scale,
         correct=correct,
         groups=batch.groups,
-    )
-    return combine(task, term.scaled, mask, scale=1.0)
+        baseline=arm.settings.baseline_for(arm.answers),
+    ).total
 
 
 def train(world: World, arm: Arm, seed: int) -> float:

@@ -12,7 +12,7 @@ with one thread; a run that is finished is not run again, so a bench that was ki
 goes on, and one with more seeds or methods adds to what is there. Runs go seed by seed: what is
 there when the bench is stopped is a whole table of fewer seeds.
 
-Writes rl.json, rl.jsonl, rl_methods.csv, pareto.png, curves.png and staleness.png to --out, one
+Writes rl.json, rl.jsonl, rl_methods.csv, pareto.png, curves.png and drift.png to --out, one
 JSON per run to --out/runs. The last line of stdout is one JSON object.
 """
 
@@ -35,7 +35,7 @@ from scripts.bench import harness
 from scripts.bench.grpo.methods import Method, advantages, all_methods
 from scripts.bench.grpo.training import References, Settings, World, lenvm_of, policy_of, train
 from scripts.bench.harness import CONSOLE, part, show, smaller
-from scripts.bench.plots import plot_curves, plot_pareto, plot_staleness
+from scripts.bench.plots import plot_curves, plot_drift, plot_pareto
 from scripts.bench.pool import run_missing
 
 FIGURES = ("accuracy", "length", "tokens_per_correct", "share_truncated")
@@ -99,7 +99,7 @@ def run(options: Options) -> dict[str, Any]:
     Result("rl", figures, {"methods": rows}).save(options.out)
     plot_pareto(rows, (start["length"], start["accuracy"]), options.out / "pareto.png")
     plot_curves(runs, options.out / "curves.png")
-    plot_staleness(runs, options.out / "staleness.png")
+    plot_drift(runs, options.out / "drift.png")
     show_rows(rows, start, before["by_temperature"])
     return figures
 

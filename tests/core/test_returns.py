@@ -14,8 +14,6 @@ from lenvm_rl.core import (
     lambda_returns,
     length_rewards,
     length_to_value,
-    packed_discounted_returns,
-    packed_remaining_lengths,
     remaining_length,
 )
 
@@ -196,26 +194,6 @@ def test_dtypes_of_returns():
     assert double.dtype == torch.float64
 
 
-def test_packed_by_hand():
-    lengths = torch.tensor([3, 0, 1, 2])
-    expected = torch.tensor([3.0, 2.0, 1.0, 1.0, 2.0, 1.0])
-    assert_close(packed_remaining_lengths(lengths), expected)
-    assert_close(packed_remaining_lengths(lengths, total=6), expected)
-    values = torch.tensor([-0.875, -0.75, -0.5, -0.5, -0.75, -0.5])
-    assert_close(packed_discounted_returns(lengths, gamma=0.5), values)
-    assert packed_remaining_lengths(torch.tensor([], dtype=torch.int64)).shape == (0,)
-
-
-@given(lengths=st.lists(st.integers(0, 30), min_size=1, max_size=12))
-@settings(deadline=None, max_examples=60)
-def test_packed_equals_padded(lengths):
-    lengths = torch.tensor(lengths)
-    mask = torch.arange(31)[None, :] < lengths[:, None]
-    assert torch.equal(packed_remaining_lengths(lengths), remaining_length(mask)[mask])
-    packed = packed_discounted_returns(lengths, gamma=0.997, total=int(lengths.sum()))
-    assert torch.equal(packed, discounted_returns(mask, gamma=0.997)[mask])
-
-
 ONES = torch.ones(2, 3)
 
 
@@ -238,9 +216,6 @@ ONES = torch.ones(2, 3)
             lambda: gae(ONES, ONES, ONES, gamma=0.9, lam=1.0, bootstrap_value=torch.ones(3)),
             r"bootstrap_value must be a number or have shape \[2\], got \(3,\)",
         ),
-        (lambda: packed_remaining_lengths(torch.tensor([1.0])), "lengths must be integers"),
-        (lambda: packed_remaining_lengths(torch.ones(1, 1).long()), r"must have shape \[B\]"),
-        (lambda: packed_discounted_returns(torch.tensor([1]), gamma=1.2), "gamma must be in"),
     ],
 )
 def test_bad_input(call, message):

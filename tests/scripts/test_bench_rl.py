@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from lenvm_rl.core import length_term, read_critic
 from lenvm_rl.demo import policy_path
 from lenvm_rl.model import (
     LengthValueModel,
@@ -15,7 +16,6 @@ from lenvm_rl.model import (
     save_checkpoint,
 )
 from lenvm_rl.sampling.transformers.sampler import Completion, ContinuousSampler
-from lenvm_rl.verl.rl.length_terms import length_term
 from lenvm_rl.verl.rl.policy_settings import PolicyLengthSettings
 from reward_fns import LENGTH_REWARDS
 from scripts.bench import rl as bench_rl
@@ -176,17 +176,21 @@ def test_right_answers_get_the_trainers_own_term(answers):
         checkpoint="x", scale=1.0, applies_to="correct", normalise="batch_std"
     )
     plain = advantages(Method("none"), batch, None, lam=0.95)
+    critic = SimpleNamespace(gamma=GAMMA, target="return", length_scale=None, answers=answers)
+    logits = torch.logit(-torch.nn.functional.pad(values, (0, 1)))
+    lengths, correct = torch.tensor(batch.lengths), torch.tensor(batch.correct)
+    rows = (batch.mask, batch.finished)
+    estimate, _ = read_critic(critic, logits, lengths, *rows, correct, refit=settings.recalibrates)
     term = length_term(
         settings,
-        SimpleNamespace(gamma=GAMMA, target="return", length_scale=None, answers=answers),
-        torch.logit(-torch.nn.functional.pad(values, (0, 1))),
-        torch.tensor(batch.lengths),
-        batch.mask,
-        batch.finished,
+        estimate,
+        *rows,
         plain,
+        gamma=GAMMA,
         scale=1.0,
-        correct=torch.tensor(batch.correct),
+        correct=correct,
         groups=torch.tensor([0, 0, 1, 1]),
+        baseline=settings.baseline_for(answers),
     )
     got = advantages(Method("correct", 1), batch, None, lam=0.5)
     assert Method("correct", 1).strength == 1.0
@@ -309,7 +313,7 @@ def test_a_whole_bench_goes_on_where_it_was_killed(lenvm, tmp_path, capsys, monk
         "rl_methods.csv",
         "pareto.png",
         "curves.png",
-        "staleness.png",
+        "drift.png",
     } <= {path.name for path in tmp_path.iterdir()}
     started.clear()
     next(tmp_path.glob("runs/*/kimi-0.5-0.json")).unlink()

@@ -14,21 +14,17 @@ from lenvm_rl.core import (
     logit_to_length,
     remaining_length,
 )
-from lenvm_rl.rollouts import Rollout
-from lenvm_rl.verl.rl.length_terms import (
+from lenvm_rl.core.length_terms import (
     LengthValues,
+    advantage_metrics,
     advantage_term,
-    budgets_of,
     lambda_of,
     shaping_term,
     weights_of,
 )
-from lenvm_rl.verl.rl.policy_metrics import (
-    LengthAlarm,
-    advantage_metrics,
-    critic_metrics,
-    length_metrics,
-)
+from lenvm_rl.rollouts import Rollout
+from lenvm_rl.verl.data_columns import budgets_of
+from lenvm_rl.verl.rl.policy_metrics import LengthAlarm, critic_metrics, length_metrics
 from lenvm_rl.verl.rl.policy_settings import PolicyLengthSettings
 from lenvm_rl.verl.rl.rollout_batch import RolloutBatch
 
@@ -282,10 +278,10 @@ def test_groups_of_equal_samples_are_not_ranked():
 def test_sizes_of_the_two_terms():
     mask = torch.tensor([[1, 1, 0]])
     got = advantage_metrics(torch.tensor([[3.0, -3.0, 9.0]]), torch.tensor([[1.0, 1.0, 9.0]]), mask)
-    assert got["lenvm/task_advantage_rms"] == pytest.approx(3.0)
-    assert got["lenvm/advantage_share"] == pytest.approx(0.25)
+    assert got["task_advantage_rms"] == pytest.approx(3.0)
+    assert got["advantage_share"] == pytest.approx(0.25)
     zero = advantage_metrics(torch.zeros(1, 3), torch.zeros(1, 3), mask)
-    assert zero["lenvm/advantage_share"] == 0.0
+    assert zero["advantage_share"] == 0.0
 
 
 def test_the_alarm_warns_once_per_change(caplog):

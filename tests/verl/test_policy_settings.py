@@ -79,7 +79,13 @@ def test_refused_values_name_key_value_and_remedy(given, message):
 
 def test_an_unknown_key_is_refused_with_the_known_ones(config):
     set_keys(config, {"lenvm.scal": 0.9})
-    with pytest.raises(ValueError, match=r"unknown key.*: scal\. Known: checkpoint, use, scale"):
+    with pytest.raises(ValueError, match=r"unknown key.*: scal\. Known: use, .*checkpoint, scale"):
+        read_policy_settings(config)
+
+
+def test_a_key_that_has_a_new_name_is_refused_with_it(config):
+    set_keys(config, {"lenvm.cut": "drop"})
+    with pytest.raises(ValueError, match="lenvm.cut is called lenvm.truncated now"):
         read_policy_settings(config)
 
 

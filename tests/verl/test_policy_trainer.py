@@ -220,7 +220,7 @@ def test_a_frozen_critic_is_refitted_before_use(step, monkeypatch):
         seen.append((logits, returns, mask))
         return Recalibration(a=0.5, b=-1.0, before=0.04, after=0.01)
 
-    monkeypatch.setattr("lenvm_rl.verl.rl.length_terms.recalibrate", refit)
+    monkeypatch.setattr("lenvm_rl.core.length_terms.recalibrate", refit)
     task = verls(step, adv_estimator="grpo")
     queue, metrics, _ = step({"adv_estimator": "grpo"})
     moved = -torch.sigmoid(0.5 * LOGITS - 1.0)
@@ -471,8 +471,8 @@ def test_validation_logs_how_stale_the_critic_is(step, monkeypatch):
     assert set(metrics) == {
         f"val-lenvm/unknown/{name}" for name in ("value_rmse", "value_bias", "mae_tokens")
     }
-    trainer.settings = dataclasses.replace(trainer.settings, validate_staleness=False)
+    trainer.settings = dataclasses.replace(trainer.settings, validate_drift=False)
     assert set(trainer._validate()) == {"val-core/demo/acc/mean@1"}
-    trainer.settings = dataclasses.replace(trainer.settings, validate_staleness=True)
+    trainer.settings = dataclasses.replace(trainer.settings, validate_drift=True)
     trainer.length_critic = None
     assert set(trainer._validate()) == {"val-core/demo/acc/mean@1"}

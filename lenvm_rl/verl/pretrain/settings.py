@@ -104,6 +104,9 @@ def read_settings(config: DictConfig) -> LengthValueSettings:
     return LengthValueSettings(**given)
 
 
+_RENAMED = {"cut": "truncated", "validate_staleness": "validate_drift"}
+
+
 def read_block(config: DictConfig, settings: type, *, base: str, recipe: str) -> dict[str, Any]:
     """The `lenvm:` block of a composed configuration, as arguments of the dataclass `settings`.
 
@@ -123,7 +126,11 @@ def read_block(config: DictConfig, settings: type, *, base: str, recipe: str) ->
     if unknown:
         raise ValueError(
             f"unknown key(s) in the lenvm block: {', '.join(unknown)}. Known: {', '.join(known)}."
-            + (" lenvm.truncated is called lenvm.truncated now." if "truncated" in unknown else "")
+            + "".join(
+                f" lenvm.{old} is called lenvm.{_RENAMED[old]} now."
+                for old in unknown
+                if old in _RENAMED
+            )
         )
     return given
 

@@ -1,4 +1,4 @@
-"""How good is a length value model on held-out completions? Metrics, accumulated batch by batch.
+"""Metrics of a length value model on held-out completions, accumulated batch by batch.
 
     mse                      token-weighted squared error in the space of the training target
     r2                       share of the variance of the returns G_t that V(s_t) explains
@@ -23,8 +23,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from lenvm_rl.core import (
-    POSITIONS,
-    discounted_returns,
+    ValueErrors,
     label,
     masked_sum,
     mean_relative_error,
@@ -32,7 +31,6 @@ from lenvm_rl.core import (
     predict,
     predicted_length,
     prompt_boundary_length,
-    relative_error_by_position,
     remaining_length,
     squared_error,
     value_of_logit,
@@ -62,11 +60,9 @@ class HeldOut:
             "length_scale": loss.length_scale,
         }
         self._prompts: dict[str, _Prompt] = defaultdict(_Prompt)
-        self._errors: list[Tensor] = []
+        self._errors = ValueErrors(gamma=loss.gamma)
+        self._target_error = 0.0
         self._rows = self._truncated = 0
-        self._tokens = 0.0
-        self._target_error = self._value_error = 0.0
-        self._returns = self._returns_squared = 0.0
 
     def update(self, logits: Tensor, batch: TensorDict, rows: Sequence[Rollout]) -> None:
         """Add one batch.
@@ -84,10 +80,11 @@ class HeldOut:
         if not keep.any():
             return
         z, mask = states[keep, :-1].double(), mask[keep]
-        self._add_tokens(z, mask)
         lengths = predicted_length(z, **self._space)
-        error = relative_error_by_position(lengths, remaining_length(mask).double(), mask)
-        self._errors.append(error.float())
+        self._errors.add(mask, value_of_logit(z, **self._space), lengths)
+        wanted = label(remaining_length(mask).double(), **self._space)
+        error = squared_error(predict(z, target=self._loss.target), wanted)
+        self._target_error += float(masked_sum(error, mask.double()))
         for i, predicted in zip(batch["row_index"][keep].tolist(), lengths[:, 0], strict=True):
             prompt = self._prompts[rows[i].prompt_id]
             prompt.lengths.append(rows[i].length)
@@ -104,33 +101,19 @@ class HeldOut:
                 f"none of the {self._rows} held-out completions ended by itself, so no length is "
                 "known to compare with. Sample them with more tokens."
             )
-        errors = torch.cat(self._errors).mean(0)
-        mean = self._returns / self._tokens
-        variance = self._returns_squared / self._tokens - mean**2
+        errors = self._errors
         result = {
-            "mse": self._target_error / self._tokens,
+            "mse": self._target_error / errors.tokens,
             "share_truncated": self._truncated / self._rows,
             "completions": float(self._rows),
-            "tokens": self._tokens,
+            "tokens": float(errors.tokens),
             **self._prompt_metrics(),
         }
-        if variance > 0:
-            result["r2"] = 1.0 - self._value_error / self._tokens / variance
-        for position, value in zip(POSITIONS, errors.tolist(), strict=True):
+        if errors.variance > 0:
+            result["r2"] = 1.0 - errors.mse / errors.variance
+        for position, value in errors.relative_errors.items():
             result[f"relative_error/{round(100 * position):02d}"] = value
         return result
-
-    def _add_tokens(self, z: Tensor, mask: Tensor) -> None:
-        weights = mask.double()
-        returns = discounted_returns(mask, gamma=self._loss.gamma).double()
-        wanted = label(remaining_length(mask).double(), **self._space)
-        error = squared_error(predict(z, target=self._loss.target), wanted)
-        value_error = squared_error(value_of_logit(z, **self._space), returns)
-        self._tokens += float(weights.sum())
-        self._target_error += float(masked_sum(error, weights))
-        self._value_error += float(masked_sum(value_error, weights))
-        self._returns += float(masked_sum(returns, weights))
-        self._returns_squared += float(masked_sum(returns * returns, weights))
 
     def _prompt_metrics(self) -> dict[str, float]:
         prompts = list(self._prompts.values())

@@ -1,4 +1,4 @@
-"""What is logged about lengths while a policy trains?
+"""Metrics of lengths and of the length critic while a policy trains.
 
 length/mean, p50, p95, max        tokens that the policy wrote in a session, EOS included
 length/share_truncated            sessions with a response without EOS (verl's clip
@@ -10,7 +10,7 @@ lenvm/scale                       of the length term in this step
 lenvm/advantage_rms, task_advantage_rms, advantage_share
                                   scaled length term, task term, first / (first + second)
 lenvm/value_rmse, value_bias, mae_tokens
-                                  how stale the critic is on these fresh responses (`staleness`)
+                                  drift of the critic: its error on these fresh responses
 lenvm/recalibration_a, _b         z' = a z + b that the critic's logits were refitted by
 lenvm/recalibration_rmse_before, _after
                                   root mean square of u_hat - u on the completions fitted to
@@ -25,19 +25,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from lenvm_rl.core import Recalibration, masked_mean, shortest_of_group
+from lenvm_rl.core import LengthValues, Recalibration, shortest_of_group
 from lenvm_rl.rollouts.atomic import replacing
-from lenvm_rl.verl.rl.length_terms import LengthValues
+from lenvm_rl.verl.rl.critic_drift import drift
 from lenvm_rl.verl.rl.rollout_batch import RolloutBatch
-from lenvm_rl.verl.rl.staleness import staleness
 
 logger = logging.getLogger(__name__)
 
 
 def length_metrics(rollouts: RolloutBatch) -> dict[str, float]:
-    """Lengths, cuts and accuracy of the sessions of a batch."""
+    """Lengths, truncations and accuracy of the sessions of a batch."""
     samples = rollouts.samples
     lengths = samples.lengths.double()
     right = samples.correct.double().clamp(0.0, 1.0)
@@ -58,8 +56,7 @@ def critic_metrics(
     rollouts: RolloutBatch, estimate: LengthValues, *, gamma: float
 ) -> dict[str, float]:
     """Error of the values on fresh responses, and whether they rank samples of a prompt."""
-    errors = staleness(rollouts, estimate, gamma=gamma)
-    result = {f"lenvm/{name}": value for name, value in errors.items()}
+    result = {f"lenvm/{k}": v for k, v in drift(rollouts, estimate, gamma=gamma).items()}
     ranking = shortest_of_group(
         estimate.left, rollouts.mask, rollouts.finished, rollouts.groups, position=0.5
     )
@@ -78,22 +75,6 @@ def recalibration_metrics(fit: Recalibration | None) -> dict[str, float]:
         "lenvm/recalibration_b": fit.b,
         "lenvm/recalibration_rmse_before": fit.before**0.5,
         "lenvm/recalibration_rmse_after": fit.after**0.5,
-    }
-
-
-def advantage_metrics(task: Tensor, scaled: Tensor, mask: Tensor) -> dict[str, float]:
-    """Sizes of the two terms of the advantage, over the tokens of `mask`."""
-    tokens = (mask != 0).sum()
-    if not tokens:
-        return {}
-    sizes = [
-        masked_mean(term.double() ** 2, mask, denom=tokens).sqrt().item() for term in (task, scaled)
-    ]
-    total = sum(sizes)
-    return {
-        "lenvm/task_advantage_rms": sizes[0],
-        "lenvm/advantage_rms": sizes[1],
-        "lenvm/advantage_share": sizes[1] / total if total else 0.0,
     }
 
 

@@ -17,10 +17,10 @@ from verl.trainer.ppo.utils import need_critic
 from lenvm_rl.core import (
     BASELINES,
     BUDGETS,
-    CLAMP,
     NORMALISATIONS,
     TRUNCATIONS,
     Controller,
+    TermSettings,
     check_gamma,
     check_scale,
     make_controller,
@@ -39,41 +39,27 @@ DISCOUNTING = ("gae", "reinforce_plus_plus")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyLengthSettings:
-    """The `lenvm:` block of the configuration. Checked on construction."""
+class PolicyLengthSettings(TermSettings):
+    """The `lenvm:` block of the configuration: the term, and all around it. Checked on
+    construction."""
 
     checkpoint: str | None = None
     """The LenVM, pretrained on the policy: directory, hub id, or `demo`. None: no length critic
     (use=none)."""
-    use: str = "objective"
-    """objective: A_task + scale * A_len. shaping: a potential in the token rewards. budget:
-    A_task + scale * the advantage for meeting the prompt's budget. none: values are only logged."""
     scale: float | None = None
     """Constant scale of the length term; above 0 shortens. Or give a controller."""
     controller: dict[str, Any] | None = None
     """{kind: constant | linear | cosine | dual, ...}, see lenvm_rl.core.controllers."""
     gamma: float | str = AUTO
     """auto: the checkpoint's. A number is checked against it."""
-    lam: float | str = AUTO
-    """Lambda of the length advantage in [0, 1]; the task's is algorithm.lam. auto: by the mean
-    length of the completions that get the term, step by step (`lam_for_length`)."""
     gamma_shape: float | str = AUTO
     """Discount of shaping. auto: algorithm.gamma where the estimator discounts, else 1."""
-    normalise: str = "none"
-    """none, or batch_std: divide the length advantage by its own standard deviation, over the
-    completions that get the term."""
-    applies_to: str = "all"
-    """all: every completion gets the length term. correct: each gets it times its task score (the
-    grader's `acc`, else its reward, within 0..1), so wrong answers are not pushed to be short."""
     baseline: str = AUTO
     """Against what a right answer's length is judged with applies_to=correct, see
     `lenvm_rl.core.correct_answers`. correct: the LenVM, trained on right answers (`lenvm grade`).
     group: the right answers of its prompt, without the LenVM; lam has no effect. auto: `correct`
     where the LenVM is one of correct answers, else `group`. all: a LenVM of all answers, an
     ablation: where right answers are the long ones it teaches to be wrong."""
-    clamp: float | None = CLAMP
-    """With applies_to=correct: the largest share, in [0, 1], that the length term of a token may
-    take of its answer's lead over the wrong answers of the prompt. null: no bound (an ablation)."""
     recalibrate: bool | str = AUTO
     """Refit the critic's logits, two numbers, to every batch before use. auto: where it is frozen
     and part of the advantage (objective, budget)."""
@@ -84,8 +70,6 @@ class PolicyLengthSettings:
     """What refresh makes of cut completions: drop, bootstrap or censored."""
     budget_column: str | None = None
     """Column of the data with every prompt's budget (response tokens, EOS included)."""
-    budget_kind: str = "equal"
-    """equal: meet the budget. at_most: stay within it."""
     rollout_guidance: dict[str, Any] | None = None
     """{mode, target | column | beta | scale, ...}: vLLM's training rollouts are guided by the
     LenVM, see `rollout_guidance`."""
@@ -96,7 +80,7 @@ class PolicyLengthSettings:
     """Alarm when the mean length falls below this share of its first value."""
     alarm_high: float = 3.0
     """Alarm when it rises above this multiple."""
-    validate_staleness: bool = True
+    validate_drift: bool = True
     """Run the length critic in validations too, for val-lenvm/*: there it needs its memory beside
     the awake rollout engine's. Its errors on training rollouts are logged either way."""
     dump_dir: str | None = None

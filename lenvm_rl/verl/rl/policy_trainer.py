@@ -24,20 +24,24 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.debug import marked_timer
 from verl.workers.config import HFModelConfig
 
-from lenvm_rl.core import combine
+from lenvm_rl.core import LengthValues, length_term, read_critic, shaping_term
 from lenvm_rl.verl import checkpoint as checkpoints
-from lenvm_rl.verl.data_columns import check_column, check_own_words, check_text_only
+from lenvm_rl.verl.data_columns import (
+    budgets_of,
+    check_column,
+    check_own_words,
+    check_text_only,
+)
 from lenvm_rl.verl.plugin import POLICY_TRAINER_MODE, check_registered
 from lenvm_rl.verl.queue import eos_ids
+from lenvm_rl.verl.rl.critic_drift import SOURCE, ValidationDrift, each_sample
 from lenvm_rl.verl.rl.data_truths import check_truths
 from lenvm_rl.verl.rl.gdpo import check_gdpo, gdpo_fields
 from lenvm_rl.verl.rl.group_reward import GroupReward
 from lenvm_rl.verl.rl.length_critic import LengthCritic
 from lenvm_rl.verl.rl.length_state import LengthState
-from lenvm_rl.verl.rl.length_terms import LengthValues, budgets_of, length_term, shaping_term
 from lenvm_rl.verl.rl.policy_metrics import (
     LengthAlarm,
-    advantage_metrics,
     critic_metrics,
     dump_step,
     length_metrics,
@@ -50,7 +54,6 @@ from lenvm_rl.verl.rl.policy_settings import (
 )
 from lenvm_rl.verl.rl.rollout_batch import RolloutBatch, read_rollouts
 from lenvm_rl.verl.rl.rollout_guidance import AGENT_LOOP
-from lenvm_rl.verl.rl.staleness import SOURCE, ValidationStaleness, each_sample
 
 
 @register_trainer(POLICY_TRAINER_MODE)
@@ -117,14 +120,14 @@ class LengthAwareTrainer(PPOTrainerSync):
         return super()._submit_batch_to_rollout(batch)
 
     def _validate(self) -> dict[str, float]:
-        """verl's metrics, and how stale the length critic is on these completions."""
-        if self.length_critic is None or not self.settings.validate_staleness:
+        """verl's metrics, and how far the length critic has drifted on these completions."""
+        if self.length_critic is None or not self.settings.validate_drift:
             return super()._validate()
-        seen = ValidationStaleness(gamma=self.length_critic.gamma)
+        seen = ValidationDrift(gamma=self.length_critic.gamma)
 
         def look(batch: KVBatchMeta) -> None:
             rollouts = read_rollouts(batch, eos=self._eos, columns=(SOURCE,))
-            seen.add(rollouts, LengthValues.of(self.length_critic, rollouts.rows)[0])
+            seen.add(rollouts, self._estimate(rollouts)[0])
 
         with each_sample(self.replay_buffer, look):
             metrics = super()._validate()
@@ -184,9 +187,15 @@ class LengthAwareTrainer(PPOTrainerSync):
         if self.length_critic is None:
             return None, None
         with marked_timer("len_values", self.timing_raw, color="cyan"):
-            estimate, logits = LengthValues.of(self.length_critic, rollouts.rows)
+            estimate, logits = self._estimate(rollouts)
         rollouts.put(len_values=estimate.values)
         return estimate, logits
+
+    def _estimate(self, rollouts: RolloutBatch) -> tuple[LengthValues, Tensor]:
+        """Values of these completions as the critic says them, and its raw outputs [B, T + 1]."""
+        logits = self.length_critic.logits(rollouts.rows)
+        lengths = torch.tensor([row.length for row in rollouts.rows])
+        return LengthValues.of_logits(logits, lengths, self.length_critic.model), logits
 
     def _with_shaping(
         self,
@@ -217,27 +226,36 @@ class LengthAwareTrainer(PPOTrainerSync):
         task = rollouts.get("advantages")
         if self.settings.use == "none" or logits is None:
             return {"task": task, "total": task}
-        column = self.settings.budget_column
-        trained = rollouts.get("response_mask")  # verl's rejection sampling may have masked rows
-        term = length_term(
-            self.settings,
-            self.length_critic.model,
+        settings, model = self.settings, self.length_critic.model
+        lengths = torch.tensor([row.length for row in rollouts.rows])
+        estimate, fit = read_critic(
+            model,
             logits,
-            torch.tensor([row.length for row in rollouts.rows]),
+            lengths,
+            rollouts.mask,
+            rollouts.finished,
+            rollouts.correct,
+            refit=settings.recalibrates,
+        )
+        column = settings.budget_column
+        term = length_term(
+            settings,
+            estimate,
             rollouts.mask,
             rollouts.finished,
             task,
+            gamma=model.gamma,
             scale=scale,
             correct=rollouts.correct,
             groups=rollouts.groups,
+            baseline=settings.baseline_for(model.answers),
             budget=None if column is None else budgets_of(rollouts.columns[column], column),
-            trained=trained,
+            trained=rollouts.get("response_mask"),  # verl's rejection sampling may have masked rows
         )
-        total = combine(task, term.scaled, trained, scale=1.0).to(task.dtype)
-        rollouts.put(advantages=total)
-        metrics.update(advantage_metrics(task, term.scaled, trained))
-        metrics.update(recalibration_metrics(term.fit))
-        return {"task": task, "length": term.unit, "total": total}
+        rollouts.put(advantages=term.total)
+        metrics.update({f"lenvm/{name}": value for name, value in term.metrics.items()})
+        metrics.update(recalibration_metrics(fit))
+        return {"task": task, "length": term.unit, "total": term.total}
 
     def _refresh(self, rollouts: RolloutBatch, metrics: dict) -> None:
         rollouts.check_own_words("lenvm.refresh=true")

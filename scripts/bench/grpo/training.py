@@ -262,7 +262,7 @@ def _measure(batch: Graded) -> dict[str, float]:
         "length": sum(batch.lengths) / len(batch.lengths),
         **_reference(batch),
         "share_truncated": 1.0 - batch.finished.float().mean().item(),
-        **_staleness(batch, ended),
+        **_drift(batch, ended),
     }
 
 
@@ -272,7 +272,7 @@ def _reference(batch: Graded) -> dict[str, float]:
     return {} if None in known else {"reference_length": sum(known) / len(known)}
 
 
-def _staleness(batch: Graded, ended: torch.Tensor) -> dict[str, float]:
+def _drift(batch: Graded, ended: torch.Tensor) -> dict[str, float]:
     """RMSE and bias of the horizon against what the completions turned out to be."""
     error = batch.values - discounted_returns(batch.mask, gamma=batch.gamma)
     tokens = float(ended.sum()) or 1.0

@@ -6,9 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lenvm_rl.core import discounted_returns, remaining_length
-from lenvm_rl.verl.rl.length_terms import LengthValues
-from lenvm_rl.verl.rl.staleness import ValidationStaleness, each_sample, staleness
+from lenvm_rl.core import LengthValues, discounted_returns, remaining_length
+from lenvm_rl.verl.rl.critic_drift import ValidationDrift, drift, each_sample
 
 GAMMA = 0.9
 LENGTHS = [3, 1, 5, 4]
@@ -33,24 +32,24 @@ def estimate(value_off=0.0, tokens_off=0.0):
 
 
 def test_a_perfect_critic_has_no_error():
-    figures = staleness(rollouts(), estimate(), gamma=GAMMA)
+    figures = drift(rollouts(), estimate(), gamma=GAMMA)
     assert figures == pytest.approx({"value_rmse": 0, "value_bias": 0, "mae_tokens": 0}, abs=1e-6)
 
 
 def test_predicting_too_long_has_a_positive_bias():
-    figures = staleness(rollouts(), estimate(0.1, 2.0), gamma=GAMMA)
+    figures = drift(rollouts(), estimate(0.1, 2.0), gamma=GAMMA)
     assert figures == pytest.approx({"value_rmse": 0.1, "value_bias": 0.1, "mae_tokens": 2.0})
 
 
 def test_cut_responses_do_not_count():
     given = estimate()
     given.values[3] = -1.0
-    assert staleness(rollouts(), given, gamma=GAMMA)["value_rmse"] == pytest.approx(0, abs=1e-6)
-    assert staleness(rollouts(finished=[False] * 4), given, gamma=GAMMA) == {}
+    assert drift(rollouts(), given, gamma=GAMMA)["value_rmse"] == pytest.approx(0, abs=1e-6)
+    assert drift(rollouts(finished=[False] * 4), given, gamma=GAMMA) == {}
 
 
 def test_each_source_has_its_own_figures_over_all_batches():
-    seen = ValidationStaleness(gamma=GAMMA)
+    seen = ValidationDrift(gamma=GAMMA)
     seen.add(rollouts(), estimate(0.1))  # a: 3 + 5 tokens, b: 1 (its other response was cut)
     seen.add(rollouts(sources=["b"] * 4), estimate(-0.2, 1.0))  # b: 9 tokens
     metrics = seen.metrics()
@@ -62,7 +61,7 @@ def test_each_source_has_its_own_figures_over_all_batches():
 
 
 def test_data_without_sources_is_one_unknown_source():
-    seen = ValidationStaleness(gamma=GAMMA)
+    seen = ValidationDrift(gamma=GAMMA)
     seen.add(rollouts(sources=None), estimate())
     assert set(seen.metrics()) == {
         f"val-lenvm/unknown/{name}" for name in ("value_rmse", "value_bias", "mae_tokens")
