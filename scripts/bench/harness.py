@@ -29,7 +29,7 @@ from scripts.bench.pool import RunsFailed
 
 NAMES = (
     *("rl", "budgets", "right_answers", "rl_cost"),
-    *("pretrain", "rollouts", "sampler", "sampling"),
+    *("pretrain", "rollouts", "stream", "sampler", "sampling"),
     *("guidance", "floor", "exactness", "endurance"),
     *("real_text", "scheduling", "viewer"),
 )

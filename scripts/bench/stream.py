@@ -20,28 +20,61 @@ memory per further token, in bytes, from the smallest to the largest size.
 
 from __future__ import annotations
 
-import argparse
-import json
 import pickle
-import shutil
-import subprocess
+import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lenvm_rl.rollouts import Rollout, RolloutStream
-from scripts.bench.rollouts import SAMPLES, generate
+from lenvm_rl.rollouts import Rollout, RolloutReader, RolloutStream
+from scripts.bench import harness
+from scripts.bench.harness import CONSOLE
+from scripts.bench.rollouts import SAMPLES, generate, in_fresh_process
 
 BATCH, WINDOW, AFTER = 256, 16_384, 4
 COLUMNS = ["prompt_id", "sample_id", "prompt_ids", "response_ids", "finish_reason"]
 READERS = ("stream", "mapped", "streaming")
 
 
-def open_reader(kind: str, data: Path, cache: Path) -> tuple[Any, Iterator[list[Rollout]]]:
+@dataclass(frozen=True, kw_only=True)
+class Options(harness.Options):
+    """Sizes."""
+
+    tokens: str = "30e6,300e6"
+    """Sizes of the generated files in tokens, comma-separated."""
+    readers: str = ",".join(READERS)
+    """What is measured."""
+    dir: Path | None = None
+    """Where to put the files for the time of the run."""
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Figures of every size and reader, and by how much memory grows with the tokens."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the files are removed then too
+    readers, sizes = options.readers.split(","), []
+    for size in options.tokens.split(","):
+        with tempfile.TemporaryDirectory(prefix="bench_stream_", dir=options.dir) as root:
+            data = Path(root) / "rollouts"
+            found: dict[str, Any] = {"file": generate(data, int(float(size)))}
+            for kind in readers:
+                found[kind] = in_process(epoch, kind, data) | in_process(resume, kind, data)
+                CONSOLE.print(f"{size} {kind}: {found[kind]}")
+            sizes.append(found)
+    figures: dict[str, Any] = {"batch": BATCH, "window": WINDOW, "sizes": sizes}
+    for kind in readers:
+        grown = sizes[-1][kind]["anonymous_mib"] - sizes[0][kind]["anonymous_mib"]
+        more = sizes[-1]["file"]["tokens"] - sizes[0]["file"]["tokens"]
+        figures[f"{kind}_slope"] = round(grown * 2**20 / more, 3) if more else None
+    return figures
+
+
+def open_reader(kind: str, data: Path) -> tuple[Any, Callable[[], Iterator[list[Rollout]]]]:
     """Something with `state_dict` and `load_state_dict`, and a function that starts its batches."""
     if kind == "stream":
         stream = RolloutStream(data, seed=0, epochs=1, window_rows=WINDOW, columns=[])
@@ -58,7 +91,7 @@ def open_reader(kind: str, data: Path, cache: Path) -> tuple[Any, Iterator[list[
         rows = rows.shuffle(seed=0, buffer_size=WINDOW)
         loader = StatefulDataLoader(rows, BATCH, collate_fn=to_rollouts)
     else:
-        table = load_dataset("parquet", cache_dir=str(cache), **options).with_format("arrow")
+        table = load_dataset("parquet", cache_dir=str(data / kind), **options).with_format("arrow")
         order = RandomSampler(table, generator=torch.Generator().manual_seed(0))
         loader = StatefulDataLoader(Mapped(table), BATCH, sampler=order, collate_fn=list)
     return loader, lambda: iter(loader)
@@ -112,15 +145,15 @@ def memory() -> dict[str, float]:
     return {"resident": kib["VmRSS"] / 1024, "anonymous": kib["RssAnon"] / 1024}
 
 
-def epoch(kind: str, data: Path, cache: Path) -> dict[str, Any]:
+def epoch(kind: str, data: Path) -> dict[str, Any]:
     """One epoch, with the state in its middle and the keys that come after it."""
     if kind != "stream":
         import datasets  # noqa: F401 (an import is no memory of the data)
         import torch  # noqa: F401
         import torchdata.stateful_dataloader  # noqa: F401
     watch, started, before = Memory(), time.perf_counter(), time.process_time()
-    reader, batches = open_reader(kind, data, cache)
-    total = json.loads((data / "generated.json").read_text())["rows"]
+    reader, batches = open_reader(kind, data)
+    total = len(RolloutReader(data))
     seen = bytearray(total)
     rows = tokens = 0
     first, half = 0.0, total // 2
@@ -138,7 +171,7 @@ def epoch(kind: str, data: Path, cache: Path) -> dict[str, Any]:
             seen[int(name.removeprefix("prompt-")) * SAMPLES + sample] += 1
     seconds = time.perf_counter() - started - first
     (data / f"{kind}.pickle").write_bytes(pickle.dumps((state, after)))
-    copy = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
+    copy = sum(file.stat().st_size for file in (data / kind).rglob("*") if file.is_file())
     return {
         "first_batch_s": round(first, 2),
         "rows": rows,
@@ -152,11 +185,11 @@ def epoch(kind: str, data: Path, cache: Path) -> dict[str, Any]:
     }
 
 
-def resume(kind: str, data: Path, cache: Path) -> dict[str, Any]:
+def resume(kind: str, data: Path) -> dict[str, Any]:
     """Go on in the middle of the epoch: are the next rows the same?"""
     state, after = pickle.loads((data / f"{kind}.pickle").read_bytes())
     started = time.perf_counter()
-    reader, batches = open_reader(kind, data, cache)
+    reader, batches = open_reader(kind, data)
     reader.load_state_dict(state)
     found, first = [], 0.0
     for batch in batches():
@@ -167,48 +200,10 @@ def resume(kind: str, data: Path, cache: Path) -> dict[str, Any]:
     return {"exact": found == after, "resume_s": round(first, 2)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m scripts.bench stream", description=__doc__)
-    parser.add_argument("--tokens", default="30e6,300e6", help="sizes of the generated files")
-    parser.add_argument("--readers", default=",".join(READERS), help="what is measured")
-    parser.add_argument("--dir", help="where the files stand for the time of the run")
-    parser.add_argument("--json", help="write the figures to this file too")
-    parser.add_argument("--part", nargs=3, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.part:
-        task, kind, data = args.part
-        run = {"epoch": epoch, "resume": resume}[task]
-        print(json.dumps(run(kind, Path(data), Path(data) / f"cache-{kind}")))
-        return
-    figures: dict[str, Any] = {"bench": "stream", "batch": BATCH, "window": WINDOW, "sizes": []}
-    for size in args.tokens.split(","):
-        data = Path(tempfile.mkdtemp(prefix="bench_stream_", dir=args.dir))
-        try:
-            found = {"file": generate(data / "rollouts", int(float(size)))}
-            (data / "rollouts" / "generated.json").write_text(json.dumps(found["file"]))
-            for kind in args.readers.split(","):
-                found[kind] = part("epoch", kind, data) | part("resume", kind, data)
-                print(f"{size} {kind}: {found[kind]}", file=sys.stderr, flush=True)
-            figures["sizes"].append(found)
-        finally:
-            shutil.rmtree(data)
-    small, large = figures["sizes"][0], figures["sizes"][-1]
-    more = large["file"]["tokens"] - small["file"]["tokens"]
-    for kind in args.readers.split(","):
-        grown = large[kind]["anonymous_mib"] - small[kind]["anonymous_mib"]
-        figures[f"{kind}_slope"] = round(grown * 2**20 / more, 3) if more else None
-    line = json.dumps(figures)
-    if args.json:
-        Path(args.json).write_text(line + "\n")
-    print(line)
+def in_process(read: Callable[[str, Path], dict[str, Any]], kind: str, data: Path) -> dict:
+    """One measurement in a process of its own."""
+    return in_fresh_process(partial(_one, read, kind), data, WINDOW)
 
 
-def part(task: str, kind: str, data: Path) -> dict[str, Any]:
-    """One measurement in a fresh process."""
-    command = [sys.executable, "-m", "scripts.bench.stream", "--part", task, kind]
-    done = subprocess.run([*command, str(data / "rollouts")], check=True, stdout=subprocess.PIPE)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-if __name__ == "__main__":
-    main()
+def _one(read: Callable[[str, Path], dict[str, Any]], kind: str, data: Path, _: int) -> dict:
+    return read(kind, data)
