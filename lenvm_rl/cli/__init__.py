@@ -28,7 +28,7 @@ from lenvm_rl.cli.missing import what_is_missing
 from lenvm_rl.cli.table import COMMANDS, GONE, GROUPS, RENAMED
 
 _OLD = ["sampling", "guidance", "evals", "tradeoff", "lifebench", "scaling", "eval_all"]
-__all__ = ["COMMANDS", "call", "main", "options_of_command"]
+__all__ = ["COMMANDS", "GROUPS", "call", "main", "options_of_command"]
 
 
 def main() -> None:
@@ -93,7 +93,17 @@ def options_of_command(name: str) -> list[str]:
     """The options of a command as they are written, `--json` among them."""
     from lenvm_rl.cli.options import options_of
 
-    return [option.flag for option in options_of(imported(COMMANDS[name].function))] + ["--json"]
+    if COMMANDS[name].function == "old":
+        import typer.main
+
+        for module in _OLD:
+            import_module(f"lenvm_rl.cli.{module}")
+        command = typer.main.get_command(import_module("lenvm_rl.cli.app").app)
+        for word in name.split():
+            command = command.commands[word]
+        return [option for parameter in command.params for option in parameter.opts]
+    options = options_of(imported(COMMANDS[name].function))
+    return [option.flag for option in options.values()] + ["--json"]
 
 
 def _command_of(words: list[str]) -> tuple[str, list[str]]:

@@ -314,8 +314,8 @@ def convert(
 
 
 def init(
-    out: Path,
     *,
+    out: Path,
     policy: str | None = None,
     tokenizer: str | None = None,
     hidden_size: int = 256,

@@ -4,12 +4,13 @@ A parameter is an option of its name; the fields of a settings dataclass are opt
 and defaults are those of the signature, help is the docstring's `Args:` and the docstrings of
 fields; what a word such as --lenvm means everywhere is said once, in `words`. Types:
 
-    bool                      a flag
-    Sequence[X], tuple[X, ..]  commas between: --loads 0.8,1.1
-    list[X]                   the option is repeated: --exclude a.jsonl --exclude b.jsonl
-    X | None                  may be left out
+    bool                        a flag
+    Literal["a", "b"]           one of these
+    Sequence[X], tuple[X, ...]  commas between: --loads 0.8,1.1
+    list[X]                     the option is repeated: --exclude a.jsonl --exclude b.jsonl
+    X | None                    may be left out
 
-Parameters of other types keep their defaults and are no options (`progress`, say).
+Parameters of other types keep their defaults and are no options.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -32,15 +33,17 @@ import tyro
 from lenvm_rl.cli.table import Command
 from lenvm_rl.cli.words import WORDS
 
-_NOTHING = inspect.Parameter.empty
-_SCALARS = {int: "a whole number", float: "a number", str: "text", Path: "a path"}
-
-
-HIDDEN = ("extra", "progress")  # parameters that are no options, though their types would do
+_REQUIRED = inspect.Parameter.empty
+_SHOWN = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
+_CALLED = {int: "a whole number", float: "a number", str: "text", Path: "a path"}
+_HIDDEN = ("extra", "progress")  # no options, though their types would do
 
 
 class Mistake(Exception):
-    """A value that an option cannot take; its text is the sentence for the user."""
+    """A value that an option cannot take; its text is the sentence for the user.
+
+    No ValueError, of which tyro would make a box.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +52,10 @@ class Option:
 
     name: str
     kind: Any
-    """int, float, str, Path, bool, or tuple of choices."""
-    default: Any = _NOTHING
+    """int, float, str, Path, bool, or a tuple of choices."""
+    default: Any = _REQUIRED
     help: str = ""
-    many: str = ""
-    """"commas", "repeated", or one value only."""
+    many: Literal["", "commas", "repeated"] = ""
 
     @property
     def flag(self) -> str:
@@ -62,10 +64,7 @@ class Option:
 
 
 def parse(
-    function: Callable[..., Any],
-    words: Sequence[str],
-    prog: str,
-    command: Command,
+    function: Callable[..., Any], words: Sequence[str], prog: str, command: Command
 ) -> tuple[dict[str, Any], Path | None]:
     """Arguments to call `function` with, and the file of --json.
 
@@ -74,90 +73,111 @@ def parse(
         ValueError: settings that contradict each other; names that stand for nothing.
         SystemExit: --help was asked for, or an option is missing or unknown (status 2).
     """
-    options = {option.name: option for option in options_of(function)}
+    options = options_of(function)
+    by_place = [options.pop(name) for name in command.by_place]
     options["json"] = Option("json", Path, None, "Also write the figures to this file.")
-    positional = command.by_place
-    fields = [_field(option, by_place=name in positional) for name, option in options.items()]
-    fields.sort(key=lambda field: positional.index(field[0]) if field[0] in positional else 99)
-    config = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
-    common: dict[str, Any] = {"prog": prog, "args": words}
-    common["description"] = _description(function)
-    namespace = dataclasses.make_dataclass("Options", fields, kw_only=True)
-    extra: list[str] = []
-    if command.passes_on:
-        parsed, extra = tyro.cli(namespace, config=config, return_unknown_args=True, **common)
-    else:
-        parsed = tyro.cli(namespace, config=config, **common)
-    given = {
-        option.name: _whole(option, getattr(parsed, option.name)) for option in options.values()
-    }
+    fields = [_field(option, by_place=True) for option in by_place]
+    fields += [_field(option, by_place=False) for option in options.values()]
+    parsed = tyro.cli(
+        dataclasses.make_dataclass("Options", fields, kw_only=True),
+        prog=prog,
+        args=words,
+        description=_description(function),
+        config=(tyro.conf.FlagCreatePairsOff,),
+        return_unknown_args=command.passes_on,  # pyright: ignore[reportArgumentType]
+    )
+    parsed, extra = parsed if command.passes_on else (parsed, [])
+    given = {**vars(parsed), **({"extra": extra} if command.passes_on else {})}
     json_file = given.pop("json")
-    _check_least(given)
-    if command.passes_on:
-        given["extra"] = extra
-    return _call_with(function, given, command.as_typed), json_file
+    return arguments_of(function, given, command.as_typed), json_file
 
 
-def options_of(function: Callable[..., Any]) -> list[Option]:
-    """The options of a command, in the order of its signature."""
+def options_of(function: Callable[..., Any]) -> dict[str, Option]:
+    """The options of a command by name, in the order of its signature."""
     found: dict[str, Option] = {}
-    for name, kind, default, text in _parameters(function):
-        word = WORDS.get(name)
-        for settings in _dataclasses(kind):
-            for option in _fields(settings):
-                found.setdefault(option.name, option)
-        option = _option(name, kind, default, text)
-        if option is None and word is not None and word.kind is not None:
-            option = _option(name, word.kind, word.default if default is _NOTHING else default, "")
-        if option is None or name in HIDDEN:
-            continue
-        found[name] = option
-        if word is not None:
-            found[name] = dataclasses.replace(option, help=option.help or word.help)
-            if not _scalar(kind):
-                for added in word.adds:
-                    other = WORDS[added]
-                    found.setdefault(added, Option(added, other.kind, other.default, other.help))
-    return list(found.values())
-
-
-def _parameters(function: Callable[..., Any]) -> Iterator[tuple[str, Any, Any, str]]:
-    hints = typing.get_type_hints(function)
     about = _about(function)
-    for name, parameter in inspect.signature(function).parameters.items():
-        yield name, hints.get(name, Any), parameter.default, about.get(name, "")
+    for name, (kind, default) in _parameters(function).items():
+        if settings := _dataclass(kind):
+            found |= {key: option for key, option in _fields(settings) if key not in found}
+        word = WORDS.get(name)
+        option = _option(name, kind, default, about.get(name, ""))
+        if option is None and word is not None and word.kind is not None:
+            default = word.default if default is _REQUIRED else default
+            option = _option(name, word.kind, default, "")
+            for other in word.adds:
+                found.setdefault(other, Option(other, int, WORDS[other].default, WORDS[other].help))
+        if option is not None and name not in _HIDDEN:
+            found[name] = option
+    return found
 
 
-def _fields(settings: type) -> Iterator[Option]:
-    hints, about = typing.get_type_hints(settings), {}
-    for part in reversed(settings.__mro__[:-1]):
-        about |= _about(part)
+def arguments_of(
+    function: Callable[..., Any], given: Mapping[str, Any], as_typed: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Arguments of a function from values by name: settings made whole, names looked up.
+
+    Args:
+        given: what was said; options that are not among them have their defaults.
+        as_typed: words that are not looked up.
+    """
+    kinds = {name: kind for name, (kind, _) in _parameters(function).items()}
+    values = {name: option.default for name, option in options_of(function).items()} | dict(given)
+    for name, word in WORDS.items():  # in this order: prompts before their grader
+        value = values.get(name)
+        if word.least is not None and value is not None and value < word.least:
+            raise Mistake(f"{Option(name, int).flag} must be at least {word.least}, got {value}.")
+        if word.read is not None and value is not None and name not in as_typed:
+            word.read(values, name, _scalar(kinds.get(name, str)) is not None)
+    if "progress" in kinds:
+        values["progress"] = True
+    return _arguments(kinds, values)
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """Type and default of each parameter."""
+    hints = typing.get_type_hints(function)
+    parameters = inspect.signature(function).parameters
+    return {name: (hints.get(name, Any), value.default) for name, value in parameters.items()}
+
+
+def _fields(settings: type) -> Iterator[tuple[str, Option]]:
+    """The options of a dataclass, and of those within it."""
+    hints, about = typing.get_type_hints(settings), _about(settings)
     for field in dataclasses.fields(settings):
-        kind, default = hints[field.name], field.default
+        default = field.default
         if default is dataclasses.MISSING:
             made = field.default_factory
-            default = _NOTHING if made is dataclasses.MISSING else made()
-        for inner in _dataclasses(kind):
+            default = _REQUIRED if made is dataclasses.MISSING else made()
+        if inner := _dataclass(hints[field.name]):
             yield from _fields(inner)
-        option = _option(field.name, kind, default, about.get(field.name, ""))
+        option = _option(field.name, hints[field.name], default, about.get(field.name, ""))
         if option is not None:
-            word = WORDS.get(field.name)
-            yield dataclasses.replace(option, help=option.help or (word.help if word else ""))
+            yield field.name, option
+
+
+def _arguments(kinds: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by name, dataclasses among them made of the values of their fields."""
+    found = {name: values[name] for name in kinds if name in values}
+    for name, kind in kinds.items():
+        if settings := _dataclass(kind):
+            hints = typing.get_type_hints(settings)
+            fields = {field.name: hints[field.name] for field in dataclasses.fields(settings)}
+            found[name] = settings(**_arguments(fields, values))
+    return found
 
 
 def _option(name: str, kind: Any, default: Any, text: str) -> Option | None:
     """An option, or None where a type is no option's."""
     kind, many = _without_none(kind), ""
-    origin = typing.get_origin(kind)
-    if origin in (Sequence, list, tuple):
-        many = "repeated" if origin is list else "commas"
+    if typing.get_origin(kind) in (Sequence, list, tuple):
+        many = "repeated" if typing.get_origin(kind) is list else "commas"
         kind = typing.get_args(kind)[0]
     scalar = _scalar(kind)
     if scalar is None or (many and scalar is bool):
         return None
-    if isinstance(default, (list, tuple)):
-        default = type(default)(default)
-    return Option(name, scalar, default, text[:1].upper() + text[1:], many)
+    word = WORDS.get(name)
+    text = text[:1].upper() + text[1:] or (word.help if word else "")
+    return Option(name, scalar, default, text, many)
 
 
 def _scalar(kind: Any) -> Any:
@@ -165,40 +185,36 @@ def _scalar(kind: Any) -> Any:
     kind = _without_none(kind)
     if typing.get_origin(kind) is Literal:
         return typing.get_args(kind)
-    if typing.get_origin(kind) in (Union, types.UnionType):
-        parts = {part for part in typing.get_args(kind)}
-        paths = {part for part in parts if part is Path or typing.get_origin(part) is os.PathLike}
-        if parts - paths in ({str}, set()) and paths:
-            return Path
-        return float if parts == {int, float} else None
-    if typing.get_origin(kind) is os.PathLike:
+    parts = set(typing.get_args(kind)) if _is_union(kind) else {kind}
+    paths = {part for part in parts if Path is part or typing.get_origin(part) is os.PathLike}
+    if paths and parts - paths <= {str}:
         return Path
-    return kind if kind in (*_SCALARS, bool) else None
+    return kind if kind in (*_SHOWN, bool) else None
+
+
+def _is_union(kind: Any) -> bool:
+    return typing.get_origin(kind) in (Union, types.UnionType)
 
 
 def _without_none(kind: Any) -> Any:
-    if typing.get_origin(kind) in (Union, types.UnionType):
-        parts = [part for part in typing.get_args(kind) if part is not type(None)]
-        return functools.reduce(operator.or_, parts)
-    return kind
+    if not _is_union(kind):
+        return kind
+    parts = [part for part in typing.get_args(kind) if part is not type(None)]
+    return functools.reduce(operator.or_, parts)
 
 
-def _dataclasses(kind: Any) -> list[type]:
+def _dataclass(kind: Any) -> type | None:
     kind = _without_none(kind)
-    return [kind] if isinstance(kind, type) and dataclasses.is_dataclass(kind) else []
+    return kind if isinstance(kind, type) and dataclasses.is_dataclass(kind) else None
 
 
 def _about(thing: Any) -> dict[str, str]:
     """What a docstring says of each parameter, and what stands under each field."""
-    parsed = (
-        docstring_parser.parse_from_object(thing)
-        if isinstance(thing, type)
-        else (
-            docstring_parser.parse(
-                inspect.getdoc(thing) or "", docstring_parser.DocstringStyle.GOOGLE
-            )
-        )
-    )
+    google = docstring_parser.DocstringStyle.GOOGLE
+    if isinstance(thing, type):
+        parsed = docstring_parser.parse_from_object(thing, google)
+    else:
+        parsed = docstring_parser.parse(inspect.getdoc(thing) or "", google)
     return {
         name.strip(): " ".join((entry.description or "").split())
         for entry in parsed.params
@@ -207,49 +223,39 @@ def _about(thing: Any) -> dict[str, str]:
 
 
 def _description(function: Callable[..., Any]) -> str:
-    """What stands above the options: paragraphs of one line each, examples last."""
+    """What stands above the options: paragraphs of one line each, to be copied from."""
     text = re.split(r"\n(?:Args|Returns|Yields|Raises):\n", inspect.getdoc(function) or "")[0]
-    paragraphs = [" ".join(part.split()) for part in text.split("\n\n") if part.strip()]
-    return "\n\n".join(paragraphs)
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n") if part.strip())
 
 
 def _field(option: Option, *, by_place: bool) -> tuple[Any, ...]:
     """The option as a field of the class that tyro reads."""
-    hidden = option.default is None or option.default is _NOTHING or option.default is False
-    shown = "" if hidden else _text(option.default)
-    settings: dict[str, Any] = {"help": option.help}
-    settings["help_behavior_hint"] = (
-        "(required)" if option.default is _NOTHING else (f"(default: {shown})" if shown else "")
-    )
-    if option.name == "n":
-        settings["aliases"] = ("-n",)
-    marks: list[Any] = [tyro.conf.Positional] if by_place else []
-    if option.kind is bool:
-        kind: Any = bool
-    else:
-        kind = Annotated[Any, _reader(option, by_place)]
-        if option.many == "repeated":
-            kind = list[kind]
-            marks.append(tyro.conf.UseAppendAction)
-    kind = Annotated[(kind, tyro.conf.arg(**settings), *marks)]
-    if option.default is _NOTHING:
+    default, hint = option.default, ""
+    if default is _REQUIRED:
+        hint = "(required)"
+    elif default is not None and default is not False and default not in ((), ""):
+        hint = f"(default: {_text(default)})"
+    aliases = ("-n",) if option.name == "n" else None
+    about = tyro.conf.arg(help=option.help, help_behavior_hint=hint, aliases=aliases)
+    kind: Any = bool if option.kind is bool else Annotated[Any, _reader(option, by_place)]
+    if option.many == "repeated":
+        kind = Annotated[list[kind], tyro.conf.UseAppendAction]
+        default = default or []
+    kind = Annotated[kind, about, tyro.conf.Positional] if by_place else Annotated[kind, about]
+    if default is _REQUIRED:
         return option.name, kind
-    default = option.default
-    if option.many == "repeated" and default is None:
-        default = []
     return option.name, kind, dataclasses.field(default_factory=lambda: default)
 
 
 def _reader(option: Option, by_place: bool) -> Any:
-    names = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
-    metavar = names[option.kind] if option.kind in names else "|".join(option.kind)
-    if option.many == "commas":
-        metavar += ",..."
-    called = option.name.replace("_", "-") if by_place else option.flag
+    """How tyro makes a value of a word."""
+    name = option.name.replace("_", "-")
+    shown = _SHOWN[option.kind] if option.kind in _SHOWN else "|".join(option.kind)
+    shown += ",..." if option.many == "commas" else ""
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
-        metavar=option.name.replace("_", "-") if by_place else metavar,
-        instance_from_str=lambda words: _read(option, words[0], called),
+        metavar=name if by_place else shown,
+        instance_from_str=lambda words: _read(option, words[0], name if by_place else option.flag),
         is_instance=lambda value: True,
         str_from_instance=lambda value: [_text(value)],
     )
@@ -257,72 +263,26 @@ def _reader(option: Option, by_place: bool) -> Any:
 
 def _read(option: Option, text: str, called: str) -> Any:
     """The value, or a sentence."""
-    if option.many == "commas":
-        try:
-            return tuple(_one(option.kind, part.strip()) for part in text.split(","))
-        except ValueError:
-            what = "numbers" if option.kind is float else "whole numbers"
-            what = what if option.kind in (int, float) else f"some of {', '.join(option.kind)}"
-            raise Mistake(f"{called} must be {what} with commas between, got {text!r}.") from None
+    choices = "" if option.kind in _CALLED else ", ".join(option.kind)
+
+    def one(part: str) -> Any:
+        if choices and part not in option.kind:
+            raise ValueError(part)
+        return part if choices else option.kind(part)
+
     try:
-        return _one(option.kind, text)
+        if option.many == "commas":
+            return tuple(one(part.strip()) for part in text.split(",") if part.strip())
+        return one(text)
     except ValueError:
-        what = _SCALARS.get(option.kind) or f"one of {', '.join(map(str, option.kind))}"
+        what = f"one of {choices}" if choices else _CALLED[option.kind]
+        if option.many == "commas":
+            what = f"some of {choices}" if choices else f"{_CALLED[option.kind][2:]}s"
+            what += " with commas between"
         raise Mistake(f"{called} must be {what}, got {text!r}.") from None
 
 
-def _one(kind: Any, text: str) -> Any:
-    if isinstance(kind, type):
-        return kind(text)
-    if text not in kind:
-        raise ValueError(text)
-    return text
-
-
 def _text(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return ",".join(map(str, value))
-    return repr(value) if isinstance(value, str) and not value.isprintable() else str(value)
-
-
-def _whole(option: Option, value: Any) -> Any:
-    return None if option.many == "repeated" and option.default is None and not value else value
-
-
-def _check_least(given: dict[str, Any]) -> None:
-    for name, value in given.items():
-        least = WORDS[name].least if name in WORDS else None
-        if least is not None and value is not None and value < least:
-            flag = Option(name, int).flag
-            raise Mistake(f"{flag} must be at least {least}, got {value}.")
-
-
-def _call_with(
-    function: Callable[..., Any], given: dict[str, Any], as_typed: Sequence[str]
-) -> dict[str, Any]:
-    """Arguments of the function: settings made whole, names looked up."""
-    arguments: dict[str, Any] = {}
-    kinds = {name: kind for name, kind, _, _ in _parameters(function)}
-    for name in WORDS:  # in this order: prompts before their grader
-        read = WORDS[name].read
-        if name in kinds and name not in as_typed and given.get(name) is not None and read:
-            read(given, plain=_scalar(kinds[name]) is not None)
-    for name, kind in kinds.items():
-        for settings in _dataclasses(kind):
-            arguments[name] = _made(settings, given)
-        if name in given and name not in arguments:
-            arguments[name] = given[name]
-    if "progress" in kinds:
-        arguments["progress"] = True
-    return arguments
-
-
-def _made(settings: type, given: dict[str, Any]) -> Any:
-    hints = typing.get_type_hints(settings)
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(settings):
-        for inner in _dataclasses(hints[field.name]):
-            values[field.name] = _made(inner, given)
-        if field.name in given:
-            values[field.name] = given[field.name]
-    return settings(**values)
+    """A default in help."""
+    text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+    return text if text.isprintable() else repr(text)

@@ -25,52 +25,48 @@ class Word:
     least: int | None = None
     """Smallest value."""
     read: Callable[..., None] | None = None
-    """Changes the values given, in place; `plain`: the function takes what was typed."""
+    """Changes values, of which `name` is one, in place; `plain`: the function takes text."""
     adds: tuple[str, ...] = ()
     """Words that it needs beside it."""
 
 
-def _policy(given: dict[str, Any], *, plain: bool) -> None:
+def _policy(values: dict[str, Any], name: str, plain: bool) -> None:
     from lenvm_rl.demo.prompts import resolve_policy
 
-    for word in ("policy", "tokenizer"):
-        if given.get(word) is not None:
-            given[word] = resolve_policy(given[word])
+    values[name] = resolve_policy(str(values[name]))
 
 
-def _lenvm(given: dict[str, Any], *, plain: bool) -> None:
+def _lenvm(values: dict[str, Any], name: str, plain: bool) -> None:
     from lenvm_rl.model import find_lenvm
 
-    for word in ("lenvm", "student"):
-        names = given.get(word)
-        if isinstance(names, list):
-            given[word] = [find_lenvm(name, option=f"--{word}") for name in names]
-        elif names is not None:
-            given[word] = find_lenvm(names, option=f"--{word}")
+    given = values[name]
+    if isinstance(given, list):
+        values[name] = [find_lenvm(one, option=f"--{name}") for one in given]
+    elif not values.get("server"):  # a server has its own
+        values[name] = find_lenvm(given, option=f"--{name}")
 
 
-def _prompts(given: dict[str, Any], *, plain: bool) -> None:
+def _prompts(values: dict[str, Any], name: str, plain: bool) -> None:
     if not plain:
         from lenvm_rl.demo.prompts import resolve_prompts
 
-        given["prompts"] = resolve_prompts(
-            given["prompts"], seed=given.get("seed", 0), limit=given.pop("limit", None)
-        )
+        seed, limit = values.get("seed", 0), values.get("limit")
+        values[name] = resolve_prompts(values[name], seed=seed, limit=limit)
 
 
-def _grader(given: dict[str, Any], *, plain: bool) -> None:
+def _grader(values: dict[str, Any], name: str, plain: bool) -> None:
     if not plain:
         from lenvm_rl.cli.graders import graded
 
-        given["prompts"], given["grader"] = graded(given["grader"], given["prompts"])
+        values["prompts"], values[name] = graded(values[name], values["prompts"])
 
 
-def _chat_template_args(given: dict[str, Any], *, plain: bool) -> None:
-    given["chat_template_args"] = template_args(given["chat_template_args"])
+def _chat_template_args(values: dict[str, Any], name: str, plain: bool) -> None:
+    values[name] = template_args(values[name])
 
 
-def _think_tags(given: dict[str, Any], *, plain: bool) -> None:
-    given["think_tags"] = given["think_tags"].replace("\\n", "\n")
+def _think_tags(values: dict[str, Any], name: str, plain: bool) -> None:
+    values[name] = values[name].replace("\\n", "\n")
 
 
 WORDS = {
@@ -80,6 +76,7 @@ WORDS = {
         read=_policy,
     ),
     "lenvm": Word("Value model: directory, hub id, or `demo`.", read=_lenvm),
+    "student": Word(read=_lenvm),
     "prompts": Word(
         "Prompts: a file, `demo:COUNT`, or a set: `gsm8k@hub:100`.",
         kind=str,

@@ -43,7 +43,7 @@ def find_lenvm(name: str | Path, *, option: str = "", **hub: Any) -> Path:
     found = "no config.json" if kind is None else f"a {kind!r} model"
     raise ValueError(
         f"{said} holds no LenVM (config.json with model_type 'lenvm') but {found}: make one from a "
-        "language model with `lenvm init --from-policy`, or name what training wrote, a hub id, "
+        "language model with `lenvm init --policy`, or name what training wrote, a hub id, "
         "or `demo`."
     )
 

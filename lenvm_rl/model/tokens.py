@@ -67,7 +67,7 @@ def tokens_of_another_meaning(wanted: Any, own: Any, vocab_size: int) -> int:
     if max(ids) >= vocab_size:
         raise ValueError(
             f"the tokenizer has the id {max(ids)}, the trunk embeds {vocab_size} tokens: take a "
-            "trunk of the policy's family, or a fresh one (--tokenizer without --from-policy)."
+            "trunk of the policy's family, or a fresh one (--tokenizer without --policy)."
         )
     known = {index: token for token, index in own.get_vocab().items()}
     others = sum(known.get(index) != token for index, token in ids.items())
@@ -75,7 +75,7 @@ def tokens_of_another_meaning(wanted: Any, own: Any, vocab_size: int) -> int:
         raise ValueError(
             f"{others} of {len(ids)} ids of the tokenizer stand for other tokens in the trunk's "
             "own: it would read nonsense. Take a trunk of the policy's family, or a fresh one "
-            "(--tokenizer without --from-policy)."
+            "(--tokenizer without --policy)."
         )
     return others
 

@@ -1,0 +1,63 @@
+"""Every `lenvm ...` that a page, a script, a recipe or a docstring shows is a command of today."""
+
+import re
+import subprocess
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+from lenvm_rl import cli
+
+ROOT = Path(__file__).parents[1]
+LEFT_OUT = {"CHANGELOG.md", "lenvm_rl/cli/table.py"}  # what was, and what became of it
+QUOTED = re.compile(r"`+(lenvm [a-z-][^`]+)`+")
+LINE = re.compile(
+    r"^[ \t]*(?:[A-Z_]+=\S+ |\$ |# +|exec )*(lenvm [a-z][a-z-]+ (?:.*\\\n)*.*)$", re.MULTILINE
+)
+OPTION = re.compile(r"(?<!\S)(--?[a-z][\w-]*)")
+
+
+def pages():
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    endings = (".md", ".py", ".sh", ".yaml", ".json")
+    names = [name for name in listed.stdout.split() if name.endswith(endings)]
+    names = [name for name in names if name not in LEFT_OUT and not name.startswith("tests/")]
+    return [name for name in names if (ROOT / name).is_file()]
+
+
+def shown(text):
+    """The command lines of a page, continuations joined."""
+    found = QUOTED.findall(text) + LINE.findall(text)
+    found += re.findall(r'"command": "(lenvm [^"]+)"', text)
+    return {" ".join(line.replace("\\\n", " ").split()) for line in found}
+
+
+@lru_cache
+def options(name):
+    return {"--help", "-h", *cli.options_of_command(name)}
+
+
+def wrong(line):
+    """What is wrong with a command line; empty if nothing is."""
+    words = re.split(r" (?:\||&&|>|2>|;) ", line)[0].split()
+    words = [word.strip(".,;:)\"'") for word in words]
+    taken = [word for word in words[1:3] if re.fullmatch(r"[a-z][a-z-]*", word)]
+    names = [" ".join(taken[:count]) for count in (2, 1)]
+    name = next((name for name in names if name in cli.COMMANDS), None)
+    if name is None:
+        known = names[1] in cli.GROUPS or words[1] in ("--help", "--version")
+        return "" if known else "no such command"
+    if cli.COMMANDS[name].passes_on:
+        return ""
+    given = OPTION.findall(" ".join(words))
+    unknown = [option for option in given if option not in options(name)]
+    return f"no option {unknown}" if unknown else ""
+
+
+@pytest.mark.parametrize("page", [p for p in pages() if "lenvm " in (ROOT / p).read_text()])
+def test_its_commands_are_those_of_today(page):
+    found = {line: wrong(line) for line in shown((ROOT / page).read_text())}
+    assert not {line: reason for line, reason in found.items() if reason}
