@@ -17,7 +17,9 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/pyright
-.venv/bin/python -m pytest --durations=10 "$@"
+# Fast tests are shared by two processes (TEST_PROCESSES), each of one thread; a process takes over
+# half of what the other has left, so that fixtures of a file are seldom made twice.
+.venv/bin/python -m pytest -n "${TEST_PROCESSES:-2}" --dist worksteal --durations=10 "$@"
 if ! $fast; then
   .venv/bin/python -m pytest -m slow --durations=10 "$@"
   if [[ $# == 0 ]]; then # once more on the model runner that GPUs get; one process per engine
