@@ -263,7 +263,7 @@ def house(root: Path) -> dict[str, object]:
     tree = [file for file in files if file.parts[0] != "tests"]
     installed = installed_files(root, tree)
     packages = [file for file in installed if file.parts[0] in ("lenvm_rl", "reward_fns")]
-    own = f"lenvm_rl/evals/{EVALUATION}/"
+    own = (f"lenvm_rl/evals/{EVALUATION}/", "scripts/bench/house.py")
     figures: dict[str, object] = {}
     for name, group in (("installed", installed), ("tree", tree), ("tests", tests)):
         figures[f"{name}_files"] = len(group)
