@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 
 from lenvm_rl.rollouts.columns import content_digest, list_view, name_digests, row_digests
-from lenvm_rl.rollouts.progress import progress_bar
 from lenvm_rl.rollouts.reader import RolloutReader
 
 _COLUMNS = ["prompt_id", "sample_id", "prompt_ids", "response_ids"]
@@ -62,12 +61,11 @@ def find_duplicates(
     """
     reader = RolloutReader(path)
     completions, names = [], []
-    with progress_bar("hashing rows", len(reader), shown=progress) as advance:
-        for batch in reader.iter_batches(["prompt_id", "prompt_ids", "response_ids"]):
-            prompts = row_digests(batch.column("prompt_ids"))
-            completions.append(_completion_digests(batch, prompts))
-            names.append(np.unique(np.stack([prompts, _id_digests(batch)], axis=1), axis=0))
-            advance(batch.num_rows)
+    columns = ["prompt_id", "prompt_ids", "response_ids"]
+    for batch in reader.iter_batches(columns, bar="hashing rows" if progress else None):
+        prompts = row_digests(batch.column("prompt_ids"))
+        completions.append(_completion_digests(batch, prompts))
+        names.append(np.unique(np.stack([prompts, _id_digests(batch)], axis=1), axis=0))
     unique, counts = np.unique(np.concatenate(completions), return_counts=True)
     named = np.unique(np.concatenate(names), axis=0)
     # A digest in several of the distinct (prompt, id) pairs has several partners.

@@ -20,7 +20,6 @@ import pyarrow as pa
 
 from lenvm_rl.rollouts.columns import DistinctDigests, row_digests
 from lenvm_rl.rollouts.files import DERIVED_METADATA
-from lenvm_rl.rollouts.progress import progress_bar
 from lenvm_rl.rollouts.reader import RolloutReader
 from lenvm_rl.rollouts.record import SCHEMA
 from lenvm_rl.rollouts.writer import whole_rollout_file
@@ -98,16 +97,11 @@ def split_by_prompt(
     count = _heldout_count(len(digests), heldout_fraction, heldout_prompts, str(path))
     last = digests[count - 1]
     train_rows = heldout_rows = 0
-    with (
-        _part_of(reader, out_train) as train,
-        _part_of(reader, out_heldout) as heldout,
-        progress_bar("writing both parts", len(reader), shown=progress) as advance,
-    ):
-        for batch in reader.iter_batches():
+    with _part_of(reader, out_train) as train, _part_of(reader, out_heldout) as heldout:
+        for batch in reader.iter_batches(bar="writing both parts" if progress else None):
             out = row_digests(batch.column("prompt_ids"), key=key) <= last
             heldout_rows += heldout(batch, out)
             train_rows += train(batch, ~out)
-            advance(batch.num_rows)
     return SplitReport(train_rows, len(digests) - count, heldout_rows, count, seed)
 
 
@@ -131,10 +125,8 @@ def shared_prompts(paths: Sequence[str | os.PathLike[str]]) -> int:
 def _prompt_digests(reader: RolloutReader, key: bytes, progress: bool) -> np.ndarray:
     """Sorted distinct digests of all prompts, [P] uint64."""
     distinct = DistinctDigests()
-    with progress_bar("reading prompts", len(reader), shown=progress) as advance:
-        for batch in reader.iter_batches(["prompt_ids"]):
-            distinct.add(row_digests(batch.column(0), key=key))
-            advance(batch.num_rows)
+    for batch in reader.iter_batches(["prompt_ids"], bar="reading prompts" if progress else None):
+        distinct.add(row_digests(batch.column(0), key=key))
     return distinct.values()
 
 
@@ -297,11 +289,8 @@ def keep_correct(
     """
     reader = RolloutReader(path)
     correct = without = 0
-    with (
-        _part_of(reader, out, answers="correct") as put,
-        progress_bar("grading", len(reader), shown=progress) as advance,
-    ):
-        for batch in reader.iter_batches():
+    with _part_of(reader, out, answers="correct") as put:
+        for batch in reader.iter_batches(bar="grading" if progress else None):
             cells = (
                 batch.column(name).to_pylist()
                 for name in ("data_source", "response_ids", "ground_truth")
@@ -312,7 +301,6 @@ def keep_correct(
             ]
             without += batch.column("ground_truth").null_count
             correct += put(_graded(batch, grader_of) if any(kept) else batch, kept)
-            advance(batch.num_rows)
         if not correct:
             raise ValueError(
                 f"{path}: none of {len(reader)} completions is right, {without} of them have no "

@@ -1,4 +1,4 @@
-"""How does long work show how far it is?"""
+"""A bar that shows how far long work is."""
 
 from __future__ import annotations
 

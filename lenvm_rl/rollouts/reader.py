@@ -28,6 +28,7 @@ from lenvm_rl.rollouts.files import (
     read_metadata,
 )
 from lenvm_rl.rollouts.media import MediaReader
+from lenvm_rl.rollouts.progress import progress_bar
 from lenvm_rl.rollouts.record import (
     SCHEMA,
     Rollout,
@@ -111,24 +112,24 @@ class RolloutReader:
         return int(self.row_groups.rows.sum())
 
     def iter_batches(
-        self, columns: Sequence[str] | None = None, *, check: bool = True
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        check: bool = True,
+        bar: str | None = None,
     ) -> Iterator[pa.RecordBatch]:
         """Record batches of at most `batch_rows` rows, in file order.
 
         Args:
             columns: names to read (in this order); None reads all.
             check: raise ValueError on malformed rows, as far as the read columns tell.
+            bar: what a progress bar says is being done; None shows none.
         """
-        names = check_columns(columns)
-        for shard, path in enumerate(self.shards):
-            first_row = 0
-            with open_parquet(path) as file:
-                for position in np.flatnonzero(self.row_groups.shard == shard).tolist():
-                    for batch in self._decode(file, path, position, names):
-                        if check:
-                            self._check(batch, path, first_row)
-                        first_row += batch.num_rows
-                        yield batch
+        everything = np.arange(len(self.row_groups.rows))
+        with progress_bar(bar or "", len(self), shown=bar is not None) as advance:
+            for batch in self._batches(everything, check_columns(columns), check=check):
+                yield batch
+                advance(batch.num_rows)
 
     def iter_rows(self, columns: Sequence[str] | None = None) -> Iterator[Rollout | dict[str, Any]]:
         """Rows in file order: `Rollout` objects, or dicts of the given columns."""
@@ -152,36 +153,28 @@ class RolloutReader:
 
     def read_groups(self, groups: Sequence[int], columns: Sequence[str] | None = None) -> pa.Table:
         """The given row groups (positions in `row_groups`), checked, in the order of the file."""
-        names = check_columns(columns)
         wanted = np.sort(np.asarray(groups, dtype=np.int64))
-        starts = self._first_rows()
-        batches = []
-        for shard in np.unique(self.row_groups.shard[wanted]).tolist():
-            path = self.shards[shard]
-            with open_parquet(path) as file:
-                for position in wanted[self.row_groups.shard[wanted] == shard].tolist():
-                    first_row = int(starts[position])
-                    for batch in self._decode(file, path, position, names):
-                        self._check(batch, path, first_row)
-                        first_row += batch.num_rows
-                        batches.append(batch)
-        return pa.Table.from_batches(batches)
+        return pa.Table.from_batches(list(self._batches(wanted, check_columns(columns))))
 
-    def _first_rows(self) -> np.ndarray:
-        """Row number, within its shard, of each group's first row."""
+    def _batches(
+        self, groups: np.ndarray, names: list[str], *, check: bool = True
+    ) -> Iterator[pa.RecordBatch]:
+        """Batches of row groups, positions ascending."""
         ends = np.cumsum(self.row_groups.rows)
         begins = ends - self.row_groups.rows
-        shard_begins = begins[np.searchsorted(self.row_groups.shard, self.row_groups.shard)]
-        return begins - shard_begins
-
-    def _check(self, batch: pa.RecordBatch, path: Path, first_row: int) -> None:
-        check_batch(
-            batch,
-            source=str(path),
-            first_row=first_row,
-            vocab_size=self.metadata.get("vocab_size"),
-            eos_ids=self.metadata.get("eos_ids"),
-        )
+        shard_of = self.row_groups.shard
+        first_rows = begins - begins[np.searchsorted(shard_of, shard_of)]  # within the shard
+        rules = {key: self.metadata.get(key) for key in ("vocab_size", "eos_ids")}
+        for shard in np.unique(shard_of[groups]).tolist():
+            path = self.shards[shard]
+            with open_parquet(path) as file:
+                for position in groups[shard_of[groups] == shard].tolist():
+                    row = int(first_rows[position])
+                    for batch in self._decode(file, path, position, names):
+                        if check:
+                            check_batch(batch, source=str(path), first_row=row, **rules)
+                        row += batch.num_rows
+                        yield batch
 
     def _decode(
         self, file: pq.ParquetFile, path: Path, position: int, names: list[str]

@@ -268,11 +268,7 @@ def _misfit(rows: Sequence[Rollout], column: pa.Field, error: Exception) -> Malf
 
 def batch_to_rows(batch: pa.RecordBatch) -> list[Rollout]:
     """Every row of a batch that has all columns, token ids as lists of int."""
-    columns = {name: _cells(name, batch.column(name)) for name in SCHEMA.names}
-    return [
-        Rollout(**dict(zip(columns, cells, strict=True)))
-        for cells in zip(*columns.values(), strict=True)
-    ]
+    return [Rollout(**cells) for cells in batch_to_dicts(batch)]
 
 
 def batch_to_dicts(batch: pa.RecordBatch) -> list[dict[str, Any]]:

@@ -16,7 +16,6 @@ from lenvm_rl.core import gamma_for_length
 from lenvm_rl.rollouts.atomic import replacing, write_json
 from lenvm_rl.rollouts.columns import DistinctDigests, list_lengths, name_digests
 from lenvm_rl.rollouts.lengths import AdjacentRuns, LengthHistogram, WithinPrompt
-from lenvm_rl.rollouts.progress import progress_bar
 from lenvm_rl.rollouts.reader import RolloutReader
 
 if TYPE_CHECKING:
@@ -151,14 +150,14 @@ def length_report(
     reader = RolloutReader(path, tokenizer_sha=tokenizer_sha)
     sources: dict[str, tuple[LengthHistogram, LengthHistogram]] = {}
     runs, prompts = AdjacentRuns(), DistinctDigests()
-    columns = ["prompt_id", "response_ids", "finish_reason", "data_source"]
-    with progress_bar("reading lengths", len(reader), shown=progress) as advance:
-        for batch in reader.iter_batches(columns):
-            lengths = list_lengths(batch.column("response_ids"))
-            runs.add(batch.column("prompt_id"), lengths)
-            prompts.add(name_digests(batch.column("prompt_id").unique().to_pylist()))
-            _count_sources(sources, batch, lengths)
-            advance(batch.num_rows)
+    columns = ["prompt_id", "response_ids", "finish_reason", "data_source", "loss_mask"]
+    with_context = 0
+    for batch in reader.iter_batches(columns, bar="reading lengths" if progress else None):
+        lengths = list_lengths(batch.column("response_ids"))
+        runs.add(batch.column("prompt_id"), lengths)
+        prompts.add(name_digests(batch.column("prompt_id").unique().to_pylist()))
+        _count_sources(sources, batch, lengths)
+        with_context += int((list_lengths(batch.column("loss_mask")) > 1).sum())
     ended = LengthHistogram.sum_of(*(pair[0] for pair in sources.values()))
     truncated = LengthHistogram.sum_of(*(pair[1] for pair in sources.values()))
     everything = LengthHistogram.sum_of(ended, truncated)
@@ -176,7 +175,7 @@ def length_report(
         suggested_gamma=gamma_for_length(everything.percentile(percentile), u=u),
         gamma_percentile=percentile,
         gamma_u=u,
-        warnings=_warnings(summary, covered, reader, percentile),
+        warnings=_warnings(summary, covered, reader, percentile, with_context),
         ended=ended,
         truncated=truncated,
     )
@@ -217,7 +216,11 @@ def _summarise(source: str, ended: LengthHistogram, truncated: LengthHistogram) 
 
 
 def _warnings(
-    lengths: Lengths, covered: float, reader: RolloutReader, percentile: float
+    lengths: Lengths,
+    covered: float,
+    reader: RolloutReader,
+    percentile: float,
+    with_context: int,
 ) -> list[str]:
     found = []
     if lengths.share_truncated > TRUNCATED_WARNING:
@@ -233,6 +236,11 @@ def _warnings(
             f"only {covered:.0%} of the completions have one of the same prompt beside them in the "
             "file, so the spread within prompts is not given: neighbours may be alike because they "
             "finished together."
+        )
+    if with_context:
+        found.append(
+            f"{with_context:,} completions hold context that the policy did not write (loss_mask): "
+            "their lengths count it."
         )
     if reader.leftovers:
         found.append(

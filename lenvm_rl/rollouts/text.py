@@ -1,4 +1,4 @@
-"""How does text become token ids? Prompts everywhere, and responses of sources without ids.
+"""Text as token ids: prompts everywhere, and responses of sources without ids.
 
 A prompt is rendered by one rule, whoever samples, converts or predicts (`prompt_ids`): messages
 through the chat template, a text as the tokenizer begins any text, with one BOS where it has one.

@@ -248,28 +248,30 @@ class RolloutWriter:
             ) from error
 
     def _agree(self, metadata: dict, path: Path) -> None:
-        if metadata["tokenizer_sha"] != self.tokenizer_sha:
-            raise ValueError(
-                f"{path} was written with tokenizer {metadata['tokenizer_sha']}, these rows are of "
-                f"tokenizer {self.tokenizer_sha}: their ids mean different text. Write to another "
-                "directory."
-            )
-        if bool(metadata.get("retokenized")) != self.retokenized:
-            raise ValueError(
-                f"{path} and these rows differ in whether token ids were made from text. Write to "
-                "another directory."
-            )
-        if (metadata.get("chat_template_args") or {}) != self.chat_template_args:
-            raise ValueError(
-                f"{path} was rendered with chat template arguments "
-                f"{metadata.get('chat_template_args') or {}}, these rows with "
-                f"{self.chat_template_args}. Write to another directory."
-            )
-        if metadata.get("answers") != self.answers:
-            raise ValueError(
-                f"{path} holds {metadata.get('answers') or 'all'} answers, these rows are "
-                f"{self.answers or 'all'}. Write to another directory."
-            )
+        sha, template = metadata["tokenizer_sha"], metadata.get("chat_template_args") or {}
+        answers = metadata.get("answers")
+        for differs, how in (
+            (
+                sha != self.tokenizer_sha,
+                f"was written with tokenizer {sha}, these rows are of tokenizer "
+                f"{self.tokenizer_sha}: their ids mean different text",
+            ),
+            (
+                bool(metadata.get("retokenized")) != self.retokenized,
+                "and these rows differ in whether token ids were made from text",
+            ),
+            (
+                template != self.chat_template_args,
+                f"was rendered with chat template arguments {template}, these rows with "
+                f"{self.chat_template_args}",
+            ),
+            (
+                answers != self.answers,
+                f"holds {answers or 'all'} answers, these rows are {self.answers or 'all'}",
+            ),
+        ):
+            if differs:
+                raise ValueError(f"{path} {how}. Write to another directory.")
         for name in ("vocab_size", "eos_ids"):
             old, new = metadata.get(name), getattr(self, name)
             if new is None:

@@ -13,6 +13,7 @@ from lenvm_rl.rollouts import (
     RolloutStream,
     RolloutWriter,
     keep_correct,
+    length_report,
     split_by_prompt,
 )
 from lenvm_rl.rollouts.media import media_paths
@@ -91,6 +92,7 @@ def test_context_tokens_are_counted_and_not_trained_on(write):
         ValueError, match="sample 0: 2 of 5 response tokens are context.*Leave such"
     ):
         list(RolloutStream(path, epochs=1, columns=[]))
+    assert [w for w in length_report(path).warnings if w.startswith("1 completions hold context")]
 
 
 def test_grading_writes_reward_and_grader(write, tmp_path):
