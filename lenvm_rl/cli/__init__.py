@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from lenvm_rl.cli.missing import what_is_missing
-from lenvm_rl.cli.table import COMMANDS, GONE, GROUPS, RENAMED
+from lenvm_rl.cli.table import COMMANDS, GONE, GROUPS, RENAMED, imported
 
-_OLD = ["sampling", "guidance", "evals", "tradeoff", "lifebench", "scaling", "eval_all"]
+_OLD = ["sampling", "guidance", "evals", "tradeoff", "lifebench", "scaling"]
 __all__ = ["COMMANDS", "GROUPS", "call", "main", "options_of_command"]
 
 
@@ -81,12 +81,6 @@ def call(argv: Sequence[str]) -> int:
     if command.view:
         answer = Answer(answer.to_dict(), imported(command.view)(answer))
     return _show(answer, json_file, Console(), Console(stderr=True))
-
-
-def imported(place: str) -> Any:
-    """What stands at `module:name`."""
-    module, _, function = place.partition(":")
-    return getattr(import_module(module), function)
 
 
 def options_of_command(name: str) -> list[str]:

@@ -4,6 +4,8 @@ quick."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 from lenvm_rl.evals import EVALUATIONS
 
@@ -48,14 +50,20 @@ COMMANDS = {
     "serve": Command(_OWN + "serve", "Serve a policy with length guidance.", passes_on=True),
     "view": Command(_OWN + "view", "Draw predictions along responses as an HTML page."),
     "recipes": Command(_OWN + "recipes", "List the recipes, or find the folder of one.", ("name",)),
+    "eval all": Command(
+        "lenvm_rl.cli.eval_all:eval_all",
+        "Run all evaluations, small, and write a report.",
+        as_typed=("policy",),
+    ),
     "eval report": Command(
         _OWN + "eval_report", "Put all results under a directory on one page.", ("run",)
     ),
 }
+NOT_YET = ("tradeoff", "length-control")
 COMMANDS |= {
     f"eval {name}": Command(entry.run, entry.help, view=entry.view)
     for name, entry in EVALUATIONS.items()
-    if name not in ("tradeoff", "length-control")
+    if name not in NOT_YET
 }
 # Commands that are not moved yet.
 OLD = (
@@ -66,10 +74,16 @@ OLD = (
     "eval lifebench",
     "eval scaling",
     "eval ablation",
-    "eval all",
 )
 COMMANDS |= {name: Command("old", "") for name in OLD}
 GROUPS = {"eval": "Measure how good a LenVM is, and what steering by it does."}
+
+
+def imported(place: str) -> Any:
+    """What stands at `module:name`."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
 
 # Until version 0.3: old command -> the new one.
 GONE: dict[str, str] = {}
