@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lenvm_rl import cli
+from lenvm_rl.cli.table import RENAMED
 
 ROOT = Path(__file__).parents[1]
 LEFT_OUT = {"CHANGELOG.md", "lenvm_rl/cli/table.py"}  # what was, and what became of it
@@ -50,10 +51,10 @@ def wrong(line):
     if name is None:
         known = names[1] in cli.GROUPS or words[1] in ("--help", "--version")
         return "" if known else "no such command"
-    if cli.COMMANDS[name].passes_on:
-        return ""
     given = OPTION.findall(" ".join(words))
     unknown = [option for option in given if option not in options(name)]
+    if cli.COMMANDS[name].passes_on:
+        unknown = [option for option in unknown if option in RENAMED[name]]
     return f"no option {unknown}" if unknown else ""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -259,8 +260,9 @@ def convert(
 ) -> Answer:
     """Turn completions that are there already into a rollout file.
 
-    `text` reads prompt and completions, `reference` the paper's conversations / meta_info, `verl`
-    the dumps of trainer.rollout_data_dir, which do not say how a response ended: give --max-tokens.
+    KIND `text` reads prompt and completions, `reference` the paper's conversations / meta_info,
+    `verl` the dumps of trainer.rollout_data_dir, which do not say how a response ended: give
+    --max-tokens.
 
     Example: `lenvm convert text answers.jsonl --tokenizer Qwen/Qwen2.5-7B --out runs/rollouts`
 
@@ -500,9 +502,8 @@ def predict(
         if prompts is not None:
             asked = resolve_prompts(prompts, seed=seed, limit=limit)
         rows = predict_prompts(lenvm, asked, logits=reader, chat_template_args=chat_template_args)
-    figures: dict[str, Any] = {"lenvm": str(lenvm), "rows": 0, "failed": 0}
     errors: list[str] = []
-    _write_lines(_counting(islice(rows, limit), figures, errors), out)
+    written = _write_lines(islice(rows, limit), out, errors)
     warnings = ()
     if reader is not None and reader.seconds:
         speed = f"{reader.tokens} tokens in {reader.seconds:.2f} s"
@@ -510,31 +511,28 @@ def predict(
     complaint = (
         f"{len(errors)} rows could not be predicted; the first: {errors[0]}" if errors else ""
     )
+    figures = {"lenvm": str(lenvm), "rows": written, "failed": len(errors)}
     return Answer(figures, complaint=complaint, warnings=warnings, silent=out is None)
 
 
-def _counting(
-    rows: Iterable[dict[str, Any]], figures: dict[str, Any], errors: list[str]
-) -> Iterable[dict[str, Any]]:
-    """The rows, counted; errors among them are kept."""
-    for row in rows:
-        figures["rows"] += 1
-        if "error" in row:
-            errors.append(row["error"])
-            figures["failed"] = len(errors)
-        yield row
+def _write_lines(rows: Iterable[dict[str, Any]], out: Path | None, errors: list[str]) -> int:
+    """JSON lines to the screen, or to a file that appears whole or not at all; their number.
 
-
-def _write_lines(rows: Iterable[dict[str, Any]], out: Path | None) -> None:
-    """JSON lines to the screen, or to a file that appears whole or not at all."""
-    lines = (json.dumps(row) + "\n" for row in rows)
-    if out is None:
-        sys.stdout.writelines(lines)
-        return
+    Args:
+        errors: gets the `error` of every row that has one.
+    """
     from lenvm_rl.rollouts.atomic import replacing
 
-    with replacing(out) as temporary, temporary.open("w") as file:
-        file.writelines(lines)
+    written = 0
+    with ExitStack() as stack:
+        file = sys.stdout
+        if out is not None:
+            file = stack.enter_context(stack.enter_context(replacing(out)).open("w"))
+        for row in rows:
+            written += 1
+            file.write(json.dumps(row) + "\n")
+            errors += [row["error"]] if "error" in row else []
+    return written
 
 
 def view(
