@@ -72,8 +72,6 @@ OLD = (
     "eval tradeoff",
     "eval control",
     "eval lifebench",
-    "eval scaling",
-    "eval ablation",
 )
 COMMANDS |= {name: Command("old", "") for name in OLD}
 GROUPS = {"eval": "Measure how good a LenVM is, and what steering by it does."}
@@ -86,7 +84,10 @@ def imported(place: str) -> Any:
 
 
 # Until version 0.3: old command -> the new one.
-GONE: dict[str, str] = {}
+GONE: dict[str, str] = {
+    f"eval {name}": f"`python -m recipes.paper_grids {name}`, in a clone of the repository"
+    for name in ("scaling", "ablation")
+}
 # Until version 0.3: command -> old option -> the new one, or a sentence.
 RENAMED: dict[str, dict[str, str]] = {
     "prompts": {

@@ -40,7 +40,8 @@ def run_missing(
         jobs: processes at a time; 0 runs one after the other in this process.
         label: of the bar on stderr.
     Raises:
-        RunsFailed: after the others have been done.
+        RunsFailed: after the others have been done. In this process, a run that raises it has
+            failed; any other error of a run ends all.
         ValueError: jobs below 0.
     """
     if jobs < 0:
@@ -53,7 +54,10 @@ def run_missing(
         else:
             failed = []
             for path, arguments in missing.items():
-                write_json(path, run(*arguments))
+                try:
+                    write_json(path, run(*arguments))
+                except RunsFailed as error:
+                    failed.append(str(error))
                 advance(1)
     if failed:
         raise RunsFailed(

@@ -5,12 +5,18 @@ Lines are means over seeds, bands reach from the least to the greatest of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from rich.box import SIMPLE
+from rich.table import Table as Screen
+
+from lenvm_rl.evals.result import Result
+from lenvm_rl.pages.plots import save_png
 
 Table = Sequence[Mapping[str, Any]]
 Tables = Mapping[str, Table]
@@ -22,8 +28,43 @@ _CONTRAST = ("#d1603d", "#9a9a9a", "#5d8a4a", "#2b5c8a")
 def figure_of(plot: Callable[[Figure, Tables], bool], tables: Tables) -> Figure | None:
     """Draw one figure; None when the tables do not hold what it shows."""
     figure = Figure(layout="constrained")
-    FigureCanvasAgg(figure)
     return figure if plot(figure, tables) else None
+
+
+def draw(result: Result, out: str | Path) -> list[Path]:
+    """The figures of a grid, as far as it has their runs; returns the PNG files."""
+    drawn = {file: figure_of(plot, result.tables) for file, plot in PLOTS[result.name].items()}
+    return [save_png(x, Path(out) / f"{file}.png") for file, x in drawn.items() if x is not None]
+
+
+def view(result: Result) -> Screen:
+    """Final numbers of all runs, the paper's beside the choices."""
+    title = f"{result.name}: held-out errors (relative at 0 to 75 % of the response)"
+    screen = Screen(title=title, title_justify="left", box=SIMPLE, padding=0, collapse_padding=True)
+    for column in ("question", "run"):
+        screen.add_column(column)
+    # Sizes of the paper's are other sizes: only choices stand beside its numbers.
+    paper = {}
+    if result.name == "ablation":
+        paper = {(row["group"], row["label"]): row for row in result.tables["paper"]}
+    columns = ("1000 MSE", "tokens", "0", "25", "50", "75")
+    for column in (*columns, "paper") if paper else columns:
+        screen.add_column(column, justify="right", no_wrap=True)
+    previous = None
+    for row in result.tables["finals"]:
+        if previous not in (None, row["group"]):
+            screen.add_section()
+        known = paper.get((row["group"], row["label"]))
+        screen.add_row(
+            "" if previous == row["group"] else row["group"],
+            row["label"],
+            _with_spread(1000 * row["mse"], 1000 * row["mse_std"], 2),
+            _with_spread(row["length_error"], row["length_error_std"], 1),
+            *(f"{row[f'relative_error_{p}']:.2f}" for p in ("00", "25", "50", "75")),
+            *([] if not paper else ["" if known is None else f"{known['final']:g}"]),
+        )
+        previous = row["group"]
+    return screen
 
 
 def plot_scaling(figure: Figure, tables: Tables) -> bool:
@@ -137,3 +178,8 @@ def _relative_finals(axes: Axes, tables: Tables, group: str) -> None:
     axes.set_xlabel("size, largest = 1")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+
+
+def _with_spread(mean: float, std: float, digits: int) -> str:
+    spread = "" if math.isnan(std) else f" ±{std:.{digits}f}"
+    return f"{mean:.{digits}f}{spread}"

@@ -1,9 +1,9 @@
-"""What do the choices of the method contribute? (LenVM figures 5 and 6, appendix E)
+"""Choices of the method, one varied at a time. (LenVM figures 5 and 6, appendix E)
 
     target      discounted return, raw length, normalised length, log length       figure 5a
     batches     completions shuffled across prompts, or grouped by prompt          figure 5b
     precision   of the matrix products                                             figure 5c
-    gamma       three horizons around the 99th percentile of the lengths           figure 6
+    gamma       three discounts around the one of the 99th percentile of lengths   figure 6
     weighting   tokens alike, or weights that know the response's length           appendix E
 
 The gammas of the paper reach 0.3, 0.6 and 3.0 times the 99th percentile of its lengths (1,533
@@ -13,15 +13,16 @@ normaliser (AdamW does not see it); the third weighting divides by the remaining
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lenvm_rl.core import gamma_for_length
-from lenvm_rl.evals.grids.cell import Cell
-from lenvm_rl.evals.grids.grid import Data
-from lenvm_rl.evals.grids.grid_report import GridReport, Results, Variant, report, rows_of
+from lenvm_rl.evals.result import Result
 from lenvm_rl.model.training import PRECISIONS, WEIGHTINGS
+from recipes.paper_grids.cell import Cell
+from recipes.paper_grids.data import Data
+from recipes.paper_grids.grid import Results, Variant, report, rows_of
 
 PARTS = ("target", "batches", "precision", "gamma", "weighting")
 TARGET_LABELS = {
@@ -30,22 +31,26 @@ TARGET_LABELS = {
     "log_length": "log length",
     "return": "discounted return",
 }
-HORIZONS = (0.3, 0.6, 3.0)
-"""Horizons of the paper's three gammas, in units of the 99th percentile of lengths."""
+REACHES = (0.3, 0.6, 3.0)
+"""Lengths that the paper's three gammas are made for, in units of the p99 length."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AblationSettings:
     """Which choices, and around which run."""
 
-    parts: Sequence[str] = PARTS
+    parts: tuple[str, ...] = PARTS
+    """Of target, batches, precision, gamma, weighting."""
     trunk: str = "2x64"
+    """Trunk of all runs: LAYERSxWIDTH (fresh), a causal LM, or its first blocks LM@K."""
     prompts: int = 1600
+    """Number of prompts trained on."""
     samples: int = 4
-    gammas: Sequence[float] | None = None
-    """None: at `HORIZONS`."""
+    """Samples of each prompt."""
+    gammas: tuple[float, ...] | None = None
+    """Discounts (default: those that reach .3, .6 and 3 times the p99 length, as the paper's)."""
     seeds: int = 2
-    """Runs of each choice."""
+    """Seeds per choice."""
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -83,17 +88,24 @@ PAPER = [
 """Figures 5 and 6 of the paper, read off its vector paths. Its loss is probably half our `mse`."""
 
 
-def ablation_grid(data: Data, settings: AblationSettings, base: Mapping[str, Any]) -> list[Variant]:
+def ablation_grid(
+    data: Data,
+    settings: AblationSettings,
+    base: Mapping[str, Any],
+    *,
+    resolve: Callable[[str], str] = str,
+) -> list[Variant]:
     """The runs of all parts; the method itself is one of each part's.
 
     Args:
+        resolve: what a trunk's name stands for.
         base: fields of `Cell` that all runs share, such as steps.
     Raises:
         ValueError: a gamma outside (0, 1), or a size that no run can have.
     """
     middle = Cell(
         **{
-            "trunk": settings.trunk,
+            "trunk": resolve(settings.trunk),
             "prompts": settings.prompts,
             "samples": settings.samples,
             "gamma": data.gamma,
@@ -101,7 +113,7 @@ def ablation_grid(data: Data, settings: AblationSettings, base: Mapping[str, Any
             **base,
         }
     )
-    gammas = settings.gammas or [gamma_for_length(x * data.p99) for x in HORIZONS]
+    gammas = settings.gammas or [gamma_for_length(x * data.p99) for x in REACHES]
     choices = {
         # A raw length is in tokens, whatever the normalised one is divided by.
         "target": [
@@ -124,7 +136,7 @@ def ablation_grid(data: Data, settings: AblationSettings, base: Mapping[str, Any
 
 def ablation_report(
     variants: Sequence[Variant], results: Results, facts: Mapping[str, Any]
-) -> GridReport:
+) -> Result:
     """Numbers, the paper's beside them, and whether its choices win here too."""
     return report("ablation", variants, results, facts=facts, paper=PAPER, claims=_claims)
 

@@ -10,10 +10,12 @@ import time
 
 import pytest
 
-from lenvm_rl.evals.grids.cell import Cell, build, fingerprint, fresh_size, heldout_rows
-from lenvm_rl.evals.grids.grid import CellsFailed, prepare_data, run_grid
 from lenvm_rl.model import tokenizer_sha
 from lenvm_rl.rollouts import Rollout, RolloutReader, RolloutWriter, shared_prompts
+from recipes.paper_grids.cell import Cell, build, fingerprint, fresh_size
+from recipes.paper_grids.data import heldout_rows, prepare_data
+from recipes.paper_grids.grid import run_grid
+from scripts.bench.pool import RunsFailed
 from tests.tiny import make_tokenizer
 
 CELL = Cell(trunk="1x16", prompts=4, samples=2, gamma=0.8, length_scale=9.0, steps=4, evaluations=2)
@@ -43,16 +45,16 @@ def data(tmp_path, tiny_policy):
 
 
 class Fake:
-    """A launcher that writes a result, until it is stopped."""
+    """A launcher of results that tell the seed, until it is stopped."""
 
     def __init__(self, stop_after=99, error=KeyboardInterrupt):
         self.seen, self.stop_after, self.error = [], stop_after, error
 
-    def __call__(self, cell, data, *, name, result):
+    def __call__(self, cell, data):
         if len(self.seen) == self.stop_after:
             raise self.error("stopped")
         self.seen.append(cell)
-        result.write_text(json.dumps({"fingerprint": name, "seed": cell.seed}))
+        return {"fingerprint": fingerprint(cell, data.fingerprint), "seed": cell.seed}
 
 
 def cells(count):
@@ -130,37 +132,39 @@ def test_two_processes_leave_results_that_this_process_repeats(data, tmp_path):
         assert result["parameters"] == model.num_parameters()
     assert results[grid[0]]["final"] != results[grid[1]]["final"]
     fake = Fake()
-    assert run_grid(grid, data, tmp_path / "out", launcher=fake) == results
+    assert run_grid(grid, data, tmp_path / "out", jobs=0, launcher=fake) == results
     assert fake.seen == []  # all were there
 
 
 def test_a_stopped_grid_goes_on_where_it_was(data, tmp_path):
     first, second = Fake(stop_after=2), Fake()
     with pytest.raises(KeyboardInterrupt):
-        run_grid(cells(4), data, tmp_path / "out", launcher=first)
-    results = run_grid(cells(4), data, tmp_path / "out", launcher=second)
+        run_grid(cells(4), data, tmp_path / "out", jobs=0, launcher=first)
+    results = run_grid(cells(4), data, tmp_path / "out", jobs=0, launcher=second)
     assert first.seen == cells(4)[:2] and second.seen == cells(4)[2:]
     assert [result["seed"] for result in results.values()] == [0, 1, 2, 3]
 
 
 def test_changed_settings_are_new_runs(data, tmp_path):
     fake = Fake()
-    run_grid([CELL], data, tmp_path / "out", launcher=fake)
+    run_grid([CELL], data, tmp_path / "out", jobs=0, launcher=fake)
     longer = dataclasses.replace(CELL, steps=5)
-    run_grid([longer], data, tmp_path / "out", launcher=fake)
-    run_grid([CELL], dataclasses.replace(data, fingerprint="x"), tmp_path / "out", launcher=fake)
+    run_grid([longer], data, tmp_path / "out", jobs=0, launcher=fake)
+    run_grid(
+        [CELL], dataclasses.replace(data, fingerprint="x"), tmp_path / "out", jobs=0, launcher=fake
+    )
     assert fake.seen == [CELL, longer, CELL]
 
 
 def test_failures_are_named_after_the_others_are_done(data, tmp_path):
     bad = dataclasses.replace(CELL, trunk=str(tmp_path / "nothing"))
-    with pytest.raises(CellsFailed, match=r"1 of 2 runs failed(.|\n)*exit status 1") as error:
+    with pytest.raises(RunsFailed, match=r"1 of 2 runs failed(.|\n)*exit status 1") as error:
         run_grid([bad, CELL], data, tmp_path / "out")
     done = [path.stem for path in (tmp_path / "out" / "cells").glob("*.json")]
     assert done == [fingerprint(CELL, data.fingerprint)]
     assert f"{fingerprint(bad, data.fingerprint)}.log" in str(error.value)
-    with pytest.raises(CellsFailed, match="stopped"):
-        run_grid([bad], data, tmp_path / "out", launcher=Fake(0, CellsFailed))
+    with pytest.raises(RunsFailed, match="stopped"):
+        run_grid([bad], data, tmp_path / "out", jobs=0, launcher=Fake(0, RunsFailed))
 
 
 @pytest.mark.parametrize(
@@ -183,8 +187,8 @@ def test_a_run_that_cannot_be_is_refused(fields, sentence):
 def test_too_many_prompts_are_refused_before_anything_runs(data, tmp_path):
     with pytest.raises(ValueError, match="7 unique prompts, 9 were asked for"):
         run_grid([dataclasses.replace(CELL, prompts=9)], data, tmp_path / "out")
-    with pytest.raises(ValueError, match="jobs must be at least 1"):
-        run_grid([CELL], data, tmp_path / "out", jobs=0)
+    with pytest.raises(ValueError, match="jobs must be at least 0"):
+        run_grid([CELL], data, tmp_path / "out", jobs=-1)
 
 
 def test_a_trunk_is_a_size_or_a_model():
@@ -212,7 +216,7 @@ def test_a_grid_killed_with_signal_9_goes_on(data, tmp_path, tiny_policy):
     arguments = f"""--rollouts {tmp_path / "rollouts"} --policy {tiny_policy} --heldout-prompts 3
         --trunks 1x16,1x32 --trunk 1x16 --prompts 2,4 --samples 1,2 --seeds 1 --steps 4
         --evaluations 2 --out {tmp_path / "out"}"""
-    command = [sys.executable, "-m", "lenvm_rl.cli", "eval", "scaling", *arguments.split()]
+    command = [sys.executable, "-m", "recipes.paper_grids", "scaling", *arguments.split()]
     folder, deadline = tmp_path / "out" / "cells", time.monotonic() + 120
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list(folder.glob("*.json")) and time.monotonic() < deadline:

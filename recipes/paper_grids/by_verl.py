@@ -1,4 +1,4 @@
-"""How is a run of a grid trained by verl, for sizes that one process cannot do?
+"""Runs of a grid by verl's trainer, for sizes that one process cannot do.
 
 Each run is one command, a recipe of recipes/pretrain and overrides:
 
@@ -13,22 +13,23 @@ verl's validation measures: mse (only of target `return`) and the relative error
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
-from lenvm_rl.evals.grids.cell import Cell, build, fingerprint, heldout_rows
-from lenvm_rl.evals.grids.grid import Data
-from lenvm_rl.evals.result import finite
+from lenvm_rl.demo.launch import TrainingFailed, recipes_dir, run_trainer
 from lenvm_rl.model import LengthValueModel, load_tokenizer, save_checkpoint
 from lenvm_rl.model.heldout import heldout_errors
 from lenvm_rl.rollouts.atomic import replacing
+from recipes.paper_grids.cell import Cell, build, fingerprint
+from recipes.paper_grids.data import Data, heldout_rows
+from scripts.bench.pool import RunsFailed
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 """In verl's words."""
@@ -38,16 +39,17 @@ _METRIC = re.compile(r"\bval/(mse|relative_error/\d\d):(?:np\.float64\()?([-+.\d
 
 @dataclass(frozen=True, kw_only=True)
 class VerlLauncher:
-    """A `grid.Launcher`."""
+    """A launcher of `grid.run_grid`, one run after the other."""
 
     out: Path
     """Result directory of the grid."""
     train: Callable[[Sequence[str], Path, int], None]
-    """Runs verl with (overrides, log file, steps); raises `grid.CellsFailed` when that fails."""
-    extra: Sequence[str] = field(default=())
+    """Runs verl with (overrides, log file, steps); raises `RunsFailed` when that fails."""
+    extra: Sequence[str] = ()
     """Further overrides, for all runs."""
 
-    def __call__(self, cell: Cell, data: Data, *, name: str, result: Path) -> None:
+    def __call__(self, cell: Cell, data: Data) -> dict[str, Any]:
+        name = fingerprint(cell, data.fingerprint)
         folder = self.out / "verl" / name
         lines = overrides(cell, data, self.out, extra=self.extra)
         trained = folder / "checkpoint" / f"global_step_{cell.steps}" / "lenvm"
@@ -61,9 +63,36 @@ class VerlLauncher:
             finally:
                 if earlier and log.exists():
                     log.write_text(earlier + log.read_text(errors="replace"))
-        outcome = judge(cell, data, trained, log)
-        with replacing(result) as file:
-            file.write_text(json.dumps(finite({"fingerprint": name, **outcome}), indent=1) + "\n")
+        return {"fingerprint": name, **judge(cell, data, trained, log)}
+
+
+def verl_trainer(recipe: str) -> Callable[[Sequence[str], Path, int], None]:
+    """Runs verl with a recipe of recipes/pretrain: see `VerlLauncher.train`.
+
+    Raises:
+        ValueError: no such recipe.
+    """
+    folder = recipes_dir() / "pretrain"
+    if not (folder / f"{recipe}.yaml").is_file():
+        known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
+        raise ValueError(f"--recipe {recipe!r} is not in recipes/pretrain, which has {known}.")
+
+    def train(lines: Sequence[str], log: Path, steps: int) -> None:
+        try:
+            run_trainer(
+                lines,
+                config_dir=folder,
+                config_name=recipe,
+                log_file=log,
+                steps=steps,
+                metric="critic/mse",
+                console=Console(stderr=True, quiet=True),  # the grid has its own bar
+                silent_after_s=3600.0,
+            )
+        except TrainingFailed as error:
+            raise RunsFailed(str(error)) from error
+
+    return train
 
 
 def overrides(cell: Cell, data: Data, out: str | Path, *, extra: Sequence[str] = ()) -> list[str]:

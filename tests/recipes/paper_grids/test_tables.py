@@ -5,13 +5,13 @@ import json
 import pytest
 
 from lenvm_rl.core import length_to_u
-from lenvm_rl.evals.grids.ablation import AblationSettings, ablation_grid, ablation_report
-from lenvm_rl.evals.grids.cell import Cell
-from lenvm_rl.evals.grids.grid_plots import figure_of, plot_choices, plot_gamma, plot_scaling
-from lenvm_rl.evals.grids.grid_report import METRICS
-from lenvm_rl.evals.grids.scaling import ScalingSettings, scaling_grid, scaling_report
-from lenvm_rl.evals.result import load_tables
-from tests.evals.test_grid import data  # noqa: F401  (a fixture)
+from lenvm_rl.evals.result import Result
+from recipes.paper_grids.ablation import AblationSettings, ablation_grid, ablation_report
+from recipes.paper_grids.cell import Cell
+from recipes.paper_grids.draw import draw, figure_of, plot_choices, plot_gamma, plot_scaling
+from recipes.paper_grids.grid import METRICS
+from recipes.paper_grids.scaling import ScalingSettings, scaling_grid, scaling_report
+from tests.recipes.paper_grids.test_grid import data  # noqa: F401  (a fixture)
 
 BASE = {"steps": 8, "batch_rows": 4, "learning_rate": 1e-3, "evaluations": 2}
 SCALING = ScalingSettings(trunks=("1x16", "1x32"), trunk="1x16", prompts=(2, 4), samples=(1, 2))
@@ -129,7 +129,7 @@ def test_claims_of_the_ablation(ablated):
 @pytest.mark.parametrize("name", ["scaled", "ablated"])
 def test_what_is_written_can_be_read_back_and_drawn_again(name, request, tmp_path):
     report = request.getfixturevalue(name)
-    paths = {path.name: path for path in report.save(tmp_path)}
+    paths = {path.name: path for path in [*report.save(tmp_path), *draw(report, tmp_path)]}
     figures = {
         "scaling": {"scaling.png"},
         "ablation": {"ablation_choices.png", "ablation_gamma.png"},
@@ -137,8 +137,8 @@ def test_what_is_written_can_be_read_back_and_drawn_again(name, request, tmp_pat
     assert figures <= set(paths)
     assert all(paths[f].read_bytes().startswith(b"\x89PNG") for f in figures)
     written = json.loads(paths[f"{report.name}.json"].read_text())
-    assert written == json.loads(json.dumps(report.to_dict()))
-    tables = load_tables(paths[f"{report.name}.jsonl"])
+    assert written.pop("headline") and written == json.loads(json.dumps(report.to_dict()))
+    tables = Result.load(paths[f"{report.name}.json"]).tables
     assert [row["label"] for row in tables["finals"]] == [
         row["label"] for row in report.tables["finals"]
     ]

@@ -7,16 +7,17 @@ import shlex
 import pytest
 import torch
 
-from lenvm_rl.evals.grids.ablation import AblationSettings, ablation_grid
-from lenvm_rl.evals.grids.cell import build, fingerprint
-from lenvm_rl.evals.grids.grid import CellsFailed, run_grid
-from lenvm_rl.evals.grids.verl_cells import VerlLauncher, overrides, read_curve, write_commands
 from lenvm_rl.model import LengthValueModel, load_tokenizer, save_checkpoint
 from lenvm_rl.model.heldout import heldout_errors
 from lenvm_rl.rollouts import RolloutReader
 from lenvm_rl.verl.pretrain import settings
 from lenvm_rl.verl.pretrain.settings import check_verl_settings, read_settings
-from tests.evals.test_grid import CELL, data  # noqa: F401  (a fixture)
+from recipes.paper_grids.ablation import AblationSettings, ablation_grid
+from recipes.paper_grids.by_verl import VerlLauncher, overrides, read_curve, write_commands
+from recipes.paper_grids.cell import build, fingerprint
+from recipes.paper_grids.grid import run_grid
+from scripts.bench.pool import RunsFailed
+from tests.recipes.paper_grids.test_grid import CELL, data  # noqa: F401  (a fixture)
 from tests.recipes.test_pretrain import composed
 
 LOG = """(TaskRunner pid=7) step:2 - val/mse:0.5 - val/mae:0.1 - val/relative_error/00:0.25 - a:1
@@ -89,16 +90,16 @@ def test_the_launcher_trains_judges_and_does_not_train_twice(data, tmp_path):  #
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text(LOG if len(calls) > 1 else LOG.splitlines()[0] + "\n")
         if len(calls) == 1:
-            raise CellsFailed("killed")
+            raise RunsFailed("killed")
         model = build(CELL, data.tokenizer, max_positions=data.longest_sequence)
         folder = log.parent / "checkpoint" / f"global_step_{steps}" / "lenvm"
         folder.parent.mkdir(parents=True)
         save_checkpoint(model, load_tokenizer(data.tokenizer), folder)
 
     launcher = VerlLauncher(out=tmp_path, train=trainer, extra=["data.seed=3"])
-    with pytest.raises(CellsFailed, match="killed"):
-        run_grid([CELL], data, tmp_path, launcher=launcher)
-    (result,) = run_grid([CELL], data, tmp_path, launcher=launcher).values()
+    with pytest.raises(RunsFailed, match="killed"):
+        run_grid([CELL], data, tmp_path, jobs=0, launcher=launcher)
+    (result,) = run_grid([CELL], data, tmp_path, jobs=0, launcher=launcher).values()
     assert len(calls) == 2 and calls[0] == calls[1]
     assert calls[0] == (overrides(CELL, data, tmp_path, extra=["data.seed=3"]), CELL.steps)
     assert [point["step"] for point in result["curve"]] == [2, 4]
@@ -108,5 +109,5 @@ def test_the_launcher_trains_judges_and_does_not_train_twice(data, tmp_path):  #
     assert result["least_mse"] == min(0.5, result["final"]["mse"])
     name = fingerprint(CELL, data.fingerprint)
     (tmp_path / "cells" / f"{name}.json").unlink()
-    again = run_grid([CELL], data, tmp_path, launcher=launcher)
+    again = run_grid([CELL], data, tmp_path, jobs=0, launcher=launcher)
     assert len(calls) == 2 and json.loads(json.dumps(again[CELL])) == result

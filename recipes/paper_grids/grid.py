@@ -1,23 +1,25 @@
-"""What do the runs of a grid say? Means over seeds, curves, and the claims that they are put to.
+"""All runs of a grid, each once, and the tables of their results.
 
-A grid is a list of `Variant`: a run, the question it belongs to (`group`) and its place there. One
-run may answer several questions.
+    OUT/cells/<cell>.json     one finished run, written whole; named by all that determines it
+    OUT/cells/<cell>.log      what its process printed
+
+A run whose file is there is not repeated. Runs share OUT when they share their cells: the ablation
+takes the scaling's middle run. A grid is a list of `Variant`: a run, the question it belongs to
+(`group`) and its place there; one run may answer several questions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE
-from rich.table import Table
-
-from lenvm_rl.evals.grids.cell import Cell
-from lenvm_rl.evals.result import finite, save_results
-from lenvm_rl.rollouts.atomic import replacing
+from lenvm_rl.evals.result import Result
+from recipes.paper_grids.cell import Cell, fingerprint, run_cell
+from recipes.paper_grids.data import Data
+from scripts.bench.pool import run_missing
 
 METRICS = (
     "mse",
@@ -49,63 +51,33 @@ class Variant:
 Results = Mapping[Cell, Mapping[str, Any]]
 
 
-@dataclass(frozen=True, eq=False)
-class GridReport:
-    """Figures and tables of one grid."""
+def run_grid(
+    cells: Iterable[Cell],
+    data: Data,
+    out: str | Path,
+    *,
+    jobs: int = 1,
+    launcher: Callable[[Cell, Data], dict[str, Any]] = run_cell,
+) -> dict[Cell, dict[str, Any]]:
+    """Do every run that has no result yet; returns the results of all.
 
-    name: str
-    """`scaling` or `ablation`."""
-    figures: dict[str, Any]
-    tables: dict[str, list[dict[str, Any]]]
-    """finals (mean over seeds), curves (the same at every evaluation), runs, paper."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Figures for JSON: None where a number is not defined."""
-        return finite(self.figures)
-
-    def save(self, out: str | Path) -> list[Path]:
-        """Write NAME.json, .jsonl, one CSV per table, and the figures into `out`."""
-        from lenvm_rl.evals.grids.grid_plots import PLOTS, figure_of
-
-        paths = save_results(out, self.name, self.figures, self.tables, HEADLINE)
-        for file, plot in PLOTS[self.name].items():
-            if (figure := figure_of(plot, self.tables)) is None:
-                continue
-            paths.append(Path(out) / f"{file}.png")
-            with replacing(paths[-1]) as temporary:
-                figure.savefig(temporary, format="png", dpi=150)
-        return paths
-
-    def table(self) -> Table:
-        """Final numbers on one screen, to print with rich."""
-        title = f"lenvm eval {self.name}: held-out errors (relative at 0 to 75 % of the response)"
-        view = Table(
-            title=title, title_justify="left", box=SIMPLE, padding=0, collapse_padding=True
-        )
-        for column in ("question", "run"):
-            view.add_column(column)
-        # Sizes of the paper's are other sizes: only choices stand beside its numbers.
-        paper = {}
-        if self.name == "ablation":
-            paper = {(row["group"], row["label"]): row for row in self.tables["paper"]}
-        columns = ("1000 MSE", "tokens", "0", "25", "50", "75")
-        for column in (*columns, "paper") if paper else columns:
-            view.add_column(column, justify="right", no_wrap=True)
-        previous = None
-        for row in self.tables["finals"]:
-            if previous not in (None, row["group"]):
-                view.add_section()
-            known = paper.get((row["group"], row["label"]))
-            view.add_row(
-                "" if previous == row["group"] else row["group"],
-                row["label"],
-                _with_spread(1000 * row["mse"], 1000 * row["mse_std"], 2),
-                _with_spread(row["length_error"], row["length_error_std"], 1),
-                *(f"{row[f'relative_error_{p}']:.2f}" for p in ("00", "25", "50", "75")),
-                *([] if not paper else ["" if known is None else f"{known['final']:g}"]),
-            )
-            previous = row["group"]
-        return view
+    Args:
+        cells: runs; equal ones are done once.
+        data: what they are trained and judged on.
+        out: result directory, see the module.
+        jobs: processes at once, of one thread each; 0: in this process.
+        launcher: does one run and returns its result.
+    Raises:
+        RunsFailed: after the others have been done.
+    """
+    folder = Path(out) / "cells"
+    files = {cell: folder / f"{fingerprint(cell, data.fingerprint)}.json" for cell in cells}
+    for cell, file in files.items():
+        if not file.is_file():
+            data.subset(cell.prompts, cell.samples)  # here, and not by two processes at once
+    todo = {file: (cell, data) for cell, file in files.items()}
+    found = run_missing(launcher, todo, jobs=jobs, label="training runs")
+    return dict(zip(files, found, strict=True))
 
 
 def report(
@@ -116,7 +88,7 @@ def report(
     facts: Mapping[str, Any],
     paper: Sequence[Mapping[str, Any]],
     claims: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]],
-) -> GridReport:
+) -> Result:
     """Put the results of a grid together.
 
     Args:
@@ -145,7 +117,7 @@ def report(
         "finals": finals,
     }
     tables = {"finals": finals, "curves": curves, "runs": runs, "paper": [dict(r) for r in paper]}
-    return GridReport(name, figures, tables)
+    return Result(name, figures, tables, HEADLINE)
 
 
 def rows_of(finals: Sequence[Mapping[str, Any]], group: str) -> list[Mapping[str, Any]]:
@@ -196,8 +168,3 @@ def _mean_std(values: Sequence[float | None]) -> tuple[float, float]:
     if len(found) < 2:
         return mean, math.nan
     return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in found) / (len(found) - 1))
-
-
-def _with_spread(mean: float, std: float, digits: int) -> str:
-    spread = "" if math.isnan(std) else f" ±{std:.{digits}f}"
-    return f"{mean:.{digits}f}{spread}"

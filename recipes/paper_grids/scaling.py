@@ -1,4 +1,4 @@
-"""Does a LenVM get better with a larger trunk, more prompts, more samples? (LenVM figure 3)
+"""Scaling: larger trunks, more prompts, more samples. (LenVM figure 3)
 
 Three questions share one middle: the trunk varies on all data, the data vary on one trunk. All runs
 have the same number of steps, as the paper's seem to, so that small data are seen more often.
@@ -10,23 +10,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lenvm_rl.evals.grids.cell import Cell
-from lenvm_rl.evals.grids.grid import Data
-from lenvm_rl.evals.grids.grid_report import GridReport, Results, Variant, report, rows_of
+from lenvm_rl.evals.result import Result
+from recipes.paper_grids.cell import Cell
+from recipes.paper_grids.data import Data
+from recipes.paper_grids.grid import Results, Variant, report, rows_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingSettings:
     """Which sizes; every list from small to large."""
 
-    trunks: Sequence[str] = ("1x32", "2x64", "3x96", "4x128")
-    """As `Cell.trunk`."""
+    trunks: tuple[str, ...] = ("1x32", "2x64", "3x96", "4x128")
+    """Trunks: LAYERSxWIDTH (fresh), a causal LM, or its first blocks LM@K."""
     trunk: str = "2x64"
-    """On which the data vary."""
-    prompts: Sequence[int] = (100, 400, 1600)
-    samples: Sequence[int] = (1, 2, 4)
+    """Trunk on which the data vary."""
+    prompts: tuple[int, ...] = (100, 400, 1600)
+    """Numbers of prompts."""
+    samples: tuple[int, ...] = (1, 2, 4)
+    """Numbers of samples per prompt."""
     seeds: int = 2
-    """Runs of each size."""
+    """Seeds per size."""
 
     def __post_init__(self) -> None:
         if self.seeds < 1:
@@ -103,7 +106,7 @@ def scaling_grid(
 
 def scaling_report(
     variants: Sequence[Variant], results: Results, facts: Mapping[str, Any]
-) -> GridReport:
+) -> Result:
     """Numbers, the paper's beside them, and whether more is better here too."""
     return report("scaling", variants, results, facts=facts, paper=PAPER, claims=_claims)
 

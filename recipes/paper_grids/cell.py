@@ -1,32 +1,22 @@
-"""What is one run of a grid, and how is it done in a process of its own?
-
-    python -m lenvm_rl.evals.grids.cell SPEC.json
-
-trains one LenVM with the plain loop in one thread and writes one JSON file, whole or not at all.
-The numbers are a function of the specification alone.
-"""
+"""One run of a grid: a LenVM trained by the plain loop; its numbers depend on the cell alone."""
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lenvm_rl.core import TARGETS, check_gamma
-from lenvm_rl.evals.result import finite
 from lenvm_rl.model import LengthValueModel, describe_policy, from_scratch, load_tokenizer
 from lenvm_rl.model.heldout import heldout_errors
 from lenvm_rl.model.training import Recipe, train
-from lenvm_rl.rollouts import Rollout, RolloutReader
-from lenvm_rl.rollouts.atomic import replacing
+from recipes.paper_grids.data import Data, heldout_rows
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the same cell would give other numbers: results of other versions are redone."""
 
 
@@ -94,7 +84,7 @@ def fingerprint(cell: Cell, data: str) -> str:
 
     Args:
         cell: all its fields count.
-        data: fingerprint of the data (`grid.Data.fingerprint`).
+        data: fingerprint of the data (`Data.fingerprint`).
     """
     text = json.dumps({"version": VERSION, "data": data, **asdict(cell)}, sort_keys=True)
     return blake2b(text.encode(), digest_size=8).hexdigest()
@@ -158,34 +148,10 @@ def _shortened(model: LengthValueModel, blocks: int) -> LengthValueModel:
     return model
 
 
-def heldout_rows(path: str | Path, *, samples: int) -> list[Rollout]:
-    """The first `samples` completions of every held-out prompt.
-
-    Raises:
-        ValueError: `samples` below 1.
-    """
-    if samples < 1:
-        raise ValueError(f"held-out samples must be at least 1, got {samples}.")
-    rows: list[Any] = list(RolloutReader(path).iter_rows())
-    rows.sort(key=lambda row: (row.prompt_id, row.sample_id))
-    by_prompt: dict[str, list[Rollout]] = {}
-    for row in rows:
-        by_prompt.setdefault(row.prompt_id, []).append(row)
-    return [row for group in by_prompt.values() for row in islice(group, samples)]
-
-
-def run_cell(
-    cell: Cell,
-    *,
-    train_path: str | Path,
-    heldout_path: str | Path,
-    heldout_samples: int,
-    tokenizer_path: str | Path,
-    max_positions: int,
-) -> dict[str, Any]:
-    """Train and judge; returns the cell, its curve on held-out data, and facts about training."""
-    model = build(cell, tokenizer_path, max_positions=max_positions)
-    rows = heldout_rows(heldout_path, samples=heldout_samples)
+def run_cell(cell: Cell, data: Data) -> dict[str, Any]:
+    """Train with the plain loop and judge: the cell, its held-out curve, facts about training."""
+    model = build(cell, data.tokenizer, max_positions=data.longest_sequence)
+    rows = heldout_rows(data.heldout, samples=data.heldout_samples)
     curve: list[dict[str, Any]] = []
 
     def judge(step: int) -> None:
@@ -193,9 +159,15 @@ def run_cell(
             curve.append({"step": step, **heldout_errors(model, rows)})
 
     facts = train(
-        model, Path(train_path), cell.recipe(), label=cell.trunk, after_step=judge, progress=False
+        model,
+        data.subset(cell.prompts, cell.samples),
+        cell.recipe(),
+        label=cell.trunk,
+        after_step=judge,
+        progress=False,
     )
     return {
+        "fingerprint": fingerprint(cell, data.fingerprint),
         "cell": asdict(cell),
         "parameters": facts["parameters"],
         "epochs": facts["epochs"],
@@ -205,18 +177,3 @@ def run_cell(
         "final": curve[-1],
         "least_mse": min(point["mse"] for point in curve),
     }
-
-
-def main(argv: list[str]) -> None:
-    """Run the specification file and write its result where it says."""
-    (spec_path,) = argv
-    spec = json.loads(Path(spec_path).read_text())
-    torch.set_num_threads(1)
-    result = run_cell(Cell(**spec["cell"]), **spec["run"])
-    with replacing(Path(spec["result"])) as file:
-        text = json.dumps(finite({"fingerprint": spec["fingerprint"], **result}), indent=1)
-        file.write_text(text + "\n")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -1,1 +1,0 @@
-"""Grids of small training runs: scaling and ablation."""
