@@ -154,6 +154,8 @@ def test_an_unknown_command_tells_the_nearest():
         invoke("predikt")
     with pytest.raises(ValueError, match="do you mean `lenvm eval scheduling`"):
         invoke("eval", "schedulling")
+    with pytest.raises(ValueError, match="`lenvm eval` takes a command, got --out"):
+        invoke("eval", "--out", "x")
 
 
 def test_help_lists_all_commands_and_imports_nothing_heavy():

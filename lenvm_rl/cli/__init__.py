@@ -59,6 +59,9 @@ def call(argv: Sequence[str]) -> int:
         return 0
     name, rest = _command_of(words)
     if name not in COMMANDS:
+        if rest not in ([], ["--help"], ["-h"]):
+            program = f"lenvm {name}".strip()
+            raise ValueError(f"`{program}` takes a command, got {rest[0]}: `{program} --help`.")
         _show_commands(name)
         return 0 if rest else 2
     command = COMMANDS[name]
