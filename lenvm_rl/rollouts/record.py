@@ -415,81 +415,64 @@ def _check_logprobs(batch: pa.RecordBatch, fail: Fail) -> None:
         )
 
 
+_EXTRAS = {
+    "guidance": "guidance is no object",
+    "loss_mask": "a loss mask that does not fit",
+    "segments": "a segment outside the response",
+    "turn": "a negative turn",
+    "reward": "a reward that is no number",
+    "pictures": "a picture without its hash",
+}
+"""Nullable columns with rules of their own, and what a cell that breaks them is counted as."""
+
+
 def _check_extra(batch: pa.RecordBatch, name: str, fail: Fail) -> None:
     """Cell by cell: few files have these columns, and their cells are short."""
-    kind, find = _EXTRAS[name]
     lengths: list[int] | list[None] = [None] * batch.num_rows
     if "response_ids" in batch.schema.names:
         lengths = list_lengths(batch.column("response_ids")).tolist()
     for row, (cell, length) in enumerate(zip(batch.column(name).to_pylist(), lengths, strict=True)):
-        if cell is not None and (reason := find(cell, length)):
-            fail(row, kind, f"{name} {reason}")
+        if cell is not None and (reason := _fault(name, cell, length)):
+            fail(row, _EXTRAS[name], f"{name} {reason}")
 
 
-def _guidance(cell: str, length: int | None) -> str | None:
-    try:
-        whole = isinstance(json.loads(cell), dict)
-    except ValueError:
-        whole = False
-    return None if whole else f"is {cell!r:.60}, not a JSON object."
-
-
-def _loss_mask(cell: list[int], length: int | None) -> str | None:
-    if None in cell or min(cell, default=1) < 0 or 0 in cell[1:]:
-        return (
-            f"is {cell!r:.60}: run lengths are at least 1 token, but for a first 0 where the "
-            "response begins with context."
-        )
-    if length is not None and sum(cell) != length:
-        return (
-            f"covers {sum(cell)} of {length} response tokens: its runs (generated, context, "
-            "generated, ...) must sum to the response's length."
-        )
-    return (
-        None if sum(cell[::2]) else "leaves no generated token: the policy wrote none of the row."
-    )
-
-
-def _segments(cell: list[dict[str, Any] | None], length: int | None) -> str | None:
-    for part in cell:
+def _fault(name: str, cell: Any, length: int | None) -> str | None:
+    """What is wrong with a cell of a row whose response has `length` tokens, where it is known."""
+    if name == "guidance" and not _is_object(cell):
+        return f"is {cell!r:.60}, not a JSON object."
+    if name == "turn" and cell < 0:
+        return f"is {cell}: turns of a session count from 0."
+    if name == "reward" and not math.isfinite(cell):
+        return f"is {cell}: give a finite number, or none."
+    if name == "loss_mask":
+        if None in cell or min(cell, default=1) < 0 or 0 in cell[1:]:
+            return (
+                f"is {cell!r:.60}: run lengths are at least 1 token, but for a first 0 where the "
+                "response begins with context."
+            )
+        if length is not None and sum(cell) != length:
+            return (
+                f"covers {sum(cell)} of {length} response tokens: its runs (generated, context, "
+                "generated, ...) must sum to the response's length."
+            )
+        if not sum(cell[::2]):
+            return "leaves no generated token: the policy wrote none of the row."
+    for part in cell if name == "segments" else ():
         if part is None or None in part.values():
             return f"has {part}: each has a name, a start and an end."
-        if not 0 <= part["start"] <= part["end"] or (length is not None and part["end"] > length):
+        if not 0 <= part["start"] <= part["end"] <= (part["end"] if length is None else length):
+            return f"has {part}, which does not lie in the response of {length} tokens."
+    for sha in cell if name == "pictures" else ():
+        if not re.fullmatch(r"[0-9a-f]{64}", sha or ""):
             return (
-                f"has {part}, which does not lie in the response"
-                f"{f' of {length} tokens' if length is not None else ''}: 0 <= start <= end <= "
-                "length."
+                f"names {sha!r:.80}, which is no SHA-256 in hexadecimal digits: give what "
+                "RolloutWriter.add_picture returns."
             )
     return None
 
 
-def _turn(cell: int, length: int | None) -> str | None:
-    return f"is {cell}: turns of a session count from 0." if cell < 0 else None
-
-
-def _reward(cell: float, length: int | None) -> str | None:
-    return None if math.isfinite(cell) else f"is {cell}: give a finite number, or none."
-
-
-def _pictures(cell: list[str | None], length: int | None) -> str | None:
-    bad = next((name for name in cell if not _SHA256.fullmatch(name or "")), "")
-    return (
-        None
-        if bad == ""
-        else (
-            f"names {bad!r:.80}, which is no SHA-256 in hexadecimal digits: give what "
-            "RolloutWriter.add_picture returns."
-        )
-    )
-
-
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_EXTRAS = {
-    "guidance": ("guidance is no object", _guidance),
-    "loss_mask": ("a loss mask that does not fit", _loss_mask),
-    "segments": ("a segment outside the response", _segments),
-    "turn": ("a negative turn", _turn),
-    "reward": ("a reward that is no number", _reward),
-    "pictures": ("a picture without its hash", _pictures),
-}
-"""Column -> kind of fault, and a function of (cell, response length or None) that finds it."""
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False
