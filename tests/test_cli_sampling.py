@@ -70,8 +70,11 @@ def test_failures_are_listed_by_kind_and_the_exit_status_says_so(sample, policy,
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--engine", "sglang", "--policy", "demo"], "engine must be transformers, vllm or ray"),
-        (["--engine", "server", "--policy", "demo"], "or give --server"),
+        (
+            ["--engine", "sglang", "--policy", "demo"],
+            "--engine must be one of transformers",
+        ),
+        (["--engine", "server", "--policy", "demo"], "say its address, --server"),
         ([], "--policy is missing"),
         (["--server", "http://127.0.0.1:9"], "--policy is missing"),
         (["--server", ",", "--policy", "demo"], "no server given"),

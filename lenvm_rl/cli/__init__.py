@@ -27,7 +27,7 @@ from typing import Any
 from lenvm_rl.cli.missing import what_is_missing
 from lenvm_rl.cli.table import COMMANDS, GONE, GROUPS, RENAMED, imported
 
-_OLD = ["sampling", "guidance", "evals", "tradeoff", "lifebench"]
+_OLD = ["evals", "tradeoff", "lifebench"]
 __all__ = ["COMMANDS", "GROUPS", "call", "main", "options_of_command"]
 
 

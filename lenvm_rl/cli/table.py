@@ -31,6 +31,9 @@ class Command:
 
 COMMANDS = {
     "demo": Command(_OWN + "demo", "Quick start on a CPU: sample, pretrain, verify, report."),
+    "sample": Command(
+        "lenvm_rl.cli.sample:sample", "Sample completions into a rollout file, guided or not."
+    ),
     "prompts": Command(_OWN + "prompts", "Write a prompt set as a file.", ("name",)),
     "report": Command(_OWN + "report", "Show the lengths of a rollout file.", ("rollouts",)),
     "split": Command(_OWN + "split", "Split a rollout file by unique prompt.", ("rollouts",)),
@@ -67,8 +70,6 @@ COMMANDS |= {
 }
 # Commands that are not moved yet.
 OLD = (
-    "sample",
-    "generate",
     "eval tradeoff",
     "eval control",
     "eval lifebench",
@@ -85,8 +86,13 @@ def imported(place: str) -> Any:
 
 # Until version 0.3: old command -> the new one.
 GONE: dict[str, str] = {
-    f"eval {name}": f"`python -m recipes.paper_grids {name}`, in a clone of the repository"
-    for name in ("scaling", "ablation")
+GONE: dict[str, str] = {
+    "generate": "`lenvm sample --engine vllm --lenvm DIR --equal N`",
+    **{
+        f"eval {name}": f"`python -m recipes.paper_grids {name}`, in a clone of the repository"
+        for name in ("scaling", "ablation")
+    },
+}
 }
 # Until version 0.3: command -> old option -> the new one, or a sentence.
 RENAMED: dict[str, dict[str, str]] = {
@@ -95,6 +101,7 @@ RENAMED: dict[str, dict[str, str]] = {
         "--keep-duplicates": "--duplicates keep",
         "--drop-duplicates": "--duplicates drop",
     },
+    "sample": {"--beta": "--tilt"},
     "split": {"--fraction": "--heldout-fraction"},
     "init": {"--from-policy": "--policy", "--target": "--head-target"},
     "import": {"--target": "--head-target"},

@@ -8,7 +8,7 @@ from lenvm_rl.guidance import GuidanceSettings
 from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.sampling.completion_cache import Generate
 from lenvm_rl.sampling.pictures import pictured
-from lenvm_rl.sampling.resume import completion_seed
+from lenvm_rl.sampling.run import completion_seed
 from lenvm_rl.sampling.transformers.sampler import Completion, Request
 
 MIN_P = GuidanceSettings.min_p

@@ -1,34 +1,37 @@
-"""How do the missing completions of a run get into its file, whoever makes them?
+"""Filling of a rollout file: what is missing is asked of an engine, and written as it comes.
 
-An engine is a function that takes what is missing and yields completions as they finish. This is
-the rest, once for all engines: what is there already, rows in the file, safe on disk every few
-seconds, and an account of what was not made. A run may be killed at any moment; the next one with
-the same settings makes what is missing, and no completion is lost or there twice.
+This is written once for all engines: what is there already, rows in the file, safe on disk every
+few seconds, and an account of what was not made. A run may be killed at any moment; the next one
+with the same settings makes what is missing, and no completion is lost or there twice.
 """
 
 from __future__ import annotations
 
+import base64
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lenvm_rl.rollouts.files import find_shards
+from lenvm_rl.rollouts.reader import RolloutReader
 from lenvm_rl.rollouts.record import Rollout
 from lenvm_rl.rollouts.writer import RolloutWriter
 from lenvm_rl.sampling.progress import SamplingCounts, sampling_progress
-from lenvm_rl.sampling.run import Failure, Key, Sample, SamplingRun, Task
+from lenvm_rl.sampling.run import Engine, Failure, Key, SamplingRun, Task, guidance_column
 
 FLUSH_ROWS = 4096
 """A shard is made after so many completions ..."""
 FLUSH_SECONDS = 10.0
 """... or so many seconds: a kill loses no more, and completions of prompts that are not whole."""
-
-Produce = Callable[[Iterator[tuple[Task, int]], int], Iterator[Sample | Failure]]
-"""An engine: `produce(missing, resumed)` starts it and returns its results as they come. `missing`
-is read as fast as the engine takes work; `resumed` is how many completions are there already."""
+_SAME = "Resume with the same arguments, or write to another directory."
+_READ = (
+    *("prompt_id", "sample_id", "prompt_ids", "response_ids", "finish_reason"),
+    *("sampling", "policy", "guidance"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,10 @@ class SamplingReport:
     mean_length: float
     """Mean response length in tokens over all rows, EOS included; 0 without rows."""
     share_truncated: float
-    """Share of rows cut by the token limit, in [0, 1]."""
+    """Share of rows truncated by the token limit, in [0, 1]."""
+    mean_deviation: float | None = None
+    """Mean |tokens without EOS - target| / target over the rows that guidance gave a target; None
+    without such rows."""
     rows_with_unknown_ids: int = 0
     """Rows with ids that stand for no token: the policy's vocabulary is padded, and it samples
     from the padding."""
@@ -71,9 +77,9 @@ class SamplingReport:
 def fill(
     run: SamplingRun,
     out: str | Path,
-    produce: Produce,
+    engine: Engine,
     *,
-    progress: bool = False,
+    progress: bool | str = False,
     flush_rows: int = FLUSH_ROWS,
     flush_seconds: float = FLUSH_SECONDS,
     on_failure: Callable[[Failure], None] | None = None,
@@ -83,15 +89,17 @@ def fill(
     Args:
         out: rollout directory, which a run with the same settings goes on with; or .parquet file,
             which must not exist and appears when all is done.
-        produce: the engine; not called when nothing is missing.
-        progress: show throughput, share cut and remaining time on stderr.
+        engine: makes completions; not called when nothing is missing.
+        progress: show throughput, share truncated and remaining time on stderr; a text names the
+            run there.
         flush_rows, flush_seconds: how much work a kill may cost.
         on_failure: told of every failure as it happens.
     Raises:
         ValueError: `out` holds completions that this run would not make.
     """
-    found = run.completed(out)
-    counts = SamplingCounts(found, total=run.total)
+    counts = SamplingCounts(total=run.total)
+    done = completed(run, out, counts)
+    tasks = {task.prompt_id: task for task in run.tasks}
 
     def fail(failure: Failure) -> None:
         counts.fail(failure.kind, len(failure.sample_ids))
@@ -107,19 +115,23 @@ def fill(
             tokenizer_sha=run.tokenizer_sha,
             vocab_size=run.vocab_size,
             eos_ids=None if run.eos_ids is None else sorted(run.eos_ids),
-            append=bool(found.keys),
+            append=bool(done),
             retokenized=run.retokenized,
             chat_template_args=run.chat_template_args,
         )
         with writer, ExitStack() as stack:
-            results = produce(run.missing(found.keys), len(found.keys))
-            stack.enter_context(_closing(results))
+            results = engine(run.missing(done), len(done))
+            if hasattr(results, "close"):  # a generator stops its work when the run ends
+                stack.enter_context(closing(results))
             started = time.monotonic()
-            show = stack.enter_context(sampling_progress(counts, shown=progress))
-            sink = _Sink(run, writer, found.keys, flush_rows, flush_seconds)
+            title = progress if isinstance(progress, str) else "sampling"
+            show = stack.enter_context(sampling_progress(counts, title, shown=bool(progress)))
+            sink = _Sink(tasks, writer, done, flush_rows, flush_seconds)
             stack.callback(sink.close)  # of an interrupted run too: what is sampled is kept
             for result in results:
-                row = result if isinstance(result, Failure) else _row(run, result)
+                row = result
+                if isinstance(row, Rollout):
+                    row = _checked(run, row, tasks[row.prompt_id])
                 if isinstance(row, Failure):
                     fail(row)
                 else:
@@ -131,7 +143,7 @@ def fill(
         rollouts=str(out),
         prompts=len(run.tasks),
         rows=counts.rows,
-        rows_resumed=len(found.keys),
+        rows_resumed=len(done),
         rows_missing=run.total - counts.rows,
         failures=dict(counts.failures),
         tokens=counts.new_tokens,
@@ -140,24 +152,78 @@ def fill(
         completions_per_s=counts.new_rows / seconds if counts.new_rows else 0.0,
         mean_length=counts.tokens / counts.rows if counts.rows else 0.0,
         share_truncated=counts.share_truncated,
+        mean_deviation=counts.mean_deviation,
         rows_with_unknown_ids=counts.with_unknown_ids,
     )
 
 
-def _row(run: SamplingRun, sample: Sample) -> Rollout | Failure:
-    """A completion as a row, or why the file does not take it; the others are not concerned."""
+def completed(run: SamplingRun, out: str | Path, counts: SamplingCounts) -> set[Key]:
+    """Keys of the run's completions that the directory `out` holds, which are counted; none when
+    it has no whole shard yet.
+
+    Raises:
+        ValueError: a completion that this run would not make, one that is there twice, or another
+            tokenizer or guidance.
+    """
+    if not Path(out).is_dir() or not find_shards(out).paths:
+        return set()
+    reader = RolloutReader(out, tokenizer_sha=run.tokenizer_sha)
+    if bool(reader.metadata.get("retokenized")) != run.retokenized:
+        raise ValueError(
+            f"{out} and this run differ in whether token ids come from the engine or from text. "
+            + _SAME
+        )
+    tasks = {task.prompt_id: task for task in run.tasks if not task.refused}
+    keys: set[Key] = set()
+    for cells in reader.iter_rows([*_READ]):
+        key = cells["prompt_id"], cells["sample_id"]
+        _check_expected(run, out, key, cells, tasks.get(key[0]))
+        if key in keys:
+            raise ValueError(
+                f"{out} holds completion {key[1]} of prompt {key[0]!r} twice: it was not written "
+                "by one run. Write to another directory."
+            )
+        keys.add(key)
+        row = Rollout(**cells)
+        counts.add(row, unknown_ids=run.has_unknown_ids(row.response_ids), new=False)
+    return keys
+
+
+def _check_expected(
+    run: SamplingRun, out: Any, key: Key, cells: dict[str, Any], task: Task | None
+) -> None:
+    """Raise ValueError unless the run would write such a row."""
+    found: Any = None
+    if task is not None and key[1] < task.n:
+        request = run.request(task, key[1])
+        guided = guidance_column(request.guidance, request.lenvm)
+        if cells["guidance"] != guided:
+            raise ValueError(
+                f"{out} holds completions with guidance {cells['guidance']}, this run's is "
+                f"{guided}. {_SAME}"
+            )
+        expected = {
+            "prompt_ids": list(task.prompt_ids),
+            "sampling": dict(request.sampling),
+            "policy": {"name": run.policy, "revision": None},
+        }
+        if all(cells[name] == expected[name] for name in expected):
+            return
+        found = {name: cells[name] for name in ("sampling", "policy")}
+    raise ValueError(
+        f"{out} holds completion {key[1]} of prompt {key[0]!r}, which this run would "
+        f"not make (found {found}): it was sampled with other prompts, settings or seed. {_SAME}"
+    )
+
+
+def _checked(run: SamplingRun, row: Rollout, task: Task) -> Rollout | Failure:
+    """The row, or why the file does not take it; the others are not concerned."""
     try:
-        return run.row(sample)
+        run.check(row)
     except Exception as error:  # an engine may return anything
         kind = getattr(error, "kind", None) or f"no row of a rollout file ({type(error).__name__})"
-        return Failure(
-            task=sample.task, sample_ids=[sample.sample_id], kind=kind, detail=str(error)
-        )
-
-
-def _closing(results: Any) -> Any:
-    """Engines that are generators stop their work when the run ends, however it ends."""
-    return closing(results) if hasattr(results, "close") else ExitStack()
+        return Failure(task=task, sample_ids=[row.sample_id], kind=kind, detail=str(error))
+    return row
 
 
 class _Sink:
@@ -170,16 +236,16 @@ class _Sink:
 
     def __init__(
         self,
-        run: SamplingRun,
+        tasks: dict[str, Task],
         writer: RolloutWriter,
         done: set[Key],
         flush_rows: int,
         flush_seconds: float,
     ):
-        self._writer = writer
+        self._tasks, self._writer = tasks, writer
         self._flush_rows, self._flush_seconds = flush_rows, flush_seconds
         present = Counter(prompt_id for prompt_id, _ in done)
-        self._left = {task.prompt_id: task.n - present[task.prompt_id] for task in run.tasks}
+        self._left = {name: task.n - present[name] for name, task in tasks.items()}
         self._held: dict[str, dict[int, Rollout]] = {}
         self._unsaved, self._saved_at = 0, time.monotonic()
 
@@ -206,5 +272,15 @@ class _Sink:
 
     def _write(self, group: dict[int, Rollout]) -> None:
         rows: Sequence[Rollout] = [group[sample_id] for sample_id in sorted(group)]
+        images = self._tasks[rows[0].prompt_id].images
+        if images and all(image.startswith("data:") for image in images):  # URLs are not fetched
+            pictures = [self._picture(image) for image in images]
+            for row in rows:
+                row.pictures = pictures
         self._writer.append(rows)
         self._unsaved += len(rows)
+
+    def _picture(self, uri: str) -> str:
+        head, _, data = uri.partition(",")
+        mime = head.removeprefix("data:").partition(";")[0]
+        return self._writer.add_picture(base64.b64decode(data), mime)

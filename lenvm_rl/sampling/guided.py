@@ -15,49 +15,13 @@ for it, with the same rules as inside a serving engine. Meant for evaluations of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from lenvm_rl.guidance import CandidateScorer, GuidanceSettings, Guide, GuidedRow, History
-from lenvm_rl.sampling.transformers.requests import Running
+from lenvm_rl.guidance import CandidateScorer, GuidanceSettings, Guide
+from lenvm_rl.sampling.transformers.engine import GuidanceHook
 from lenvm_rl.sampling.transformers.sampler import Completion, ContinuousSampler, Request
-
-
-class GuidanceHook:
-    """Makes a `Guide` the logits hook of a `ContinuousSampler`.
-
-    Args:
-        guide: what steers.
-        settings: request id -> settings; ids that are missing are sampled unguided.
-    """
-
-    def __init__(self, guide: Guide, settings: Mapping[Hashable, GuidanceSettings]):
-        self.guide = guide
-        self.settings = settings
-        self.reads_hidden = bool(getattr(guide.scorer, "reads_policy", False))
-
-    def apply(self, logits: Tensor, running: Sequence[Running], hidden: Tensor | None) -> None:
-        """Write guided logits over the rows that ask for it."""
-        rows = [
-            GuidedRow(
-                index,
-                row.request_id,
-                self.settings[row.request_id],
-                History(row.request.prompt_ids, row.output),
-                len(row.request.prompt_ids),
-                row.request.temperature,
-            )
-            for index, row in enumerate(running)
-            if row.request_id in self.settings
-        ]
-        self.guide.apply(logits, rows, hidden=hidden)
-
-    def close(self, request_id: Hashable) -> None:
-        """Free what the request held in the scorer."""
-        self.guide.close(request_id)
 
 
 def guided_completions(

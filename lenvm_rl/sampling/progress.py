@@ -1,4 +1,4 @@
-"""What is shown while a run samples: throughput, share cut, failures, remaining time."""
+"""Running totals of a sampling run, and their line on the terminal: throughput, time left."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from lenvm_rl.rollouts.record import Rollout
-from lenvm_rl.sampling.resume import Completed
 
 _WINDOW = 60.0  # seconds over which throughput is averaged: a run starts slowly and ends slowly
 _LOG_EVERY = 30.0  # seconds between lines where stderr is a file, which has no bar
@@ -18,19 +17,16 @@ class SamplingCounts:
     """Running totals of a run.
 
     Args:
-        found: what was there when it started.
         total: completions of the whole run.
         clock: seconds, monotonic.
     """
 
-    def __init__(
-        self, found: Completed, *, total: int, clock: Callable[[], float] = time.monotonic
-    ):
+    def __init__(self, *, total: int, clock: Callable[[], float] = time.monotonic):
         self.total = total
-        self.rows, self.tokens, self.truncated = len(found.keys), found.tokens, found.truncated
-        self.with_unknown_ids = found.with_unknown_ids
+        self.rows = self.tokens = self.truncated = self.with_unknown_ids = 0
         self.new_rows = self.new_tokens = 0
         self.failures: Counter[str] = Counter()
+        self._deviation, self._targets = 0.0, 0
         self._clock = clock
         self._marks = [(clock(), 0, 0)]  # (time, new rows, new tokens), oldest first
 
@@ -41,17 +37,28 @@ class SamplingCounts:
 
     @property
     def share_truncated(self) -> float:
-        """Share of rows cut by the token limit, in [0, 1]; 0 without rows."""
+        """Share of rows truncated by the token limit, in [0, 1]; 0 without rows."""
         return self.truncated / self.rows if self.rows else 0.0
 
-    def add(self, row: Rollout, *, unknown_ids: bool = False) -> None:
-        """Count a completion, and whether it holds ids that stand for no token."""
-        self.with_unknown_ids += unknown_ids
+    @property
+    def mean_deviation(self) -> float | None:
+        """Mean |tokens without EOS - target| / target of rows with a target; None without any."""
+        return self._deviation / self._targets if self._targets else None
+
+    def add(self, row: Rollout, *, unknown_ids: bool = False, new: bool = True) -> None:
+        """Count a completion, whether it holds ids that stand for no token, and whether it is made
+        now or was there."""
+        truncated = row.finish_reason == "length"
         self.rows += 1
-        self.new_rows += 1
         self.tokens += row.length
-        self.new_tokens += row.length
-        self.truncated += row.truncated
+        self.truncated += truncated
+        self.with_unknown_ids += unknown_ids
+        self.new_rows += new
+        self.new_tokens += row.length if new else 0
+        target = (row.guidance or {}).get("lenvm_target")
+        if target:
+            self._targets += 1
+            self._deviation += abs(row.length - (not truncated) - target) / target
 
     def fail(self, kind: str, count: int) -> None:
         """Count completions that could not be made."""
@@ -86,9 +93,11 @@ def _clock_face(seconds: float) -> str:
 
 
 @contextmanager
-def sampling_progress(counts: SamplingCounts, *, shown: bool) -> Iterator[Callable[[], None]]:
+def sampling_progress(
+    counts: SamplingCounts, title: str, *, shown: bool
+) -> Iterator[Callable[[], None]]:
     """Yield `show()`, called after every change of `counts`; on stderr, a bar or a line now and
-    then (needs rich); nothing when not `shown`."""
+    then (needs rich), that begins with `title`; nothing when not `shown`."""
     if not shown:
         yield lambda: None
         return
@@ -97,11 +106,11 @@ def sampling_progress(counts: SamplingCounts, *, shown: bool) -> Iterator[Callab
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _Lines(counts, console.print)
+        yield _Lines(counts, console.print, title)
         return
-    columns = (TextColumn("sampling"), BarColumn(), TextColumn("{task.fields[line]}"))
+    columns = (TextColumn(title), BarColumn(), TextColumn("{task.fields[line]}"))
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("sampling", total=counts.total, completed=counts.rows, line="")
+        task = bar.add_task(title, total=counts.total, completed=counts.rows, line="")
         last = 0.0
 
         def show() -> None:
@@ -117,12 +126,12 @@ def sampling_progress(counts: SamplingCounts, *, shown: bool) -> Iterator[Callab
 class _Lines:
     """A line every so often, for logs."""
 
-    def __init__(self, counts: SamplingCounts, write: Callable[[str], None]):
-        self._counts, self._write = counts, write
+    def __init__(self, counts: SamplingCounts, write: Callable[[str], None], title: str):
+        self._counts, self._write, self._title = counts, write, title
         self._last = time.monotonic()
 
     def __call__(self) -> None:
         now = time.monotonic()
         if now - self._last > _LOG_EVERY or not self._counts.left:
             self._last = now
-            self._write(f"sampling  {self._counts.line()}")
+            self._write(f"{self._title}  {self._counts.line()}")

@@ -1,8 +1,9 @@
-"""How does vLLM in this process make the completions of a run?
+"""Engine that is vLLM's `LLM` in this process, guided by the logits processor where asked.
 
 Requests are added as others finish, so the engine stays full to the end: there are no batches whose
 longest completion everybody waits for. Where requests carry no seeds of their own, the random
 numbers are the engine's, and an engine that goes on after others must draw from another stream.
+Log-probabilities are those of the distribution that was sampled from, the guided one.
 """
 
 from __future__ import annotations
@@ -10,48 +11,40 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lenvm_rl.sampling.resume import completion_seed
-from lenvm_rl.sampling.run import OVER_CONTEXT, Failure, Sample, SamplingRun, Task
+from lenvm_rl.rollouts.record import Rollout
+from lenvm_rl.sampling.run import OVER_CONTEXT, EngineFacts, Failure, Request, completion_seed
 from lenvm_rl.vllm.room import cpu_defaults
 
 AHEAD = 1024
 """Completions handed to the engine before earlier ones are done."""
 
 
-class OfflineEngine:
-    """An engine of `fill` that is vLLM's `LLM`.
+class VllmEngine:
+    """An `Engine` that is vLLM's `LLM`.
 
     Args:
-        run: what is sampled.
-        start: called with the number of completions that are there already; returns the `LLM`.
-        extra_args: of every request, for logits processors.
+        start: called as `start(resumed=count)` with the number of completions that are there
+            already; returns the `LLM`.
+        facts: of the policy.
         logprobs: keep the log-probability of every token.
-        ahead: completions handed to the engine at once.
+        ahead: completions handed to the `LLM` at once.
     """
 
     def __init__(
         self,
-        run: SamplingRun,
-        start: Callable[[int], Any],
+        start: Callable[..., Any],
+        facts: EngineFacts,
         *,
-        extra_args: dict[str, Any] | None = None,
         logprobs: bool = False,
         ahead: int = AHEAD,
     ):
-        self._run, self._start = run, start
-        self._extra_args, self._logprobs, self._ahead = extra_args, logprobs, ahead
+        self.facts = facts
+        self._start, self._logprobs, self._ahead = start, logprobs, ahead
 
-    def __call__(
-        self, missing: Iterator[tuple[Task, int]], resumed: int
-    ) -> Iterator[Sample | Failure]:
+    def __call__(self, requests: Iterator[Request], resumed: int) -> Iterator[Rollout | Failure]:
         """Start vLLM, and return completions as they finish."""
-        return complete(
-            self._start(resumed),
-            ((task, k, self._run.sampling(task, k)) for task, k in missing),
-            extra_args=self._extra_args,
-            logprobs=self._logprobs,
-            ahead=self._ahead,
-        )
+        llm = self._start(resumed=resumed)
+        return complete(llm, requests, logprobs=self._logprobs, ahead=self._ahead)
 
 
 def start_llm(policy: str, *, seed: int, resumed: int = 0, **settings: Any) -> Any:
@@ -68,62 +61,46 @@ def start_llm(policy: str, *, seed: int, resumed: int = 0, **settings: Any) -> A
 
 
 def complete(
-    llm: Any,
-    work: Iterator[tuple[Task, int, dict[str, Any]]],
-    *,
-    extra_args: dict[str, Any] | None = None,
-    logprobs: bool = False,
-    ahead: int = AHEAD,
-) -> Iterator[Sample | Failure]:
-    """Completions as they finish.
-
-    Args:
-        work: (task, sample_id, its `sampling` column).
-    """
+    llm: Any, requests: Iterator[Request], *, logprobs: bool = False, ahead: int = AHEAD
+) -> Iterator[Rollout | Failure]:
+    """Completions as they finish."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     engine = llm.llm_engine
     context = engine.vllm_config.model_config.max_model_len
-    asked: dict[str, tuple[Task, int]] = {}
+    asked: dict[str, Request] = {}
     count = 0
     while True:
-        while len(asked) < ahead and (item := next(work, None)):
-            task, sample_id, sampling = item
-            if len(task.prompt_ids) >= context:
-                detail = f"{len(task.prompt_ids)} tokens, the engine's context is {context}"
-                yield Failure(task=task, sample_ids=[sample_id], kind=OVER_CONTEXT, detail=detail)
+        while len(asked) < ahead and (request := next(requests, None)):
+            ids = list(request.task.prompt_ids)
+            if len(ids) >= context:
+                detail = f"{len(ids)} tokens, the engine's context is {context}"
+                yield request.failure(OVER_CONTEXT, detail)
                 continue
             params = SamplingParams(
-                **sampling,
+                **request.sampling,
                 logprobs=0 if logprobs else None,
                 detokenize=False,
-                extra_args=extra_args,
+                extra_args=request.guidance and request.guidance.to_args(),
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
             name, count = str(count), count + 1
             try:
-                engine.add_request(name, {"prompt_token_ids": list(task.prompt_ids)}, params)
+                engine.add_request(name, {"prompt_token_ids": ids}, params)
             except ValueError as error:  # of this request: the others are not concerned
-                yield Failure(
-                    task=task, sample_ids=[sample_id], kind="refused by vLLM", detail=str(error)
-                )
+                yield request.failure("refused by vLLM", str(error))
                 continue
-            asked[name] = task, sample_id
+            asked[name] = request
         if not asked:
             return
         for answer in engine.step():
             if answer.finished:
-                yield _sample(*asked.pop(answer.request_id), answer.outputs[0])
+                yield _rollout(asked.pop(answer.request_id), answer.outputs[0])
 
 
-def _sample(task: Task, sample_id: int, completion: Any) -> Sample:
+def _rollout(request: Request, completion: Any) -> Rollout:
     ids = list(completion.token_ids)
     steps = completion.logprobs
-    return Sample(
-        task=task,
-        sample_id=sample_id,
-        token_ids=ids,
-        finish_reason=completion.finish_reason,
-        logprobs=steps and [step[token].logprob for step, token in zip(steps, ids, strict=True)],
-    )
+    logprobs = steps and [step[token].logprob for step, token in zip(steps, ids, strict=True)]
+    return request.rollout(ids, completion.finish_reason, logprobs)

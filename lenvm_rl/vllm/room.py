@@ -1,4 +1,4 @@
-"""How much room do a run, its policy and its LenVM need in an engine, and how much is there?
+"""Room that a run, its policy and its LenVM need in an engine, and how much there is.
 
 An engine is made for its run: no longer than the run's longest row, no more requests at once than
 there are completions, or than the LenVM's keys and values have memory for. What the caller says
@@ -7,7 +7,7 @@ wins, and is refused where it does not fit. All of this is known before vLLM sta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from lenvm_rl.guidance.exact.memory import available_memory, in_units
 from lenvm_rl.guidance.heads.q_head import scorer_memory
 from lenvm_rl.model.policy_facts import policy_configs
-from lenvm_rl.sampling.run import SamplingRun
+from lenvm_rl.sampling.run import Task
 from lenvm_rl.vllm.options import GuidanceOptions, checkpoint_config
 
 AT_ONCE = 256
@@ -28,18 +28,21 @@ _CPU_SHARE = 0.25  # of what is free
 _CPU_BLOCK = 128  # tokens of a block of vLLM's CPU cache
 
 
-def room_of(run: SamplingRun, tokenizer: Any, settings: Mapping[str, Any]) -> dict[str, int]:
-    """`max_model_len` and `max_num_seqs` of an engine that is there for one run: its longest row,
+def room_of(
+    policy: str, tasks: Sequence[Task], tokenizer: Any, settings: Mapping[str, Any]
+) -> dict[str, int]:
+    """`max_model_len` and `max_num_seqs` of an engine that is there for `tasks`: their longest row,
     and all of its completions where they are few. What `settings` say stays; what vLLM's own
     numbers do not exceed is left to it."""
     room = {}
-    longest = max(len(task.prompt_ids) + task.max_tokens for task in run.tasks)
-    config = policy_config(run.policy)
+    longest = max(len(task.prompt_ids) + task.max_tokens for task in tasks)
+    config = policy_config(policy)
     limits = [getattr(tokenizer, "model_max_length", None), _context(config)]
     if longest < min((limit for limit in limits if limit), default=0):
         room["max_model_len"] = longest
-    if run.total < AT_ONCE:
-        room["max_num_seqs"] = run.total
+    total = sum(task.n for task in tasks)
+    if total < AT_ONCE:
+        room["max_num_seqs"] = total
     return {name: size for name, size in room.items() if settings.get(name) is None}
 
 

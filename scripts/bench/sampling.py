@@ -48,10 +48,9 @@ from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.rollouts import RolloutReader
 from lenvm_rl.sampling.encoding import encode_prompt, tasks_of_prompts
 from lenvm_rl.sampling.fill import fill
-from lenvm_rl.sampling.run import SamplingRun
-from lenvm_rl.sampling.server.engine import ServerSettings
-from lenvm_rl.sampling.server.sampling import sample_from_servers
-from lenvm_rl.vllm.offline import OfflineEngine
+from lenvm_rl.sampling.run import EngineFacts, SamplingRun
+from lenvm_rl.sampling.server.engine import ServerEngine, ServerSettings
+from lenvm_rl.vllm.offline import VllmEngine
 from lenvm_rl.vllm.serve import vllm_program
 from scripts.bench import harness
 from scripts.bench.harness import CONSOLE, Failed
@@ -172,13 +171,12 @@ def rates_in_process(
 ) -> tuple[float, float]:
     """What `lenvm sample --engine vllm` does, in the engine of `rates_offline`."""
     tokenizer = load_tokenizer(options.policy)
-    run = SamplingRun(
-        tasks=tasks_of_prompts(tokenizer, prompts, n=options.n, max_tokens=options.max_tokens),
-        policy=options.policy,
-        tokenizer_sha=tokenizer_sha(tokenizer),
-        own_seeds=False,
+    facts = EngineFacts(
+        policy=options.policy, tokenizer_sha=tokenizer_sha(tokenizer), own_seeds=False
     )
-    report = fill(run, out, OfflineEngine(run, lambda resumed: llm))
+    engine = VllmEngine(lambda resumed: llm, facts)
+    tasks = tasks_of_prompts(tokenizer, prompts, n=options.n, max_tokens=options.max_tokens)
+    report = fill(SamplingRun.of(engine, tasks), out, engine)
     return report.completions_per_s, report.tokens_per_s
 
 
@@ -187,14 +185,14 @@ def rates_through_server(
 ) -> tuple[float, float]:
     """What `lenvm sample --server` reports, from the first request to the last row on disk."""
     settings = ServerSettings(
-        servers=[base],
+        server=[base],
         model=options.policy,
         concurrency=options.concurrency,
         per_request=options.per_request,
     )
-    report = sample_from_servers(
-        settings, options.policy, prompts, out, n=options.n, max_tokens=options.max_tokens
-    )
+    engine = ServerEngine.open(settings, options.policy)
+    tasks = tasks_of_prompts(engine.tokenizer, prompts, n=options.n, max_tokens=options.max_tokens)
+    report = fill(SamplingRun.of(engine, tasks), out, engine)
     if report.rows_missing:
         raise Failed(f"{report.rows_missing} completions failed: {report.failures}")
     return report.completions_per_s, report.tokens_per_s

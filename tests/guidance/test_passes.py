@@ -18,9 +18,9 @@ from lenvm_rl.demo.prompts import demo_prompts
 from lenvm_rl.guidance import GuidanceSettings, Guide
 from lenvm_rl.guidance.exact.scorer import ExactScorer
 from lenvm_rl.model import LengthValueModel, load_tokenizer
-from lenvm_rl.sampling.guided import GuidanceHook
+from lenvm_rl.sampling.encoding import encode_prompt
+from lenvm_rl.sampling.transformers.engine import GuidanceHook
 from lenvm_rl.sampling.transformers.sampler import ContinuousSampler, Request
-from lenvm_rl.sampling.transformers.to_file import encode_prompt
 
 pytestmark = pytest.mark.slow
 MODES = [

@@ -1,16 +1,26 @@
 """Whoever makes completions: none is lost, none twice, and what is not made is accounted for."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lenvm_rl.guidance import GuidanceSettings
 from lenvm_rl.rollouts import RolloutReader, RolloutWriter, split_by_prompt
 from lenvm_rl.sampling.fill import fill
 from lenvm_rl.sampling.progress import SamplingCounts, _Lines
-from lenvm_rl.sampling.resume import Completed
-from lenvm_rl.sampling.run import Failure, Sample, SamplingRun, Task
+from lenvm_rl.sampling.run import (
+    SamplingRun,
+    Task,
+    TokenSampling,
+    completion_seed,
+    forced_end,
+    lenvm_facts,
+)
 
 TASKS = [Task(prompt_id=f"p{i}", prompt_ids=[5, i], n=3, max_tokens=9) for i in range(4)]
+AT_MOST = GuidanceSettings(mode="at_most", target=4)
 ALL = {(f"p{i}", k) for i in range(4) for k in range(3)}
 
 
@@ -18,23 +28,22 @@ def run_of(**fields):
     return SamplingRun(**{"tasks": TASKS, "policy": "fake", "tokenizer_sha": "fake", **fields})
 
 
-def made(task, sample_id):
-    ids = [int(task.prompt_id[1:]), sample_id]
-    return Sample(task=task, sample_id=sample_id, token_ids=ids, finish_reason="length")
+def made(request):
+    return request.rollout([int(request.task.prompt_id[1:]), request.sample_id], "length")
 
 
 def engine(order=list, stop_after=10**9, fails=()):
     """Makes everything in the order given; stops as by a kill; fails on the keys `fails`."""
 
-    def produce(missing, resumed):
+    def produce(requests, resumed):
         produce.resumed = resumed
-        for count, (task, k) in enumerate(order(list(missing))):
+        for count, request in enumerate(order(list(requests))):
             if count == stop_after:
                 raise KeyboardInterrupt
-            if (task.prompt_id, k) in fails:
-                yield Failure(task=task, sample_ids=[k], kind="refused", detail="why")
+            if request.key in fails:
+                yield request.failure("refused", "why")
             else:
-                yield made(task, k)
+                yield made(request)
 
     return produce
 
@@ -71,7 +80,7 @@ def test_however_often_it_is_stopped_every_completion_is_there_once(
 
 def test_completions_of_a_prompt_lie_side_by_side_in_order(tmp_path):
     def interleaved(items):
-        return sorted(items, key=lambda item: -item[1])
+        return sorted(items, key=lambda request: -request.sample_id)
 
     fill(run_of(), tmp_path / "out", engine(interleaved))
     keys = keys_of(tmp_path / "out")
@@ -94,7 +103,7 @@ def test_failures_are_counted_by_kind_and_tried_again(tmp_path):
 def test_when_nothing_is_missing_no_engine_is_started(tmp_path):
     fill(run_of(), tmp_path / "out", engine())
 
-    def never(missing, resumed):
+    def never(requests, resumed):
         raise AssertionError("started")
 
     report = fill(run_of(), tmp_path / "out", never)
@@ -109,10 +118,10 @@ def test_a_flush_makes_whole_prompts_safe(tmp_path):
 
 
 def test_an_engine_that_makes_a_completion_twice_is_caught(tmp_path):
-    def twice(missing, resumed):
-        item = next(missing)
-        yield made(*item)
-        yield made(*item)
+    def twice(requests, resumed):
+        request = next(requests)
+        yield made(request)
+        yield made(request)
 
     with pytest.raises(AssertionError, match="p0"):
         fill(run_of(), tmp_path / "out", twice)
@@ -131,10 +140,10 @@ def test_a_completion_that_no_file_takes_is_a_failure_and_the_others_are_kept(tm
         7: {"token_ids": [63, 64]},
     }
 
-    def produce(missing, resumed):
-        for task, k in missing:
-            fields = {"token_ids": [3, 1], "finish_reason": "length", **odd.get(k, {})}
-            yield Sample(task=task, sample_id=k, **fields)
+    def produce(requests, resumed):
+        for request in requests:
+            fields = {"token_ids": [3, 1], "finish_reason": "length"}
+            yield request.rollout(**fields | odd.get(request.sample_id, {}))
 
     tasks = [Task(prompt_id="p", prompt_ids=[5], n=10, max_tokens=9)]
     seen = []
@@ -158,10 +167,10 @@ def test_prompts_without_token_ids_are_counted_and_asked_of_no_engine(tmp_path):
     refused = Task(prompt_id="r", prompt_ids=[], n=2, max_tokens=9, refused=("why", "because"))
     asked = []
 
-    def produce(missing, resumed):
-        for task, k in missing:
-            asked.append(task.prompt_id)
-            yield made(task, k)
+    def produce(requests, resumed):
+        for request in requests:
+            asked.append(request.task.prompt_id)
+            yield made(request)
 
     for _ in range(2):
         report = fill(run_of(tasks=[refused, *TASKS]), tmp_path / "out", produce)
@@ -174,10 +183,10 @@ def test_prompts_without_token_ids_are_counted_and_asked_of_no_engine(tmp_path):
 def test_an_engine_is_closed_when_the_file_cannot_be_written(tmp_path, monkeypatch):
     closed = []
 
-    def produce(missing, resumed):
+    def produce(requests, resumed):
         try:
-            for task, k in missing:
-                yield made(task, k)
+            for request in requests:
+                yield made(request)
         finally:
             closed.append(True)
 
@@ -198,7 +207,11 @@ def test_an_engine_is_closed_when_the_file_cannot_be_written(tmp_path, monkeypat
         ({"seed": 1}, "same arguments, or write to another directory"),
         ({"own_seeds": False}, "same arguments, or write to another directory"),
         ({"tasks": TASKS[:2]}, "same arguments, or write to another directory"),
-        ({"guidance": {"lenvm": "x"}}, "holds completions with guidance"),
+        ({"stream": "other"}, "same arguments, or write to another directory"),
+        (
+            {"tasks": [replace(task, guidance=AT_MOST) for task in TASKS]},
+            "with guidance None, this",
+        ),
         ({"retokenized": True}, "differ in whether token ids"),
         ({"tokenizer_sha": "another"}, "tokenizer"),
     ],
@@ -236,11 +249,14 @@ class Clock:
         return self.now
 
 
-def test_throughput_share_cut_and_remaining_time_are_shown():
+def test_throughput_share_truncated_and_remaining_time_are_shown():
     clock = Clock()
-    found = Completed({(f"p{i}", 0) for i in range(10)}, tokens=100, truncated=0)
-    counts = SamplingCounts(found, total=100, clock=clock)
-    row = run_of().row(made(TASKS[0], 0))  # two tokens, cut
+    counts = SamplingCounts(total=100, clock=clock)
+    run = run_of()
+    row = made(run.request(TASKS[0], 0))  # two tokens, truncated
+    whole = run.request(TASKS[0], 0).rollout([5] * 10, "stop")
+    for _ in range(10):
+        counts.add(whole, new=False)
     for _ in range(20):
         counts.add(row)
     counts.fail("refused", 5)
@@ -258,11 +274,95 @@ def test_logs_get_a_line_now_and_then(monkeypatch):
 
     clock, lines = Clock(), []
     monkeypatch.setattr(sampling_progress.time, "monotonic", clock)
-    counts = SamplingCounts(Completed(), total=3, clock=clock)
-    show = _Lines(counts, lines.append)
-    row = run_of().row(made(TASKS[0], 0))
+    counts = SamplingCounts(total=3, clock=clock)
+    show = _Lines(counts, lines.append, "unguided")
+    row = made(run_of().request(TASKS[0], 0))
     for now in (10.0, 31.0, 40.0):
         clock.now = now
         counts.add(row)
         show()
-    assert [line.split()[1] for line in lines] == ["2/3", "3/3"], "after 30 s, and at the end"
+    assert [line.split()[:2] for line in lines] == [["unguided", "2/3"], ["unguided", "3/3"]]
+
+
+# --- what a request asks for, and what its row says -------------------------------------------
+
+
+def test_streams_name_the_random_numbers():
+    named, plain = run_of(seed=3, stream="free"), run_of(seed=3)
+    assert plain.request(TASKS[1], 2).sampling["seed"] == completion_seed(3, "p1", 2)
+    assert named.request(TASKS[1], 2).sampling["seed"] == completion_seed(3, "free/p1", 2)
+    assert run_of(own_seeds=False).request(TASKS[1], 2).sampling["seed"] is None
+
+
+def test_rows_say_what_guided_them_and_each_may_be_guided_otherwise(tmp_path):
+    guides = [AT_MOST, None, GuidanceSettings(mode="tilt", beta=0.0), replace(AT_MOST, target=9)]
+    tasks = [replace(task, guidance=guide) for task, guide in zip(TASKS, guides, strict=True)]
+    run = run_of(tasks=tasks, lenvm={"lenvm": "here"})
+    with pytest.raises(KeyboardInterrupt):
+        fill(run, tmp_path / "out", engine(stop_after=7))
+    report = fill(run, tmp_path / "out", engine())
+    assert report.rows_resumed == 7 and report.rows == 12
+    found = {row.prompt_id: row.guidance for row in RolloutReader(tmp_path / "out").iter_rows()}
+    asked = {"lenvm": "here", "lenvm_mode": "at_most", "lenvm_target": 4}
+    assert found == {"p0": asked, "p1": None, "p2": None, "p3": {**asked, "lenvm_target": 9}}
+    assert report.mean_deviation == pytest.approx((2 / 4 + 7 / 9) / 2), "two tokens each"
+    assert fill(run_of(), tmp_path / "free", engine()).mean_deviation is None
+    split_by_prompt(tmp_path / "out", tmp_path / "a", tmp_path / "b", heldout_prompts=1, seed=0)
+    for row in RolloutReader(tmp_path / "b").iter_rows():
+        assert row.guidance == found[row.prompt_id]
+
+
+@pytest.mark.parametrize(
+    ("guidance", "ids", "reason", "expected"),
+    [
+        (AT_MOST, [5, 6, 7, 8, 1], "stop", ([5, 6, 7, 8], "length")),
+        (AT_MOST, [5, 6, 7, 1], "stop", ([5, 6, 7, 1], "stop")),  # it ended by itself before
+        (AT_MOST, [5, 6, 7, 8, 9], "length", ([5, 6, 7, 8, 9], "length")),
+        (replace(AT_MOST, count_eos=True), [5, 6, 7, 1], "stop", ([5, 6, 7], "length")),
+        (replace(AT_MOST, force_eos=False), [5, 6, 7, 8, 1], "stop", ([5, 6, 7, 8, 1], "stop")),
+        (replace(AT_MOST, mode="equal"), [5, 6, 7, 8, 1], "stop", ([5, 6, 7, 8, 1], "stop")),
+        (replace(AT_MOST, mode="equal", force_eos=True), [5, 6, 7, 8, 1], "stop",
+         ([5, 6, 7, 8], "length")),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("max_tokens", [5, 9])
+def test_an_end_that_guidance_forced_is_not_the_policys(
+    guidance, ids, reason, expected, max_tokens
+):
+    task = Task(prompt_id="p", prompt_ids=[2], n=1, max_tokens=max_tokens, guidance=guidance)
+    row = run_of(tasks=[task]).request(task, 0).rollout(ids, reason, ids)
+    assert (row.response_ids, row.finish_reason) == expected
+    assert row.response_logprobs == row.response_ids
+    whole = reason == "length" and max_tokens > len(ids)  # such a row the limit did not end either
+    assert forced_end(row) == (reason != row.finish_reason or whole)
+
+
+def test_a_value_model_trained_further_is_another_one(tmp_path):
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"1")
+    before = lenvm_facts(tmp_path)
+    assert before == lenvm_facts(tmp_path) and before["lenvm"] == str(tmp_path)
+    weights.write_bytes(b"2")
+    assert lenvm_facts(tmp_path) != before
+    assert lenvm_facts("served") == {"lenvm": "served"} and lenvm_facts(None) == {"lenvm": None}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_k": -2},
+     {"min_p": 1.5}],
+)  # fmt: skip
+def test_distributions_that_cannot_be_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        TokenSampling(**wrong)
+
+
+def test_pictures_are_kept_once_beside_the_rows(tmp_path):
+    image = "data:image/png;base64,AAEC"
+    tasks = [replace(task, images=(image,)) for task in TASKS]
+    fill(run_of(tasks=tasks), tmp_path / "out", engine())
+    reader = RolloutReader(tmp_path / "out")
+    names = {tuple(row.pictures) for row in reader.iter_rows()}
+    assert len(names) == 1
+    [[name]] = names
+    assert reader.media[name].data == b"\0\1\2" and reader.media[name].mime == "image/png"

@@ -1,39 +1,14 @@
-"""Waiting times, the turns of servers, and requests cut out of what is missing."""
+"""The turns of servers, and requests cut out of what is missing."""
 
 import asyncio
-import random
 from types import SimpleNamespace
 
-import httpx
+import openai
 import pytest
 
-from lenvm_rl.sampling.server.connect import base_of
-from lenvm_rl.sampling.server.engine import in_requests
-from lenvm_rl.sampling.server.request import retry_after
-from lenvm_rl.sampling.server.servers import RetryPolicy, Server, ServerPool
-
-
-def test_retry_after_is_seconds_or_a_date():
-    assert retry_after("2.5", now=0) == 2.5
-    assert retry_after("-3", now=0) == 0
-    assert retry_after("Thu, 01 Jan 1970 00:01:40 GMT", now=90.0) == 10.0
-    assert retry_after("Thu, 01 Jan 1970 00:01:40 GMT", now=200.0) == 0.0
-    assert retry_after(None, now=0) is None
-    assert retry_after("soon", now=0) is None
-
-
-def test_delays_double_up_to_the_longest_and_are_jittered():
-    random.seed(1)
-    retry = RetryPolicy(first_delay=1.0, longest_delay=8.0)
-    for attempt, mean in ((1, 1), (2, 2), (3, 4), (4, 8), (9, 8), (10**6, 8)):
-        delays = [retry.delay(attempt) for _ in range(200)]
-        assert 0.5 * mean <= min(delays) < 0.6 * mean and 1.4 * mean < max(delays) <= 1.5 * mean
-
-
-@pytest.mark.parametrize("wrong", [{"retries": -1}, {"timeout": 0.0}])
-def test_a_policy_that_cannot_be_is_refused(wrong):
-    with pytest.raises(ValueError, match="must be"):
-        RetryPolicy(**wrong)
+from lenvm_rl.sampling.server import servers as server_pool
+from lenvm_rl.sampling.server.engine import together
+from lenvm_rl.sampling.server.servers import Server, ServerPool, base_of, is_address
 
 
 class Clock:
@@ -43,14 +18,27 @@ class Clock:
         return self.now
 
 
-def pool_of(count, handler=None, **settings):
+class FakeClient:
+    """Lists its models where `answers` says so; counts how often it is asked."""
+
+    def __init__(self, answers):
+        self.answers, self.asked = answers, 0
+        self.models = self
+
+    def with_options(self, **options):
+        return self
+
+    async def list(self):
+        self.asked += 1
+        if not self.answers(self.asked):
+            raise openai.APIConnectionError(request=None)
+        return SimpleNamespace(data=[])
+
+
+def pool_of(count, answers=lambda asked: True, patience=60.0):
     clock = Clock()
-    transport = httpx.MockTransport(handler or (lambda request: httpx.Response(200)))
-    servers = [
-        Server(base=f"http://s{i}/v1", client=httpx.AsyncClient(transport=transport))
-        for i in range(count)
-    ]
-    return ServerPool(servers, RetryPolicy(**settings), clock=clock), clock
+    servers = [Server(base=f"http://s{i}/v1", client=FakeClient(answers)) for i in range(count)]
+    return ServerPool(servers, patience=patience, clock=clock), clock
 
 
 def test_servers_take_turns_and_the_least_loaded_goes_first():
@@ -65,15 +53,7 @@ def test_servers_take_turns_and_the_least_loaded_goes_first():
 
 
 def test_a_server_that_is_down_is_asked_for_its_models_until_it_is_back():
-    probes = []
-
-    def handler(request):
-        probes.append(str(request.url))
-        if len(probes) < 3:
-            raise httpx.ConnectError("refused")
-        return httpx.Response(200)
-
-    pool, clock = pool_of(2, handler, first_delay=1.0)
+    pool, clock = pool_of(2, lambda asked: asked == 3)
     first, second = pool.servers
     pool.down(first)
     pool.down(first)
@@ -84,32 +64,30 @@ def test_a_server_that_is_down_is_asked_for_its_models_until_it_is_back():
         pool.release(server)
         return server
 
-    assert [asyncio.run(turn()) for _ in range(3)] == [second] * 3 and not probes
+    assert [asyncio.run(turn()) for _ in range(3)] == [second] * 3 and not first.client.asked
     for strikes in (2, 3):
         clock.now += 100
         assert asyncio.run(turn()) is second and first.strikes == strikes
     clock.now += 100
     assert asyncio.run(turn()) is first and not first.strikes
-    assert probes == ["http://s0/v1/models"] * 3
+    assert first.client.asked == 3
 
 
-def test_a_pause_is_kept_and_is_no_strike():
-    pool, clock = pool_of(2)
-    first, second = pool.servers
-    pool.pause(first, 5.0)
-    pool.pause(second, None)
-    assert asyncio.run(pool.acquire()) is second
-    clock.now = 4.9
-    assert asyncio.run(pool.acquire()) is second
-    clock.now = 5.0
-    assert asyncio.run(pool.acquire()) is first and not first.strikes
+def test_pauses_of_a_server_that_is_down_double_up_to_the_longest():
+    pool, _ = pool_of(1)
+    [server] = pool.servers
+    first, longest = server_pool._PAUSES
+    for pause in (first, 2 * first, 4 * first, 8 * first):
+        pool._strike(server)
+        assert server.not_before == pause
+    server.strikes = 10**6
+    pool._strike(server)
+    assert server.not_before == longest
 
 
-def test_patience_ends_when_no_server_has_been_reachable():
-    def refuse(request):
-        raise httpx.ConnectError("refused")
-
-    pool, clock = pool_of(2, refuse, patience=60.0, longest_delay=1000.0, first_delay=1000.0)
+def test_patience_ends_when_no_server_has_been_reachable(monkeypatch):
+    monkeypatch.setattr(server_pool, "_PAUSES", (1000.0, 1000.0))
+    pool, clock = pool_of(2, lambda asked: False)
     for server in pool.servers:
         pool.down(server)
     clock.now = 61.0
@@ -117,12 +95,19 @@ def test_patience_ends_when_no_server_has_been_reachable():
 
 
 def test_requests_hold_samples_of_one_prompt():
-    tasks = [SimpleNamespace(prompt_id=name) for name in "ab"]
-    missing = [(tasks[0], k) for k in (0, 2, 3, 7, 8)] + [(tasks[1], 0)]
-    parts = [(task.prompt_id, ids) for task, ids in in_requests(iter(missing), 2)]
-    assert parts == [("a", [0, 2]), ("a", [3, 7]), ("a", [8]), ("b", [0])]
+    def request(name, k):
+        return SimpleNamespace(task=SimpleNamespace(prompt_id=name), sample_id=k)
+
+    missing = [request("a", k) for k in (0, 2, 3, 7, 8)] + [request("b", 0)]
+    parts = [[(r.task.prompt_id, r.sample_id) for r in part] for part in together(iter(missing), 2)]
+    assert parts == [[("a", 0), ("a", 2)], [("a", 3), ("a", 7)], [("a", 8)], [("b", 0)]]
 
 
 def test_addresses_with_and_without_v1():
     assert base_of("http://a:1/") == base_of("http://a:1/v1") == base_of(" http://a:1 ")
     assert base_of("https://h/proxy") == "https://h/proxy/v1"
+
+
+@pytest.mark.parametrize("text", ["localhost:8000", "http://", "http://b:port", "ftp://a", ""])
+def test_what_is_no_address(text):
+    assert not is_address(text) and is_address(" http://a:8000/v1 ")

@@ -1,18 +1,34 @@
 """Servers that are down, slow, busy or wrong cost time, never a completion and never twice one."""
 
 import threading
+import time
 from contextlib import ExitStack
+from email.utils import formatdate
 
+import openai
 import pytest
 
+from lenvm_rl.guidance import GuidanceSettings
 from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.rollouts import RolloutReader
-from lenvm_rl.sampling.server.engine import ServerSettings
-from lenvm_rl.sampling.server.sampling import sample_from_servers
-from lenvm_rl.sampling.server.servers import RetryPolicy
+from lenvm_rl.sampling.encoding import tasks_of_prompts
+from lenvm_rl.sampling.fill import fill
+from lenvm_rl.sampling.run import SamplingRun, TokenSampling
+from lenvm_rl.sampling.server import engine as server_engine
+from lenvm_rl.sampling.server import servers as server_pool
+from lenvm_rl.sampling.server.engine import ServerEngine, ServerSettings
 from tests.sampling.openai_fake import choices, hang_up, raw, send, serving, status
 
-QUICK = RetryPolicy(retries=3, first_delay=0.01, longest_delay=0.05, patience=0.5, timeout=10)
+QUICK = {"retries": 3, "patience": 0.5, "timeout": 10}
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch):
+    """Waits of the SDK, between answers that cannot be read, and for a server that is down."""
+    for name, seconds in {"INITIAL_RETRY_DELAY": 0.01, "MAX_RETRY_DELAY": 0.05}.items():
+        monkeypatch.setattr(openai._base_client, name, seconds)
+    monkeypatch.setattr(server_engine, "_PAUSE", 0.01)
+    monkeypatch.setattr(server_pool, "_PAUSES", (0.01, 0.05))
 
 
 def prompts(count=5, words=1):
@@ -26,22 +42,34 @@ def prompts(count=5, words=1):
 def run(tiny_policy, tmp_path):
     """Sample through the servers; the report and the failures as (kind, prompt, samples)."""
 
-    def start(*servers, asked=None, retry=QUICK, n=6, model="tiny", chosen=None, **settings):
+    def start(
+        *servers, asked=None, retry=QUICK, n=6, model="tiny", chosen=None, guidance=None,
+        pictures=False, chat_template_args=None, lenvm=None, **settings,
+    ):  # fmt: skip
         failures = []
-        report = sample_from_servers(
+        engine = ServerEngine.open(
             ServerSettings(
-                servers=[s if isinstance(s, str) else s.url for s in servers],
+                server=[s if isinstance(s, str) else s.url for s in servers],
                 model=model,
-                retry=retry,
-                **{"per_request": 4, "concurrency": 16, **(chosen or {})},
+                **{"per_request": 4, "concurrency": 16, **retry, **(chosen or {})},
             ),
             tiny_policy,
+            lenvm=lenvm,
+            chat_template_args=chat_template_args,
+        )
+        tasks = tasks_of_prompts(
+            engine.tokenizer,
             prompts() if asked is None else asked,
-            tmp_path / "out",
             n=n,
             max_tokens=9,
+            guidance=guidance,
+            pictures=pictures,
+        )
+        report = fill(
+            SamplingRun.of(engine, tasks, TokenSampling(**settings)),
+            tmp_path / "out",
+            engine,
             on_failure=lambda f: failures.append((f.kind, f.task.prompt_id, len(f.sample_ids))),
-            **settings,
         )
         return report, failures
 
@@ -149,8 +177,8 @@ def test_a_prompt_that_always_fails_is_reported_by_kind_and_made_later(run, tmp_
         report, failures = run(server)
         tries = sum(body["prompt"] == [4] for body in server.bodies)
     assert report.failures == {kind: 6} and report.rows_missing == 6
-    assert sorted(failures) == [(kind, "p2", 2), (kind, "p2", 4)]
-    assert tries == 2 * (1 + QUICK.retries)
+    assert failures == [(kind, "p2", 1)] * 6
+    assert tries == 2 * (1 + QUICK["retries"])
     assert keys_of(tmp_path / "out") == {key for key in ALL if key[0] != "p2"}
     with serving() as server:
         report, failures = run(server)
@@ -163,7 +191,7 @@ def test_fewer_completions_than_asked_are_asked_again(run, tmp_path):
         return lambda handler: send(handler, 200, {"choices": choices(body, 1)})
 
     with serving(behave) as server:
-        report, failures = run(server, retry=RetryPolicy(retries=0))
+        report, failures = run(server, retry={"retries": 0})
         assert len(server.bodies) == 30, "one a time, and none is a failed attempt"
     assert keys_of(tmp_path / "out") == ALL and not failures
 
@@ -186,7 +214,7 @@ def test_a_slow_server_times_out_and_is_asked_again(run, tmp_path):
         return None
 
     with serving(behave) as server:
-        report, failures = run(server, retry=RetryPolicy(timeout=0.3, first_delay=0.01))
+        report, failures = run(server, retry={"timeout": 0.3})
         release.set()
         assert len(server.bodies) >= 13
     assert keys_of(tmp_path / "out") == ALL and not failures
@@ -194,7 +222,7 @@ def test_a_slow_server_times_out_and_is_asked_again(run, tmp_path):
 
 def test_a_server_that_never_answers_in_time_is_reported(run, tmp_path):
     release = threading.Event()
-    slow = RetryPolicy(retries=1, timeout=0.1, first_delay=0.01)
+    slow = {"retries": 1, "timeout": 0.1}
     with serving(lambda server, body, number: release.wait(30) and None) as server:
         report, failures = run(server, retry=slow)
         release.set()
@@ -238,8 +266,8 @@ def test_a_refusal_is_not_retried(run):
 
 
 def test_a_limit_of_the_servers_own_is_no_length_of_the_policy(run):
-    truncated = {"finish_reason": "length", "token_ids": [4, 5]}
-    with serving(lambda server, body, number: answers(body, **truncated)) as server:
+    cut = {"finish_reason": "length", "token_ids": [4, 5]}
+    with serving(lambda server, body, number: answers(body, **cut)) as server:
         report, failures = run(server)
         assert len(server.bodies) == 10, "no retry helps"
     assert report.failures == {"cut by the server below max_tokens": 30} and report.rows == 0
@@ -291,7 +319,7 @@ def test_a_server_that_is_down_at_first_is_used_when_it_comes_up(run, tmp_path):
             asked=prompts(20),
             n=10,
             chosen={"concurrency": 4, "per_request": 1},
-            retry=RetryPolicy(first_delay=0.01, longest_delay=0.02, patience=60),
+            retry={"patience": 60},
         )
         assert late[0].asked > 0 and first.asked + late[0].asked == 200
     assert report.rows == 200 and not failures
@@ -368,7 +396,7 @@ def test_chat_sends_messages_and_refuses_other_prompt_tokens(run, tmp_path):
 
 def test_seeds_are_sent_one_a_request(run, tmp_path):
     with serving() as server:
-        run(server, chosen={"own_seeds": True})
+        run(server, chosen={"send_seeds": True})
         seeds = [body["seed"] for body in server.bodies]
     assert len(set(seeds)) == 30 and all("n" not in body for body in server.bodies)
     kept = {row.sampling["seed"] for row in RolloutReader(tmp_path / "out").iter_rows()}
@@ -378,18 +406,26 @@ def test_seeds_are_sent_one_a_request(run, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"servers": []}, "no server given"),
-        ({"servers": ["localhost:8000"]}, "write http://HOST:PORT"),
-        ({"servers": ["http://"]}, "write http://HOST:PORT"),
-        ({"servers": ["http://a:8000", "http://b:port"]}, "write http://HOST:PORT"),
+        ({"server": ["localhost:8000"]}, "write http://HOST:PORT"),
+        ({"server": ["http://"]}, "write http://HOST:PORT"),
+        ({"server": ["http://a:8000", "http://b:port"]}, "write http://HOST:PORT"),
         ({"token_ids": "maybe"}, "must be server or text"),
         ({"concurrency": 0}, "at least 1"),
         ({"per_request": 0}, "at least 1"),
+        ({"retries": -1}, "retries must be at least 0"),
+        ({"timeout": 0.0}, "timeout must be above 0"),
     ],
 )
 def test_wrong_settings_are_sentences(wrong, sentence):
     with pytest.raises(ValueError, match=sentence):
-        ServerSettings(**{"servers": ["http://a"], "model": "m", **wrong})
+        ServerSettings(**{"server": ["http://a"], "model": "m", **wrong})
+
+
+def test_an_engine_without_servers_is_refused(run, tiny_policy):
+    with pytest.raises(ValueError, match="no server given"):
+        run()
+    with pytest.raises(ValueError, match="no server to ask"):
+        ServerEngine.open(ServerSettings(), tiny_policy)
 
 
 def test_an_error_while_writing_stops_the_requests(run, tmp_path, monkeypatch):
@@ -415,7 +451,7 @@ def test_one_odd_completion_is_a_failure_and_the_others_are_kept(run, tmp_path):
         return lambda h: send(h, 200, {"choices": made})
 
     with serving(behave) as server:
-        report, failures = run(server, n=4, retry=RetryPolicy(retries=0))
+        report, failures = run(server, n=4, retry={"retries": 0})
         assert len(server.bodies) == 5, "asking again would leave the usual ones only"
     assert report.rows == 5 and report.rows_missing == 15
     assert report.failures == {
@@ -428,12 +464,12 @@ def test_one_odd_completion_is_a_failure_and_the_others_are_kept(run, tmp_path):
 
 def test_end_tokens_and_vocabulary_can_be_given(run, tmp_path):
     with serving(lambda server, body, number: answers(body, token_ids=[60, 5])) as server:
-        report, _ = run(server, end_tokens=["w5"], vocab_size=64)
+        report, _ = run(server, chosen={"end_token": ["w5"], "vocab_size": 64})
     assert report.rows == 30 == report.rows_with_unknown_ids, "the tokenizer has 48 tokens"
     metadata = RolloutReader(tmp_path / "out").metadata
     assert (metadata["eos_ids"], metadata["vocab_size"]) == ([5], 64)
     with serving() as server, pytest.raises(ValueError, match="'w5000' is no token"):
-        run(server, end_tokens=["w5000"])
+        run(server, chosen={"end_token": ["w5000"]})
 
 
 @pytest.mark.parametrize(
@@ -466,19 +502,16 @@ def test_reasoning_beside_the_content_is_refused_or_put_back(run, tmp_path, key)
     with serving(behave) as server:
         report, _ = run(server, chosen=TEXT)
         assert report.failures == {"reasoning beside the content": 30} and len(server.bodies) == 10
-        report, _ = run(server, chosen=TEXT, reasoning="w2 ... w3 ")
+        report, _ = run(server, chosen={**TEXT, "think_tags": "w2 ... w3 "})
     assert report.rows == 30
     for row in RolloutReader(tmp_path / "out").iter_rows():
         assert row.response_ids == [2, 9, 9, 9, 9, 9, 3, 7, 1]
 
 
 def test_a_response_cut_inside_its_reasoning_is_a_cut_one(run, tmp_path):
-    truncated = {
-        "finish_reason": "length",
-        "message": {"content": None, "reasoning_content": THOUGHTS},
-    }
-    with serving(lambda server, body, number: answers(body, **truncated)) as server:
-        report, failures = run(server, chosen=TEXT, reasoning="w2 ...w3")
+    cut = {"finish_reason": "length", "message": {"content": None, "reasoning_content": THOUGHTS}}
+    with serving(lambda server, body, number: answers(body, **cut)) as server:
+        report, failures = run(server, chosen={**TEXT, "think_tags": "w2 ...w3"})
     assert (report.rows, report.share_truncated, report.mean_length) == (
         30,
         1.0,
@@ -487,8 +520,8 @@ def test_a_response_cut_inside_its_reasoning_is_a_cut_one(run, tmp_path):
 
 
 def test_text_that_the_server_keeps_to_itself_is_no_empty_completion(run):
-    truncated = {"finish_reason": "length", "message": {"content": None}}
-    with serving(lambda server, body, number: answers(body, **truncated)) as server:
+    cut = {"finish_reason": "length", "message": {"content": None}}
+    with serving(lambda server, body, number: answers(body, **cut)) as server:
         report, _ = run(server, chosen=TEXT)
         assert len(server.bodies) == 10, "asked again, only the short ones would remain"
     assert report.failures == {"text is missing": 30}
@@ -512,3 +545,95 @@ def test_arguments_of_the_chat_template_reach_the_server_and_the_file(run, tmp_p
         assert RolloutReader(tmp_path / "out").metadata["chat_template_args"] == rendering
         with pytest.raises(ValueError, match="chat template arguments"):
             run(server, n=7, chosen=TEXT)
+
+
+# --- guidance, pictures and further fields -------------------------------------------------------
+
+
+def test_guidance_reaches_the_server_and_the_rows(run, tmp_path):
+    guide = GuidanceSettings(mode="at_most", target=12)
+    with serving() as server:
+        run(server, guidance=[guide, *[None] * 4], lenvm="mine", top_k=5)
+        guided = [body for body in server.bodies if "vllm_xargs" in body]
+        assert {tuple(body["prompt"]) for body in guided} == {(2,)} and len(guided) == 2
+        assert guided[0]["vllm_xargs"] == {"lenvm_mode": "at_most", "lenvm_target": 12}
+    for row in RolloutReader(tmp_path / "out").iter_rows():
+        wanted = {"lenvm": "mine", **guide.to_args()} if row.prompt_id == "p0" else None
+        assert row.guidance == wanted
+
+
+def test_one_refused_request_costs_itself_alone(run, tmp_path):
+    """The other arms of an evaluation go on; what was refused is said in the server's words."""
+    said = "unknown lenvm_mode 'off'"
+
+    def behave(server, body, number):
+        return status(400, said) if "vllm_xargs" in body else None
+
+    with serving(behave) as server:
+        guide = GuidanceSettings(mode="tilt", beta=-20.0)
+        report, failures = run(server, guidance=[None, guide, None, None, None])
+        assert sum("vllm_xargs" in body for body in server.bodies) == 2, "no retry helps"
+    assert report.rows == 24 and report.failures == {"status 400": 6}
+    assert {name for _, name, _ in failures} == {"p1"}
+
+
+def test_further_fields_are_in_every_body(run, tmp_path):
+    with serving() as server:
+        run(server, chosen={"fields": {"thinking_token_budget": 6}})
+        assert all(body["thinking_token_budget"] == 6 for body in server.bodies)
+
+
+def test_pictures_go_as_messages_and_guidance_with_them(run, tmp_path):
+    """The prompt's ids in the file are those of the text; the pictures are named beside them."""
+    image = "data:image/png;base64,AAEC"
+
+    def asked(name, text, *images):
+        messages = [{"role": "user", "content": text}]
+        return Prompt(prompt_id=name, messages=messages, images=list(images))
+
+    def behave(server, body, number):
+        made = choices({**body, "messages": [{"content": "w7"}]}, prompt_token_ids=[9, 9, 7])
+        return lambda h: send(h, 200, {"choices": made})
+
+    odd = [asked("none", "w7", image), asked("path", "<image> w7", "a.png")]
+    guide = GuidanceSettings(mode="tilt", beta=-20.0)
+    with serving(behave) as server:
+        one = asked("one", "<image>\nw7", image)
+        report, failures = run(server, asked=[one, *odd], guidance=guide, pictures=True, n=2)
+        [body] = server.bodies
+    assert body["path"] == "/v1/chat/completions" and "prompt" not in body
+    picture = {"type": "image_url", "image_url": {"url": image}}
+    content = [picture, {"type": "text", "text": "w7"}]
+    assert body["messages"] == [{"role": "user", "content": content}]
+    assert body["vllm_xargs"] == {"lenvm_mode": "tilt", "lenvm_beta": -20.0}
+    assert report.rows == 2 and report.failures == {"pictures that cannot be sent": 4}
+    reader = RolloutReader(tmp_path / "out")
+    for row in reader.iter_rows():
+        assert reader.media[row.pictures[0]].data == b"\0\1\2" and row.response_ids == [8, 1]
+
+
+def test_an_engine_serves_several_runs(run, tiny_policy, tmp_path):
+    with serving() as server:
+        engine = ServerEngine.open(ServerSettings(server=[server.url], model="tiny"), tiny_policy)
+        tasks = tasks_of_prompts(engine.tokenizer, prompts(), n=2, max_tokens=9)
+        for arm in ("a", "b"):
+            run_of_arm = SamplingRun.of(engine, tasks, stream=arm)
+            assert fill(run_of_arm, tmp_path / arm, engine).rows == 10
+
+
+@pytest.mark.parametrize(
+    ("after", "waited"),
+    [("0.3", 0.3), (lambda: formatdate(time.time() + 2, usegmt=True), 0.9)],
+    ids=["seconds", "date"],
+)
+def test_a_server_that_asks_to_wait_is_left_alone_so_long(run, tmp_path, after, waited):
+    started = []
+
+    def behave(server, body, number):
+        started.append(time.monotonic())
+        header = after if isinstance(after, str) else after()
+        return status(429, Retry_After=header) if number == 0 else None
+
+    with serving(behave) as server:
+        report, _ = run(server, asked=prompts(1), n=1)
+    assert report.rows == 1 and started[1] - started[0] >= waited

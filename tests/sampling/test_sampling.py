@@ -11,9 +11,10 @@ from transformers import AutoTokenizer
 
 from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.rollouts import RolloutReader
-from lenvm_rl.sampling.resume import completion_seed
+from lenvm_rl.sampling.encoding import encode_prompt
+from lenvm_rl.sampling.run import completion_seed
+from lenvm_rl.sampling.transformers.engine import sample_to_file
 from lenvm_rl.sampling.transformers.sampler import ContinuousSampler, Request
-from lenvm_rl.sampling.transformers.to_file import encode_prompt, sample_to_file
 from tests.tiny import VOCAB, make_policy, make_tokenizer
 
 SETTINGS = {"n": 4, "max_tokens": 24, "temperature": 1.3, "seed": 7}
@@ -206,7 +207,7 @@ def test_kill_9_during_sampling_loses_and_repeats_nothing(tiny_policy, tmp_path)
     arguments = {"n": 40, "max_tokens": 100, "seed": 3, "batch_size": 4, "flush_seconds": 0}
     out = tmp_path / "out"
     program = (
-        "import lenvm_rl.sampling.transformers.to_file as s\n"
+        "import lenvm_rl.sampling.transformers.engine as s\n"
         "from tests.sampling.test_sampling import prompts\n"
         f"s.sample_to_file({str(tiny_policy)!r}, prompts(), {str(out)!r}, **{arguments!r})\n"
     )

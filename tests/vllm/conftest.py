@@ -9,7 +9,7 @@ import torch
 from lenvm_rl.demo import policy_path
 from lenvm_rl.demo.prompts import demo_prompts
 from lenvm_rl.model import LengthValueModel, describe_policy, load_tokenizer, save_checkpoint
-from lenvm_rl.sampling.transformers.to_file import encode_prompt
+from lenvm_rl.sampling.encoding import encode_prompt
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")

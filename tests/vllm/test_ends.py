@@ -10,7 +10,7 @@ import pytest
 
 from lenvm_rl.demo import lenvm_path, policy_path
 from lenvm_rl.demo.prompts import demo_prompts
-from lenvm_rl.sampling.transformers.to_file import encode_prompt
+from lenvm_rl.sampling.encoding import encode_prompt
 from tests.vllm.conftest import ENGINE
 
 pytestmark = pytest.mark.slow

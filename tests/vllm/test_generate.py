@@ -1,4 +1,4 @@
-"""`lenvm generate`: one mode at a time, a rollout file of guided completions, runs that go on."""
+"""`lenvm sample --engine vllm` with guidance: one mode at a time, guided rows, runs that go on."""
 
 import json
 import os
@@ -11,35 +11,36 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lenvm_rl.cli.sample import GuidanceFlags
 from lenvm_rl.demo import policy_path
 from lenvm_rl.guidance import GuidanceSettings
 from lenvm_rl.guidance.exact.memory import parse_bytes
 from lenvm_rl.guidance.heads.q_head import scorer_memory
 from lenvm_rl.model import load_tokenizer
 from lenvm_rl.rollouts import RolloutReader, split_by_prompt
-from lenvm_rl.sampling.run import Failure, Sample, SamplingRun, Task
-from lenvm_rl.vllm import generate, room
-from lenvm_rl.vllm.generate_run import guidance_of, tasks_of_rollouts
+from lenvm_rl.sampling.encoding import tasks_of_rollouts
+from lenvm_rl.sampling.fill import fill
+from lenvm_rl.sampling.run import SamplingRun, Task, TokenSampling, lenvm_facts
+from lenvm_rl.vllm import room, sample
 from lenvm_rl.vllm.options import GuidanceOptions, checkpoint_config
 from tests.vllm.fake_engine import FakeLLM
 
 
 def test_one_mode_is_chosen():
-    nothing = dict.fromkeys(("equal", "at_most", "at_least", "tilt", "scale"))
-    assert guidance_of(nothing) == GuidanceSettings()
-    chosen = guidance_of({**nothing, "equal": 120}, top_k=9)
+    assert GuidanceFlags().settings() is None
+    chosen = GuidanceFlags(equal=120).settings(top_k=9)
     assert (chosen.mode, chosen.target, chosen.top_k) == ("equal", 120, 9)
-    assert guidance_of({**nothing, "equal": 120}, soft=True).mode == "equal_soft"
-    assert guidance_of({**nothing, "tilt": -5.0}).beta == -5.0
-    assert guidance_of({**nothing, "scale": 0.5}).scale == 0.5
+    assert GuidanceFlags(equal=120, soft=True).settings().mode == "equal_soft"
+    assert GuidanceFlags(tilt=-5.0).settings().beta == -5.0
+    assert GuidanceFlags(scale=0.5).settings().scale == 0.5
 
 
 @pytest.mark.parametrize(
-    ("asked", "soft"), [({"equal": 1, "at_most": 2}, False), ({"at_most": 2}, True), ({}, True)]
+    "asked", [{"equal": 1, "at_most": 2}, {"at_most": 2, "soft": True}, {"soft": True}]
 )
-def test_two_modes_at_once_are_refused(asked, soft):
+def test_two_modes_at_once_are_refused(asked):
     with pytest.raises(ValueError, match="choose one of"):
-        guidance_of(asked, soft=soft)
+        GuidanceFlags(**asked).settings()
 
 
 def tasks_of(n):
@@ -51,16 +52,14 @@ def run(vllm, lenvm, monkeypatch, tmp_path):
     """A run whose engine dies after `steps` steps of four completions; returns its report."""
     tasks = tasks_of(3)
 
-    def start(steps=99, *, guidance=AT_MOST, **changes):
-        engine = FakeLLM(steps)
-        monkeypatch.setattr(generate, "_engine", lambda *args, **settings: engine)
-        settings = {"tasks": tasks, "out": tmp_path / "out", **changes}
-        options = GuidanceOptions(checkpoint=str(lenvm))
-        report = generate.generate_to_file(
-            str(policy_path()), settings.pop("tasks"), options=options, guidance=guidance,
-            **settings,
-        )  # fmt: skip
-        return report, engine
+    def start(steps=99, *, guidance=AT_MOST, tasks=tasks, out=tmp_path / "out", **drawn):
+        llm = FakeLLM(steps)
+        monkeypatch.setattr(sample, "start_llm", lambda *args, **settings: llm)
+        tasks = [replace(task, guidance=guidance) for task in tasks]
+        policy = str(policy_path())
+        engine = sample.open_engine(policy, load_tokenizer(policy), tasks, lenvm=lenvm)
+        report = fill(SamplingRun.of(engine, tasks, TokenSampling(**drawn)), out, engine)
+        return report, llm
 
     return start
 
@@ -96,7 +95,7 @@ def test_an_interrupted_run_goes_on_and_ends_as_one_that_was_not(run, tmp_path):
 
 def test_rows_say_what_guided_them_and_unguided_rows_say_nothing(run, tmp_path, lenvm):
     run()
-    guidance = {"lenvm": str(lenvm), "lenvm_mode": "at_most", "lenvm_target": 4}
+    guidance = {**lenvm_facts(lenvm), "lenvm_mode": "at_most", "lenvm_target": 4}
     assert all(row.guidance == guidance for row in RolloutReader(tmp_path / "out").iter_rows())
     run(guidance=GuidanceSettings(), out=tmp_path / "plain")
     assert all(row.guidance is None for row in RolloutReader(tmp_path / "plain").iter_rows())
@@ -121,32 +120,6 @@ def test_what_another_run_has_written_is_not_gone_on_with(run, tmp_path, change,
     assert rows_of(tmp_path / "out") == before
 
 
-# --- a response whose tokens were used up is a row that was cut ---------------------------------
-
-
-@pytest.mark.parametrize(
-    ("guidance", "ids", "reason", "expected"),
-    [
-        (AT_MOST, [5, 6, 7, 8, 1], "stop", ([5, 6, 7, 8], "length")),
-        (AT_MOST, [5, 6, 7, 1], "stop", ([5, 6, 7, 1], "stop")),  # it ended by itself before
-        (AT_MOST, [5, 6, 7, 8, 9], "length", ([5, 6, 7, 8, 9], "length")),
-        (replace(AT_MOST, count_eos=True), [5, 6, 7, 1], "stop", ([5, 6, 7], "length")),
-        (replace(AT_MOST, force_eos=False), [5, 6, 7, 8, 1], "stop", ([5, 6, 7, 8, 1], "stop")),
-        (replace(AT_MOST, mode="equal"), [5, 6, 7, 8, 1], "stop", ([5, 6, 7, 8, 1], "stop")),
-        (replace(AT_MOST, mode="equal", force_eos=True), [5, 6, 7, 8, 1], "stop",
-         ([5, 6, 7, 8], "length")),
-    ],
-)  # fmt: skip
-def test_an_end_that_guidance_forced_is_not_the_policys(guidance, ids, reason, expected):
-    task = Task(prompt_id="p", prompt_ids=[2], n=1, max_tokens=9)
-    done = Sample(task=task, sample_id=0, token_ids=ids, finish_reason=reason, logprobs=ids)
-    found = generate.ended_honestly(done, guidance)
-    assert (found.token_ids, found.finish_reason) == expected
-    assert found.logprobs == found.token_ids
-    failure = Failure(task=task, sample_ids=[0], kind="k")
-    assert generate.ended_honestly(failure, guidance) is failure
-
-
 # --- as much at once as the LenVM's memory has room for -----------------------------------------
 
 
@@ -157,11 +130,11 @@ def roomy(vllm, lenvm, monkeypatch):
     def make(free=1 << 30, given=None, **options):
         monkeypatch.setattr(room, "device_share", lambda settings: free)
         tasks = [Task(prompt_id=str(i), prompt_ids=[5, 6], n=1, max_tokens=38) for i in range(20)]
-        run = SamplingRun(tasks=tasks, policy=str(policy_path()), tokenizer_sha="")
+        policy = str(policy_path())
         given = {"dtype": "float32", **(given or {})}
-        suits = room.room_of(run, load_tokenizer(policy_path()), given)
+        suits = room.room_of(policy, tasks, load_tokenizer(policy), given)
         asked = GuidanceOptions(checkpoint=str(lenvm), **options)
-        return room.beside_lenvm(run.policy, asked, given, suits, total=run.total)
+        return room.beside_lenvm(policy, asked, given, suits, total=len(tasks))
 
     return make
 
@@ -201,14 +174,15 @@ def test_prompts_are_told_apart(run):
 def test_kill_9_loses_and_repeats_nothing(vllm, lenvm, tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     out = tmp_path / "out"
-    words = ["lenvm", "generate", "--model", "demo", "--lenvm", str(lenvm), "--out", str(out)]
-    words += ["--max-tokens", "60", "--prompts", "demo:12", "--at-most", "20", "-n", "2"]
-    # As a user runs it, but without compiling the policy.
     program = (
-        "import functools, sys, lenvm_rl.vllm.generate as generate, lenvm_rl.cli as cli\n"
-        "generate._engine = functools.partial(generate._engine, enforce_eager=True)\n"
-        "generate.fill = functools.partial(generate.fill, flush_seconds=0)\n"
-        f"generate.AHEAD = 4\nsys.argv = {words!r}\ncli.main()"
+        "import json\n"
+        "from lenvm_rl.cli.sample import *\n"
+        "from lenvm_rl.demo.prompts import demo_prompts\n"
+        f"done = sample({str(out)!r}, demo_prompts(12, seed=0), policy={str(policy_path())!r},\n"
+        f"    engine='vllm', lenvm={str(lenvm)!r}, guidance=GuidanceFlags(at_most=20),\n"
+        "    sampling=SamplingSettings(n=2, max_tokens=60, flush_seconds=0, batch_size=4),\n"
+        "    vllm=VllmSettings(engine_args={'enforce_eager': True}))\n"
+        "print(json.dumps(done.to_dict()))\n"
     )
     child = subprocess.Popen([sys.executable, "-c", program])
     deadline = time.monotonic() + 300

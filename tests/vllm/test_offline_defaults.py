@@ -13,7 +13,7 @@ from vllm.platforms import current_platform
 
 from lenvm_rl.demo import policy_path
 from lenvm_rl.model import load_tokenizer
-from lenvm_rl.sampling.run import SamplingRun, Task
+from lenvm_rl.sampling.run import Task
 from lenvm_rl.vllm import room as room_module
 from lenvm_rl.vllm.offline import start_llm
 from lenvm_rl.vllm.room import cpu_defaults, room_of
@@ -75,8 +75,7 @@ def test_an_engine_is_as_long_as_its_runs_longest_row(prompt, max_tokens, n, giv
         Task(prompt_id=str(i), prompt_ids=[5] * (prompt - i), n=n, max_tokens=max_tokens)
         for i in range(2)
     ]
-    run = SamplingRun(tasks=tasks, policy=policy, tokenizer_sha="")
-    assert room_of(run, load_tokenizer(policy), given) == room
+    assert room_of(policy, tasks, load_tokenizer(policy), given) == room
 
 
 @pytest.mark.parametrize(

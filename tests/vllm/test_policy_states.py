@@ -14,8 +14,9 @@ from lenvm_rl.demo import policy_path
 from lenvm_rl.guidance import GuidanceSettings
 from lenvm_rl.guidance.heads.q_head import PolicyHeadScorer
 from lenvm_rl.model import LengthValueModel, describe_policy, save_checkpoint
-from lenvm_rl.sampling.guided import guided_completions
+from lenvm_rl.sampling.run import forced_end
 from lenvm_rl.sampling.transformers.sampler import Request
+from tests.sampling.guided_rows import guided_rows
 from tests.vllm.conftest import ENGINE
 
 pytestmark = pytest.mark.slow
@@ -75,14 +76,14 @@ def test_greedy_guided_tokens_are_those_of_the_sampler_without_an_engine(
     ]
     settings = [settings[i % 3] for i in range(len(prompts))]
     asked = [None if chosen is None else chosen.to_args() for chosen in settings]
-    expected = guided_completions(
+    expected = guided_rows(
         AutoModelForCausalLM.from_pretrained(policy_path(), dtype=torch.float32).eval(),
         PolicyHeadScorer(model),
         [Request(prompt, max_tokens=64, temperature=0.0) for prompt in prompts],
         settings,
     )
     served = complete(vllm, engine, prompts, asked)
-    assert served == [list(completion.token_ids) for completion in expected]
+    assert served == [row.response_ids + [1] * forced_end(row) for row in expected]
     unguided = complete(vllm, engine, prompts, [None] * len(prompts))
     assert served[2::3] == unguided[2::3]
     assert served[0::3] != unguided[0::3]

@@ -10,13 +10,13 @@ import time
 import httpx
 import pytest
 
+from lenvm_rl.cli.sample import SamplingSettings, sample
 from lenvm_rl.demo import policy_path
 from lenvm_rl.demo.prompts import demo_prompts
 from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.rollouts import RolloutReader
 from lenvm_rl.sampling.encoding import encode_prompt
 from lenvm_rl.sampling.server.engine import ServerSettings
-from lenvm_rl.sampling.server.sampling import sample_from_servers
 from lenvm_rl.vllm.serve import vllm_program
 
 pytestmark = pytest.mark.slow
@@ -99,9 +99,12 @@ def test_a_prompt_over_the_context_and_one_near_it(server, tmp_path, tokenizer):
     ]
     lengths = {p.prompt_id: len(encode_prompt(tokenizer, p)) for p in asked}
     assert 240 < lengths["near"] < 640 < lengths["long"], lengths  # and 400 tokens do not fit
-    report = sample_from_servers(
-        ServerSettings(servers=[server], model=NAME), NAME, asked, tmp_path, n=2, max_tokens=400
-    )
+    report = sample(
+        tmp_path,
+        asked,
+        server=ServerSettings(server=[server], model=NAME),
+        sampling=SamplingSettings(n=2, max_tokens=400),
+    ).report
     assert report.failures == {"prompt over the context": 2} and report.rows == 4
     near = [row for row in RolloutReader(tmp_path).iter_rows() if row.prompt_id == "near"]
     assert all(row.length <= 640 - lengths["near"] for row in near)
@@ -110,14 +113,12 @@ def test_a_prompt_over_the_context_and_one_near_it(server, tmp_path, tokenizer):
 def test_chat_and_text_give_the_same_kind_of_file(server, tmp_path):
     asked = demo_prompts(3, seed=1)
     for name, chosen in {"chat": {"chat": True}, "text": {"token_ids": "text"}}.items():
-        report = sample_from_servers(
-            ServerSettings(servers=[server], model=NAME, **chosen),
-            NAME,
-            asked,
+        report = sample(
             tmp_path / name,
-            n=2,
-            max_tokens=40,
-        )
+            asked,
+            server=ServerSettings(server=[server], model=NAME, **chosen),
+            sampling=SamplingSettings(n=2, max_tokens=40),
+        ).report
         assert report.rows == 6 and not report.failures, report.failures
     assert RolloutReader(tmp_path / "text").metadata["retokenized"] is True
     assert "retokenized" not in RolloutReader(tmp_path / "chat").metadata

@@ -1,1 +1,1 @@
-"""OpenAI-compatible servers as a sampling engine."""
+"""Sampling through OpenAI-compatible servers."""

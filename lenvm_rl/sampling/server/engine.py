@@ -1,57 +1,77 @@
-"""How are many requests kept in flight, and what becomes of each?
+"""Engine that asks OpenAI-compatible servers, guided or not, with the openai SDK.
 
+A request asks for several completions of one prompt, which share its prefill; many are in flight.
 Their number is bounded, and so is what waits for the disk: while rows are being written nothing new
-is asked. Problems are tried again after growing, jittered pauses; what a server will not do becomes
-a `Failure`, and the next run asks again.
+is asked. What a server will not do becomes a `Failure` of that request alone, and the next run asks
+again. The random stream is the server's: rows carry no seed unless seeds are sent. A vLLM server
+draws the same numbers again after a restart, so give it another `--seed` then.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, Self
 
-import httpx
+import openai
 
+from lenvm_rl.model import load_tokenizer, tokenizer_sha
+from lenvm_rl.model.policy_facts import policy_configs, policy_facts
+from lenvm_rl.model.tokens import token_ids_of
+from lenvm_rl.rollouts.record import Rollout
 from lenvm_rl.rollouts.text import TextCodec
-from lenvm_rl.sampling.run import Failure, Sample, SamplingRun, Task
-from lenvm_rl.sampling.server.connect import connect
-from lenvm_rl.sampling.server.request import Dialect, Problem, read_answer, request_body
-from lenvm_rl.sampling.server.servers import RetryPolicy, Server, ServerPool
+from lenvm_rl.sampling.run import EngineFacts, Failure, Request, lenvm_facts
+from lenvm_rl.sampling.server.answers import Dialect, Problem, read_answer, refusal, request_body
+from lenvm_rl.sampling.server.servers import Server, ServerPool, is_address, open_servers
 
-UNREACHABLE = "cannot connect"
+_PAUSE = 0.5  # seconds before an answer that could not be read is asked for again; doubles
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
     """Which servers, and how they are asked."""
 
-    servers: Sequence[str]
-    """Addresses, with or without `/v1`."""
-    model: str
-    """Name of the model at the servers; also the policy's name in the file."""
+    server: Sequence[str] | None = None
+    """OpenAI-compatible servers that sample: http://HOST:PORT[,URL2,...], with or without /v1."""
+    model: str | None = None
+    """With servers: name of the model there, and in the file (default: the policy's)."""
     chat: bool = False
-    """Messages through the server's chat template instead of token ids."""
-    token_ids: str = "server"
-    """"server": answers must have token ids. "text": ids are made from text, and the file says so
-    (metadata key `retokenized`)."""
+    """With servers: send messages through the server's chat template instead of token ids."""
+    token_ids: Literal["server", "text"] = "server"
+    """With servers: take token ids from it, or make them from text, and say so in the file."""
     concurrency: int = 256
-    """Completions in flight, over all servers."""
+    """With servers: completions in flight, over all servers."""
     per_request: int = 8
-    """Most completions of a prompt in one request. A request is as slow as its longest."""
-    own_seeds: bool = False
-    """Send a seed with every completion; then each is a request of its own. vLLM's CPU runner dies
-    of seeds where a prompt is read in pieces."""
-    retry: RetryPolicy = RetryPolicy()
+    """With servers: maximum completions in one request, which is as slow as its longest."""
+    send_seeds: bool = False
+    """With servers: send a seed, and a request, for every completion. vLLM's CPU runner dies of
+    seeds where a prompt is read in pieces."""
+    retries: int = 10
+    """With servers: further attempts of a request that failed."""
+    timeout: float = 1800.0
+    """With servers: seconds for a request."""
+    patience: float = 300.0
+    """With servers: seconds that no server may be reachable before the run ends."""
+    end_token: list[str] | None = None
+    """With servers: token or id that ends a response, if tokenizer and generation configuration do
+    not say it."""
+    think_tags: str | None = None
+    """With servers: how the policy writes reasoning that is kept beside the content, see
+    `lenvm_rl.rollouts.text.reasoning_of`."""
+    vocab_size: int | None = None
+    """With servers: rows of the policy's output layer, if no configuration lies beside its
+    tokenizer."""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of every request's body, e.g. `thinking_token_budget`."""
 
     def __post_init__(self) -> None:
-        if not self.servers:
+        if self.server is not None and not any(map(str.strip, self.server)):
             raise ValueError("no server given: write http://HOST:PORT, several with commas.")
-        for address in self.servers:
-            if not _is_address(address.strip()):
+        for address in self.server or ():
+            if not is_address(address):
                 raise ValueError(f"server {address!r}: write http://HOST:PORT or https://HOST.")
         if self.token_ids not in ("server", "text"):
             raise ValueError(f"token_ids must be server or text, got {self.token_ids!r}.")
@@ -60,52 +80,127 @@ class ServerSettings:
                 "concurrency and completions per request must be at least 1, got "
                 f"{self.concurrency} and {self.per_request}."
             )
-
-
-def _is_address(text: str) -> bool:
-    try:
-        url = httpx.URL(text)
-    except httpx.InvalidURL:
-        return False
-    return url.scheme in ("http", "https") and bool(url.host)
+        if self.retries < 0:
+            raise ValueError(f"retries must be at least 0, got {self.retries}.")
+        if not self.timeout > 0:
+            raise ValueError(f"timeout must be above 0 seconds, got {self.timeout}.")
 
 
 class ServerEngine:
-    """An engine of `fill` that asks servers. Its event loop runs while the next result is awaited
-    and at no other time, so that a slow disk slows the requests down."""
+    """An `Engine` that asks servers. Its event loop runs while the next result is awaited and at no
+    other time, so that a slow disk slows the requests down.
 
-    def __init__(self, settings: ServerSettings, run: SamplingRun, codec: TextCodec | None):
-        self._settings, self._run = settings, run
-        self._dialect = Dialect(model=settings.model, chat=settings.chat, codec=codec)
-        self._results: asyncio.Queue[Sample | Failure | None] = asyncio.Queue(4096)
+    Args:
+        settings: with at least one server and the model's name.
+        facts: of the policy, see `open`.
+        codec: makes ids from text, where the settings ask for that.
+        tokenizer: of the policy, for callers that render prompts.
+    """
 
-    def __call__(
-        self, missing: Iterator[tuple[Task, int]], resumed: int
-    ) -> Iterator[Sample | Failure]:
-        """Check the servers, and return their results as they come."""
-        chosen = self._settings
-        key = os.environ.get("OPENAI_API_KEY")
+    def __init__(
+        self,
+        settings: ServerSettings,
+        facts: EngineFacts,
+        *,
+        codec: TextCodec | None = None,
+        tokenizer: Any = None,
+    ):
+        if not settings.server:
+            raise ValueError("no server to ask: name at least one in the settings.")
+        self.settings, self.facts, self.tokenizer = settings, facts, tokenizer
+        self._dialect = Dialect(
+            model=settings.model or facts.policy,
+            chat=settings.chat,
+            codec=codec,
+            end_ids=facts.eos_ids,
+            chat_template_args=facts.chat_template_args,
+            fields=settings.fields,
+        )
+        self._results: asyncio.Queue[Rollout | Failure | None]
+
+    @classmethod
+    def open(
+        cls,
+        settings: ServerSettings,
+        policy: str | Path,
+        *,
+        tokenizer: Any = None,
+        lenvm: str | Path | None = None,
+        chat_template_args: dict[str, Any] | None = None,
+    ) -> Self:
+        """An engine for the servers of a policy.
+
+        Args:
+            policy: directory or hub name of the policy's tokenizer.
+            tokenizer: from there; None loads it.
+            lenvm: name of the value model that guides at the server, for the file.
+            chat_template_args: what the chat template gets besides the messages.
+        Raises:
+            ValueError: an end token that the tokenizer does not know, or none at all.
+        """
+        if tokenizer is None:
+            tokenizer = load_tokenizer(policy, chat_template_args=chat_template_args)
+        sha = tokenizer_sha(tokenizer)
+        named = token_ids_of(tokenizer, settings.end_token or ())
+        facts = policy_facts(policy, tokenizer, end_ids=named, vocab_size=settings.vocab_size)
+        codec = None
+        if settings.token_ids == "text":
+            known = policy_configs(policy)
+            codec = TextCodec.from_tokenizer(
+                tokenizer,
+                tokenizer_sha=sha,
+                end_ids=named,
+                generation=known.generation,
+                config=known.config,
+                chat=settings.chat or bool(getattr(tokenizer, "chat_template", None)),
+                reasoning=settings.think_tags,
+            )
+            facts = replace(facts, eos_ids=sorted(codec.ends))
+        return cls(
+            settings,
+            EngineFacts(
+                policy=settings.model or str(policy),
+                tokenizer_sha=sha,
+                own_seeds=settings.send_seeds,
+                retokenized=codec is not None,
+                lenvm=lenvm_facts(lenvm),
+                **facts.of_run(),
+            ),
+            codec=codec,
+            tokenizer=tokenizer,
+        )
+
+    def __call__(self, requests: Iterator[Request], resumed: int) -> Iterator[Rollout | Failure]:
+        """Check the servers, and return their results as they come.
+
+        Raises:
+            ValueError: no server answers, or one does not have the model.
+        """
+        chosen = self.settings
         runner = asyncio.Runner()
         try:
-            found = runner.run(connect(chosen.servers, chosen.model, chosen.retry, key=key))
+            servers = open_servers(
+                chosen.server or (), retries=chosen.retries, timeout=chosen.timeout
+            )
+            pool = ServerPool(servers, patience=chosen.patience)
+            runner.run(pool.connect(self._dialect.model))
         except BaseException:
             runner.close()
             raise
-        self._dialect = replace(
-            self._dialect, extended=found.context is not None, context=found.context
-        )
-        return self._iterate(runner, found.pool, missing)
+        self._dialect = replace(self._dialect, context=pool.context)
+        self._results = asyncio.Queue(4096)
+        return self._iterate(runner, pool, requests)
 
     def _iterate(
-        self, runner: asyncio.Runner, pool: ServerPool, missing: Iterator[tuple[Task, int]]
-    ) -> Iterator[Sample | Failure]:
+        self, runner: asyncio.Runner, pool: ServerPool, requests: Iterator[Request]
+    ) -> Iterator[Rollout | Failure]:
         with runner:  # closing it cancels what is in flight
-            asking = runner.get_loop().create_task(self._ask_all(pool, missing))
+            asking = runner.get_loop().create_task(self._ask_all(pool, requests))
             while batch := runner.run(self._next()):
                 yield from batch
             runner.run(_finish(asking, pool))
 
-    async def _next(self) -> list[Sample | Failure]:
+    async def _next(self) -> list[Rollout | Failure]:
         """All results that are there, at least one; nothing at the end."""
         batch = [await self._results.get()]
         while not self._results.empty():
@@ -114,93 +209,84 @@ class ServerEngine:
             self._results.put_nowait(None)
         return [result for result in batch if result is not None]
 
-    async def _ask_all(self, pool: ServerPool, missing: Iterator[tuple[Task, int]]) -> None:
+    async def _ask_all(self, pool: ServerPool, requests: Iterator[Request]) -> None:
         """So many requests at a time that `concurrency` completions are in flight."""
-        per_request = 1 if self._settings.own_seeds else self._settings.per_request
-        work = in_requests(missing, per_request)
+        per_request = 1 if self.settings.send_seeds else self.settings.per_request
+        work = together(requests, per_request)
 
         async def worker() -> None:
-            for task, sample_ids in work:  # one iterator for all workers
-                await self._ask(pool, task, sample_ids)
+            for samples in work:  # one iterator for all workers
+                await self._ask(pool, samples)
 
         this = asyncio.current_task()
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(-(-self._settings.concurrency // per_request)):
+                for _ in range(-(-self.settings.concurrency // per_request)):
                     group.create_task(worker())
         finally:
             if this is None or not this.cancelling():  # then nobody reads any more
                 await self._results.put(None)
 
-    async def _ask(self, pool: ServerPool, task: Task, sample_ids: list[int]) -> None:
-        """Ask until all samples of a request are there, or there is no point in it."""
+    async def _ask(self, pool: ServerPool, samples: list[Request]) -> None:
+        """Ask until all samples of a prompt are there, or there is no point in it."""
         attempt, last = 0, "none has answered yet"
         try:
-            while sample_ids:
-                body = request_body(self._dialect, self._run, task, sample_ids)
+            while samples:
+                body = request_body(self._dialect, samples)
                 server = await pool.acquire()
                 if server is None:
                     raise Problem("no server", f"last: {last}", retry=False)
                 try:
-                    results = await self._send(pool, server, body, task, sample_ids)
+                    results = await self._send(pool, server, body, samples)
                 except Problem as problem:
                     last = str(problem)
-                    if problem.kind == UNREACHABLE:
+                    if server.strikes:
                         continue  # costs no attempt: it waits in `acquire`
                     attempt += 1
-                    if not problem.retry or attempt > self._settings.retry.retries:
+                    if not problem.retry or attempt > self.settings.retries:
                         raise
-                    await asyncio.sleep(self._settings.retry.delay(attempt))
+                    await asyncio.sleep(min(_PAUSE * 2 ** (attempt - 1), 30.0))
                     continue
                 for result in results:
                     await self._results.put(result)
-                sample_ids = sample_ids[len(results) :]  # fewer than asked: the rest again
+                samples = samples[len(results) :]  # fewer than asked: the rest again
         except Problem as problem:
-            await self._results.put(
-                Failure(task=task, sample_ids=sample_ids, kind=problem.kind, detail=problem.detail)
-            )
+            for request in samples:
+                await self._results.put(request.failure(problem.kind, problem.detail))
 
     async def _send(
-        self,
-        pool: ServerPool,
-        server: Server,
-        body: dict[str, Any],
-        task: Task,
-        sample_ids: list[int],
-    ) -> list[Sample | Failure]:
+        self, pool: ServerPool, server: Server, body: dict[str, Any], samples: list[Request]
+    ) -> list[Rollout | Failure]:
         """One request and what became of its completions; at least of one, or a Problem."""
-        limit = self._settings.retry.timeout
+        chat = self._dialect.sends_messages(samples[0])
+        asked = server.client.chat.completions if chat else server.client.completions
+        named = {name: body.pop(name) for name in ("model", "messages", "prompt") if name in body}
         try:
-            async with asyncio.timeout(limit):
-                answer = await server.client.post(server.base + self._dialect.path, json=body)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            pool.down(server)
-            detail = f"{server.base}: {error or type(error).__name__}"
-            raise Problem(UNREACHABLE, detail, retry=True) from error
-        except (TimeoutError, httpx.TimeoutException) as error:
-            raise Problem("timeout", f"no answer within {limit:g} s", retry=True) from error
-        except httpx.HTTPError as error:
-            detail = f"{type(error).__name__}: {error}"
-            raise Problem("connection lost", detail, retry=True) from error
+            answer = await asked.with_raw_response.create(**named, extra_body=body)
+        except openai.APIConnectionError as error:  # after all retries
+            cause = error.__cause__ or error
+            if type(cause).__name__ in ("ConnectError", "ConnectTimeout"):
+                pool.down(server)
+            detail = f"{server.base}: {type(cause).__name__} {cause}"
+            kind = "connection lost"
+            if isinstance(error, openai.APITimeoutError):
+                kind, detail = "timeout", f"no answer within {self.settings.timeout:g} s"
+            raise Problem(kind, detail, retry=False) from error
+        except openai.APIStatusError as error:
+            pool.answered(server)
+            raise refusal(error.status_code, error.response.text) from error
         finally:
             pool.release(server)
         pool.answered(server)
-        try:
-            return read_answer(answer, self._dialect, task, sample_ids, end_ids=self._run.eos_ids)
-        except Problem as problem:
-            pool.pause(server, problem.retry_after)
-            raise
+        return read_answer(answer.content, self._dialect, samples)
 
 
-def in_requests(
-    missing: Iterator[tuple[Task, int]], per_request: int
-) -> Iterator[tuple[Task, list[int]]]:
+def together(requests: Iterator[Request], per_request: int) -> Iterator[list[Request]]:
     """Samples of a prompt together, at most `per_request` of them."""
-    for _, group in groupby(missing, key=lambda item: item[0].prompt_id):
+    for _, group in groupby(requests, key=lambda request: request.task.prompt_id):
         samples = list(group)
         for start in range(0, len(samples), per_request):
-            part = samples[start : start + per_request]
-            yield part[0][0], [sample_id for _, sample_id in part]
+            yield samples[start : start + per_request]
 
 
 async def _finish(asking: asyncio.Task[None], pool: ServerPool) -> None:
@@ -208,5 +294,4 @@ async def _finish(asking: asyncio.Task[None], pool: ServerPool) -> None:
     try:
         await asking
     finally:
-        for server in pool.servers:
-            await server.client.aclose()
+        await pool.close()

@@ -1,50 +1,25 @@
-"""Which of several servers gets the next request, and what becomes of one that is down?
+"""Servers of a run: which of them gets the next request, and what becomes of one that is down.
 
-Requests go to the server with the fewest in flight, servers taking turns among equals. One that
-cannot be reached is taken out; after a pause that grows up to half a minute it is asked for its
-models, and an answer brings it back. One that asks to wait (Retry-After) is left alone so long.
-When none has been reachable for `patience` seconds, the run is over.
+Requests go to the server with the fewest in flight, servers taking turns among equals. The openai
+SDK asks each of them again where that may help (busy, broken, Retry-After); one that then cannot be
+reached is taken out, and asked for its models now and then until it is back. When none has been
+reachable for `patience` seconds, the run is over.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
 
-import httpx
+import openai
 
-_PROBE = 10.0  # seconds that a server may take to show that it is back
-
-
-@dataclass(frozen=True, kw_only=True)
-class RetryPolicy:
-    """How often and how long to try. All times are seconds."""
-
-    retries: int = 10
-    """Further attempts of a request that the server failed. A server that cannot be reached costs
-    none: its requests wait."""
-    first_delay: float = 0.5
-    """Mean wait before the first retry; it doubles with each, times a random 0.5 .. 1.5."""
-    longest_delay: float = 30.0
-    patience: float = 300.0
-    """How long no server may be reachable before the run ends."""
-    timeout: float = 1800.0
-    """Whole request, from sending to the last byte."""
-    connect_timeout: float = 10.0
-
-    def __post_init__(self) -> None:
-        if self.retries < 0:
-            raise ValueError(f"retries must be at least 0, got {self.retries}.")
-        if not (self.timeout > 0 and self.connect_timeout > 0):
-            raise ValueError(f"timeout must be above 0 seconds, got {self.timeout}.")
-
-    def delay(self, attempt: int) -> float:
-        """Seconds to wait before attempt number `attempt` >= 1."""
-        mean = min(self.longest_delay, self.first_delay * 2.0 ** min(attempt - 1, 30))
-        return mean * random.uniform(0.5, 1.5)  # so that many clients do not come back together
+_QUICK = 30.0  # seconds that a list of models may take
+_PAUSES = (0.5, 30.0)  # seconds before a server that is down is asked again: doubles in between
 
 
 @dataclass(kw_only=True, eq=False)
@@ -53,7 +28,8 @@ class Server:
 
     base: str
     """Its address up to and including `/v1`."""
-    client: httpx.AsyncClient
+    client: Any
+    """`openai.AsyncOpenAI`."""
     in_flight: int = 0
     strikes: int = 0
     """Failures to reach it in a row; 0 when it is up."""
@@ -68,21 +44,50 @@ class ServerPool:
 
     Args:
         servers: at least one.
-        retry: see `RetryPolicy`.
+        patience: seconds that no server may be reachable before the run ends.
         clock: seconds, monotonic.
     """
 
     def __init__(
         self,
         servers: Sequence[Server],
-        retry: RetryPolicy,
         *,
+        patience: float,
         clock: Callable[[], float] = time.monotonic,
     ):
         assert servers
-        self.servers, self._retry, self._clock = list(servers), retry, clock
+        self.servers, self._patience, self._clock = list(servers), patience, clock
+        self.context: int | None = None
+        """Tokens of prompt and response together: the least that any server says; None when no
+        server says it. vLLM and SGLang do."""
         self._turns = 0
         self._answered = clock()
+
+    async def connect(self, model: str) -> None:
+        """Ask every server for its models.
+
+        Raises:
+            ValueError: none answers, one wants another key, or one does not have the model.
+        """
+        answers = await asyncio.gather(*(_models(server) for server in self.servers))
+        silent = [answer for answer in answers if isinstance(answer, str)]
+        if len(silent) == len(self.servers):
+            raise ValueError(
+                f"no server answers: {'; '.join(silent)}. Start one (vllm serve MODEL), or check "
+                "the address."
+            )
+        contexts = []
+        for server, answer in zip(self.servers, answers, strict=True):
+            if isinstance(answer, str):
+                self.down(server)
+            elif answer:
+                if model not in answer:
+                    raise ValueError(
+                        f"{server.base} does not serve {model!r}, it has {list(answer)}: give "
+                        "one of these as the model."
+                    )
+                contexts.append(answer[model])
+        self.context = min((c for c in contexts if isinstance(c, int)), default=None)
 
     async def acquire(self) -> Server | None:
         """The server for the next request, waiting until there is one; None when the run is over.
@@ -94,11 +99,13 @@ class ServerPool:
             free = [s for s in self.servers if s.not_before <= now]
             down = next((s for s in free if s.strikes), None)
             if down is not None:
-                await self._probe(down)
+                self._strike(down)  # nobody else asks it meanwhile, nor for a while if it is down
+                if not isinstance(await _models(down), str):
+                    self.answered(down)
                 continue
             if free:
                 return self._take(min(free, key=lambda s: (s.in_flight, s.turn)))
-            if all(s.strikes for s in self.servers) and now - self._answered > self._retry.patience:
+            if all(s.strikes for s in self.servers) and now - self._answered > self._patience:
                 return None
             earliest = min(s.not_before for s in self.servers)
             await asyncio.sleep(min(max(earliest - now, 0.01), 1.0))
@@ -108,16 +115,6 @@ class ServerPool:
         server.turn = self._turns
         server.in_flight += 1
         return server
-
-    async def _probe(self, server: Server) -> None:
-        """Find out whether it is back. Nobody else does meanwhile, nor for a while if it is not."""
-        self._strike(server)
-        try:
-            answer = await server.client.get(server.base + "/models", timeout=_PROBE)
-        except httpx.HTTPError:
-            return
-        if answer.status_code < 500:
-            self.answered(server)
 
     def release(self, server: Server) -> None:
         """The request has ended, well or not."""
@@ -134,12 +131,69 @@ class ServerPool:
         if not server.strikes:
             self._strike(server)
 
-    def pause(self, server: Server, seconds: float | None) -> None:
-        """It asked to wait."""
-        if seconds is not None:
-            wait = min(seconds, self._retry.patience)
-            server.not_before = max(server.not_before, self._clock() + wait)
-
     def _strike(self, server: Server) -> None:
+        first, longest = _PAUSES
         server.strikes += 1
-        server.not_before = self._clock() + self._retry.delay(server.strikes)
+        pause = min(longest, first * 2.0 ** min(server.strikes - 1, 30))
+        server.not_before = self._clock() + pause
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for server in self.servers:
+            await server.client.close()
+
+
+def open_servers(addresses: Sequence[str], *, retries: int, timeout: float) -> list[Server]:
+    """Clients of servers, with the key of OPENAI_API_KEY where there is one.
+
+    Args:
+        addresses: with or without `/v1`.
+        retries: further attempts of a request that a server failed.
+        timeout: seconds for a request.
+    """
+    key = os.environ.get("OPENAI_API_KEY") or "none"
+    limit = openai.Timeout(timeout, connect=min(timeout, 10.0))
+    return [
+        Server(
+            base=base,
+            client=openai.AsyncOpenAI(
+                base_url=base, api_key=key, max_retries=retries, timeout=limit
+            ),
+        )
+        for base in map(base_of, addresses)
+    ]
+
+
+def base_of(address: str) -> str:
+    """An address up to and including `/v1`."""
+    address = address.strip().rstrip("/")
+    return address if address.endswith("/v1") else address + "/v1"
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is http(s)://HOST, with a port or without."""
+    try:
+        url = urlsplit(text.strip())
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        return False
+
+
+async def _models(server: Server) -> dict[str, int | None] | str:
+    """Name -> context of the models that it lists (nothing when it has no list), or why it does not
+    answer."""
+    client = server.client.with_options(max_retries=0, timeout=_QUICK)
+    try:
+        listed = await client.models.list()
+        return {entry.id: getattr(entry, "max_model_len", None) for entry in listed.data}
+    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+        raise ValueError(
+            f"{server.base} answers {error.status_code}: set OPENAI_API_KEY to a key it takes."
+        ) from error
+    except openai.APIConnectionError as error:
+        cause = error.__cause__ or error
+        return f"{server.base} ({type(cause).__name__} {cause})"
+    except openai.APIStatusError as error:
+        return {} if error.status_code < 500 else f"{server.base} (status {error.status_code})"
+    except (openai.OpenAIError, ValueError, TypeError, AttributeError):
+        return {}  # it answers, and has no list that can be read
