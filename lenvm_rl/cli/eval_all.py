@@ -101,7 +101,7 @@ def _sampled(policy: str, prompts: str | None, folder: Path, seed: int, part: st
     """A rollout file of prompts to train on, or of others to judge on; sampled when needed."""
     from lenvm_rl.demo.prompts import demo_prompts, resolve_policy, resolve_prompts
     from lenvm_rl.demo.run import heldout_prompts
-    from lenvm_rl.sampling.transformers.to_file import sample_to_file
+    from lenvm_rl.sampling.transformers.engine import sample_to_file
 
     if prompts is None:
         found = demo_prompts(TRAIN_PROMPTS, seed=seed) if part == "train" else heldout_prompts(seed)

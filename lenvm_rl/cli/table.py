@@ -86,13 +86,11 @@ def imported(place: str) -> Any:
 
 # Until version 0.3: old command -> the new one.
 GONE: dict[str, str] = {
-GONE: dict[str, str] = {
     "generate": "`lenvm sample --engine vllm --lenvm DIR --equal N`",
     **{
         f"eval {name}": f"`python -m recipes.paper_grids {name}`, in a clone of the repository"
         for name in ("scaling", "ablation")
     },
-}
 }
 # Until version 0.3: command -> old option -> the new one, or a sentence.
 RENAMED: dict[str, dict[str, str]] = {

@@ -39,7 +39,7 @@ from lenvm_rl.evals.views import tradeoff_view
 from lenvm_rl.model import LengthValueModel, describe_policy, load_tokenizer, save_checkpoint
 from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.rollouts import LengthReport, length_report, report_table, split_by_prompt
-from lenvm_rl.sampling.transformers.to_file import sample_to_file
+from lenvm_rl.sampling.transformers.engine import sample_to_file
 
 TRAIN_PROMPTS, TRAIN_SAMPLES = 1900, 4
 VALIDATION_PROMPTS = 48  # of the training prompts: what verl's validation looks at

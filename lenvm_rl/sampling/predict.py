@@ -20,7 +20,7 @@ from lenvm_rl.model import (
 from lenvm_rl.model.forward import check_readable, config_space, iter_logits
 from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.rollouts import Rollout, RolloutReader
-from lenvm_rl.sampling.transformers.to_file import prompt_row
+from lenvm_rl.sampling.encoding import prompt_row
 
 StateLogits = Callable[[Iterable[Rollout]], Iterable[tuple[Rollout, Tensor]]]
 """Rows to (row, z at its states s_0 .. s_{L-1}), in any order: `iter_logits`, or an engine."""

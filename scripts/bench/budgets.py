@@ -46,8 +46,8 @@ from lenvm_rl.evals.guided_runs import GuidedPolicy
 from lenvm_rl.evals.result import Result
 from lenvm_rl.guidance import GuidanceSettings
 from lenvm_rl.prompts.prompt import Prompt
+from lenvm_rl.sampling.encoding import encode_prompt
 from lenvm_rl.sampling.transformers.sampler import Completion, Request
-from lenvm_rl.sampling.transformers.to_file import encode_prompt
 from reward_fns import LENGTH_REWARDS
 from scripts.bench import harness
 from scripts.bench.grpo.methods import Graded, rewards_of, task_advantage

@@ -36,7 +36,7 @@ import psutil
 
 from lenvm_rl.demo.prompts import demo_prompts, resolve_policy
 from lenvm_rl.model import load_tokenizer
-from lenvm_rl.sampling.transformers.to_file import encode_prompt
+from lenvm_rl.sampling.encoding import encode_prompt
 from lenvm_rl.vllm.options import GuidanceOptions
 from lenvm_rl.vllm.serve import serve_command
 from scripts.bench import harness

@@ -30,7 +30,7 @@ import torch
 
 from lenvm_rl.demo.prompts import demo_prompts, resolve_policy
 from lenvm_rl.model import LengthValueModel, describe_policy, load_tokenizer, save_checkpoint
-from lenvm_rl.sampling.transformers.to_file import encode_prompt
+from lenvm_rl.sampling.encoding import encode_prompt
 from lenvm_rl.vllm.options import GuidanceOptions
 from scripts.bench import harness
 from scripts.bench.harness import CONSOLE

@@ -6,7 +6,7 @@ import torch
 from lenvm_rl.demo import lenvm_path, policy_path
 from lenvm_rl.demo.prompts import demo_prompts
 from lenvm_rl.model import LengthValueModel, check_tokenizer, load_tokenizer
-from lenvm_rl.sampling.transformers.to_file import encode_prompt
+from lenvm_rl.sampling.encoding import encode_prompt
 from tests.command_line import invoke
 
 

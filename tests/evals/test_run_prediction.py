@@ -8,7 +8,7 @@ import torch
 from lenvm_rl.evals.prediction.evaluate import Settings, run
 from lenvm_rl.model import LengthValueModel, describe_policy, load_tokenizer, save_checkpoint
 from lenvm_rl.rollouts import RolloutReader
-from lenvm_rl.sampling.transformers.to_file import sample_to_file
+from lenvm_rl.sampling.transformers.engine import sample_to_file
 from tests.sampling.test_sampling import SETTINGS, prompts
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from lenvm_rl.evals.prediction.states import StateId, pick_states, sample_states
 from lenvm_rl.rollouts import RolloutReader, RolloutWriter
+from lenvm_rl.sampling.transformers.engine import sample_to_file
 from lenvm_rl.sampling.transformers.sampler import ContinuousSampler
-from lenvm_rl.sampling.transformers.to_file import sample_to_file
 from tests.evals.geometric import rollouts
 from tests.sampling.test_sampling import SETTINGS, prompts
 

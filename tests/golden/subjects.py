@@ -22,7 +22,7 @@ from lenvm_rl.evals.tradeoff.run import run_tradeoff
 from lenvm_rl.model import load_tokenizer, tokenizer_sha
 from lenvm_rl.rollouts import Rollout, RolloutReader, RolloutStream, RolloutWriter
 from lenvm_rl.sampling.predict import predict_prompts
-from lenvm_rl.sampling.transformers.to_file import sample_to_file
+from lenvm_rl.sampling.transformers.engine import sample_to_file
 from reward_fns.graders import get_grader
 from scripts.bench.grpo.methods import ALL, Graded, advantages, all_methods
 

@@ -21,8 +21,8 @@ from lenvm_rl.demo.prompts import demo_prompts
 from lenvm_rl.model import LengthValueModel, load_tokenizer
 from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.rollouts.atomic import write_json
+from lenvm_rl.sampling.encoding import encode_prompt
 from lenvm_rl.sampling.transformers.sampler import Completion, ContinuousSampler, Request
-from lenvm_rl.sampling.transformers.to_file import encode_prompt
 from scripts.bench.grpo.batches import Grid, length_values, policy_gradient, value_loss
 from scripts.bench.grpo.methods import Graded
 from scripts.bench.harness import settings as settings_of

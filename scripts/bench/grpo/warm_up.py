@@ -19,8 +19,8 @@ import torch
 from lenvm_rl.demo.policy_data import UNIT
 from lenvm_rl.model import LengthValueModel, save_checkpoint
 from lenvm_rl.prompts.prompt import Prompt
+from lenvm_rl.sampling.encoding import encode_prompt
 from lenvm_rl.sampling.transformers.sampler import Completion
-from lenvm_rl.sampling.transformers.to_file import encode_prompt
 from scripts.bench.grpo.batches import Grid, policy_gradient, value_loss
 from scripts.bench.grpo.training import Settings, World, policy_of
 
