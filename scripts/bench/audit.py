@@ -1,4 +1,4 @@
-"""Does a running engine value candidates exactly, and does it give its slots back?
+"""A processor that checks its candidate values and its slots inside a running engine.
 
 `AuditedGuidance` is `LengthGuidance` that checks itself and writes what it found to a JSON file:
 

@@ -1,4 +1,4 @@
-"""One policy for many budgets: trained once with random ones, how well does it meet four of them?
+"""One policy for many budgets: trained once with random ones, and how well it meets four of them.
 
     python -m scripts.bench budgets --out runs/bench_budgets --jobs 2
     python -m scripts.bench budgets --lenvm DIR --methods l1_exact,lenvm --seeds 2 --updates 20

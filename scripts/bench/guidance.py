@@ -1,7 +1,7 @@
 """The cost of a guided step, beside the policy alone and beside two forwards of the LenVM.
 
     python -m scripts.bench guidance --json guidance.json
-    python -m scripts.bench guidance --shapes demo --requests 16 --candidates 15 --profile
+    python -m scripts.bench guidance --shapes demo --requests 16 --candidates 15
 
 Milliseconds per decoding step of five loops, interleaved in rounds in one process:
 
@@ -21,8 +21,8 @@ part of a step, and the ratio of the exact to the two-forward scorer is that of 
 stand that of processor time, which other load on the machine disturbs less, and that of whole
 steps. The second forward runs one token per request: what it costs beside K candidates is a reading
 of the weights and the calls of the kernels, so the ratio is near one half while these dominate, and
-nears K / (K + 1) when requests x K tokens keep the processor busy. `--profile` adds where the time
-goes, part by part. The last line of stdout is one JSON object.
+nears K / (K + 1) when requests x K tokens keep the processor busy. `--profile` shows where the time
+goes, by torch.profiler. The last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from typing import Any, Literal
 import torch
 
 from scripts.bench import harness
-from scripts.bench.harness import show
-from scripts.bench.step_cost.loop import Loop, Policy, Timed, cut_prompts, where_time_goes
+from scripts.bench.harness import CONSOLE, show
+from scripts.bench.step_cost.loop import Loop, Policy, Timed, cut_prompts
 from scripts.bench.step_cost.pairs import SCORERS, Pair, make_pair
 
 BARS = {
@@ -67,7 +67,7 @@ class Options(harness.Options):
     steps: int = 3
     """Steps of a turn."""
     profile: bool = False
-    """Show where the time goes."""
+    """Show where the time goes, by operation."""
     device: str = "cpu"
     """cpu or cuda."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -94,9 +94,6 @@ def run(options: Options) -> dict[str, Any]:
             for candidates in options.candidates
         ]
         show_cases(name, shapes[name])
-        for case in shapes[name] if options.profile else ():
-            title = f"{name}, {case['requests']} requests, K = {case['candidates']}"
-            show_sections(title, case["sections"])
     return {
         "shapes": shapes,
         "bar": {name: most for name, (_, _, most) in BARS.items()},
@@ -106,7 +103,7 @@ def run(options: Options) -> dict[str, Any]:
 
 def measure(pair: Pair, requests: int, candidates: int, options: Options) -> dict[str, Any]:
     """All loops at one load."""
-    room = _WARM_UP + options.rounds * options.steps + (options.steps if options.profile else 0)
+    room = _WARM_UP + (options.rounds + options.profile) * options.steps
     prompts = cut_prompts(pair, requests, options.context)
     loops = {"policy": Loop(Policy(pair, prompts, room), None, candidates)}
     for name in options.scorers:
@@ -123,14 +120,15 @@ def measure(pair: Pair, requests: int, candidates: int, options: Options) -> dic
         for name in names[first:] + names[:first]:
             for _ in range(options.steps):
                 loops[name].step()
-    case = {
-        "requests": requests,
-        "candidates": candidates,
-        "figures": summarize(loops, options.rounds),
-    }
-    if options.profile:
-        case["sections"] = {name: where_time_goes(loops[name], options.steps) for name in loops}
-    return case
+    figures = summarize(loops, options.rounds)
+    for name, loop in loops.items() if options.profile else ():
+        with torch.profiler.profile() as profiler:
+            for _ in range(options.steps):
+                loop.step()
+        CONSOLE.print(f"{name}, {requests} requests, K = {candidates}", highlight=False)
+        by_time = f"self_{'cuda' if options.device.startswith('cuda') else 'cpu'}_time_total"
+        CONSOLE.print(profiler.key_averages().table(sort_by=by_time, row_limit=20))
+    return {"requests": requests, "candidates": candidates, "figures": figures}
 
 
 def summarize(loops: dict[str, Loop], rounds: int) -> dict[str, Any]:
@@ -205,16 +203,3 @@ def show_cases(shape: str, cases: list[dict[str, Any]]) -> None:
 def _cell(figures: dict[str, float]) -> str:
     step, scorer, times = (figures[k] for k in ("step_ms", "scorer_ms", "step_to_policy"))
     return f"{step:.1f} / {scorer:.1f} ({times:.2f})"
-
-
-def show_sections(title: str, sections: dict[str, dict[str, float]]) -> None:
-    """Where the time goes, the variants side by side."""
-    parts = sorted(
-        {part for by_part in sections.values() for part in by_part},
-        key=lambda part: -max(by_part.get(part, 0.0) for by_part in sections.values()),
-    )
-    lines = (
-        [part, *(f"{by_part.get(part, 0.0):.2f}" for by_part in sections.values())]
-        for part in parts
-    )
-    show(f"{title}: ms per step by part", ("part", *sections), lines)

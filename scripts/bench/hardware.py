@@ -1,10 +1,39 @@
-"""What a device does at best: copying, and products of large matrices."""
+"""Sizes of random models, and what a device does at best: copying, products of large matrices."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from transformers import AutoConfig
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's sizes."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+    vocab: int
+
+    def config(self, kind: str, *, context: int, **more: Any) -> Any:
+        """The configuration of a model of transformers, `kind` being its type."""
+        return AutoConfig.for_model(
+            kind,
+            vocab_size=self.vocab,
+            hidden_size=self.hidden,
+            intermediate_size=self.intermediate,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            max_position_embeddings=context,
+            **more,
+        )
 
 
 def synchronize(device: torch.device | str) -> None:

@@ -18,7 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +135,6 @@ def settings(options: Any) -> dict[str, Any]:
 def part(options: Any, kind: type) -> Any:
     """The fields that a class, one of those `options` derives from, has."""
     return kind(**{field.name: getattr(options, field.name) for field in fields(kind)})
-
-
-def smaller(options: Any, **sizes: Any) -> Any:
-    """The options with these sizes, but for those that were given on the command line."""
-    left = {f.name for f in fields(options) if getattr(options, f.name) == f.default}
-    return replace(options, **{key: value for key, value in sizes.items() if key in left})
 
 
 def check_device(device: str) -> None:

@@ -10,18 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from lenvm_rl.rollouts import Rollout, RolloutReader
+from scripts.bench.hardware import Shape
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
     """Sizes of one benchmark: trunk (Qwen2 architecture), data and hardware."""
 
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_key_value_heads: int
-    intermediate_size: int
-    vocab_size: int
+    shape: Shape
+    """Of the trunk."""
     device: str
     """cpu or cuda."""
     precision: str
@@ -45,12 +42,7 @@ class Preset:
 
 PRESETS = {
     "cpu-25m": Preset(
-        hidden_size=512,
-        num_layers=6,
-        num_heads=8,
-        num_key_value_heads=2,
-        intermediate_size=2304,
-        vocab_size=32_768,
+        shape=Shape(512, 6, 8, 2, 2304, 32_768),
         device="cpu",
         precision="fp32",
         response_mean=250,
@@ -62,12 +54,7 @@ PRESETS = {
         micro_tokens=4096,
     ),
     "gpu-1.5b": Preset(
-        hidden_size=1536,
-        num_layers=28,
-        num_heads=12,
-        num_key_value_heads=2,
-        intermediate_size=8960,
-        vocab_size=151_936,
+        shape=Shape(1536, 28, 12, 2, 8960, 151_936),
         device="cuda",
         precision="bf16",
         response_mean=1000,
@@ -83,14 +70,11 @@ PRESETS = {
 """cpu-25m: 25 million parameters without the embedding. gpu-1.5b: the shape of Qwen2.5-1.5B."""
 
 
-def trunk_parameters(preset: Preset) -> int:
+def trunk_parameters(shape: Shape) -> int:
     """Weights of the trunk's matrices, without embedding, norms and biases."""
-    head = preset.hidden_size // preset.num_heads
-    queries = preset.num_heads * head
-    keys = preset.num_key_value_heads * head
-    attention = preset.hidden_size * (2 * queries + 2 * keys)
-    mlp = 3 * preset.hidden_size * preset.intermediate_size
-    return preset.num_layers * (attention + mlp)
+    head = shape.hidden // shape.heads
+    attention = 2 * shape.hidden * head * (shape.heads + shape.kv_heads)
+    return shape.layers * (attention + 3 * shape.hidden * shape.intermediate)
 
 
 def training_flops(preset: Preset, lengths: Iterable[int]) -> float:
@@ -101,8 +85,8 @@ def training_flops(preset: Preset, lengths: Iterable[int]) -> float:
     masked-out attention, LM head, optimiser) is not counted.
     """
     lengths = list(lengths)
-    dense = 2 * trunk_parameters(preset) * sum(lengths)
-    attention = 2 * preset.num_layers * preset.hidden_size * sum(n * n for n in lengths)
+    dense = 2 * trunk_parameters(preset.shape) * sum(lengths)
+    attention = 2 * preset.shape.layers * preset.shape.hidden * sum(n * n for n in lengths)
     return 3.0 * (dense + attention)
 
 

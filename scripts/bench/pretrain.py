@@ -97,7 +97,7 @@ def length_source(
     """The completions of a round, by its number."""
     if rollouts is None:
         return lambda index: make_rows(
-            drawn_lengths(preset, preset.rows, seed + index), preset.vocab_size, seed + index
+            drawn_lengths(preset, preset.rows, seed + index), preset.shape.vocab, seed + index
         )
     lengths, too_long = file_lengths(rollouts, preset)
     if too_long:
@@ -107,7 +107,7 @@ def length_source(
 
     def rows(index: int) -> list[Rollout]:
         chosen = order[(index * preset.rows + torch.arange(preset.rows).numpy()) % len(order)]
-        return make_rows(lengths[chosen], preset.vocab_size, seed + index)
+        return make_rows(lengths[chosen], preset.shape.vocab, seed + index)
 
     return rows
 
@@ -136,9 +136,9 @@ def time_rounds(
     padded = PaddedWithLMHead(model, preset, attention)
     parameters = {
         "trunk": sum(p.numel() for p in model.model.parameters()),
-        "trunk_without_embedding": trunk_parameters(preset),
+        "trunk_without_embedding": trunk_parameters(preset.shape),
         "head": sum(p.numel() for p in model.score.parameters()),
-        "lm_head_tied": preset.vocab_size * preset.hidden_size,
+        "lm_head_tied": preset.shape.vocab * preset.shape.hidden,
     }
     del model
 

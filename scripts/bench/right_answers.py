@@ -1,4 +1,4 @@
-"""The length term where right answers are long: does it teach a policy to be wrong?
+"""The length term in a world of two branches, where right answers may be the long ones.
 
     python -m scripts.bench right_answers --short 200 --long 600 --gamma .997 --updates 60
     python -m scripts.bench right_answers --right short

@@ -1,4 +1,4 @@
-"""LenVM as a length term beside published length rewards: who gets short without losing answers?
+"""LenVM as a length term beside published length rewards: accuracy against length.
 
     python -m scripts.bench rl --out runs/bench_rl --jobs 2
     python -m scripts.bench rl --reduced            # one seed, the middle strength
@@ -23,7 +23,7 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from lenvm_rl.rollouts.atomic import write_json
 from scripts.bench import harness
 from scripts.bench.grpo.methods import Method, advantages, all_methods
 from scripts.bench.grpo.training import References, Settings, World, lenvm_of, policy_of, train
-from scripts.bench.harness import CONSOLE, part, show, smaller
+from scripts.bench.harness import CONSOLE, part, show
 from scripts.bench.plots import plot_curves, plot_drift, plot_pareto
 from scripts.bench.pool import run_missing
 
@@ -73,7 +73,7 @@ class Options(Settings, harness.Options):
 def run(options: Options) -> dict[str, Any]:
     """All runs that are not there yet, the table and the figures."""
     if options.reduced:
-        options = smaller(options, levels="1", seeds=1, updates=16, eval_prompts=64)
+        options = replace(options, levels="1", seeds=1, updates=16, eval_prompts=64)
     settings = part(options, Settings)
     levels = sorted({int(level) for level in options.levels.split(",")})
     methods = all_methods(options.methods.split(",") if options.methods else None, levels)

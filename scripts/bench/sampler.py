@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import LogitsProcessor, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, LogitsProcessor
 
 from lenvm_rl.sampling.transformers.sampler import ContinuousSampler, Request
 from scripts.bench import harness
+from scripts.bench.hardware import Shape
 
 EOS, VOCAB, LONGEST = 1, 64, 400
 
@@ -50,19 +51,10 @@ def run(options: Options) -> dict[str, Any]:
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
     clock = time.process_time if options.threads == 1 else time.perf_counter
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=VOCAB,
-            hidden_size=options.hidden,
-            intermediate_size=3 * options.hidden,
-            num_hidden_layers=options.layers,
-            num_attention_heads=options.hidden // 32,
-            num_key_value_heads=options.hidden // 32,
-            max_position_embeddings=1024,
-            eos_token_id=EOS,
-            pad_token_id=0,
-        )
-    ).eval()
+    heads = options.hidden // 32
+    shape = Shape(options.hidden, options.layers, heads, heads, 3 * options.hidden, VOCAB)
+    config = shape.config("qwen2", context=1024, eos_token_id=EOS, pad_token_id=0)
+    model = AutoModelForCausalLM.from_config(config).eval()
     count = options.requests
     lengths = torch.empty(count).log_normal_(mean=3.9, std=0.78).long().clamp(5, LONGEST)
     prompts = [

@@ -14,7 +14,7 @@ from tensordict import TensorDict
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from verl.trainer.config import CheckpointConfig
 from verl.utils import tensordict_utils as tu
 from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
@@ -38,15 +38,9 @@ LOSS = LengthValueLoss(gamma=GAMMA)
 def save_fresh_model(preset: Preset, path: Path) -> LengthValueModel:
     """A random LenVM of the preset's shape, written to `path`; every trainer starts from it."""
     torch.manual_seed(0)
-    trunk = AutoConfig.for_model(
+    trunk = preset.shape.config(
         "qwen2",
-        vocab_size=preset.vocab_size,
-        hidden_size=preset.hidden_size,
-        intermediate_size=preset.intermediate_size,
-        num_hidden_layers=preset.num_layers,
-        num_attention_heads=preset.num_heads,
-        num_key_value_heads=preset.num_key_value_heads,
-        max_position_embeddings=preset.row_tokens,
+        context=preset.row_tokens,
         tie_word_embeddings=True,
         pad_token_id=0,
         eos_token_id=1,

@@ -27,11 +27,10 @@ from lenvm_rl.guidance.exact.prefix_kernels import KERNELS, checked
 from lenvm_rl.guidance.exact.scorer import ExactScorer
 from lenvm_rl.model import LengthValueModel
 from lenvm_rl.vllm.internals import VLLM_KERNELS
-from scripts.bench.hardware import copy_bandwidth, product_rate, synchronize
+from scripts.bench.hardware import Shape, copy_bandwidth, product_rate, synchronize
 from scripts.bench.step_cost.floor import (
     BARS,
     FLOOR_SHAPES,
-    Shape,
     against_the_floor,
     make_model,
     step_flops,

@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from scripts.bench import floor as bench_floor
-from scripts.bench.hardware import copy_bandwidth, product_rate
+from scripts.bench.hardware import Shape, copy_bandwidth, product_rate
 from scripts.bench.harness import main
 from scripts.bench.step_cost.floor import (
-    Shape,
     against_the_floor,
     make_model,
     step_bytes,

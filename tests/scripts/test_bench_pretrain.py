@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lenvm_rl.rollouts import RolloutWriter
 from scripts.bench import pretrain as bench_pretrain
-from scripts.bench.hardware import product_rate
+from scripts.bench.hardware import Shape, product_rate
 from scripts.bench.harness import main
 from scripts.bench.presets import (
     PRESETS,
@@ -24,12 +24,7 @@ from scripts.bench.pretrain import summarize
 
 TINY = replace(
     PRESETS["cpu-25m"],
-    hidden_size=32,
-    num_layers=2,
-    num_heads=4,
-    num_key_value_heads=2,
-    intermediate_size=48,
-    vocab_size=64,
+    shape=Shape(32, 2, 4, 2, 48, 64),
     response_mean=14,
     response_std=9,
     prompt_mean=5,
@@ -50,7 +45,7 @@ def trainers(tmp_path_factory):
 
     path = tmp_path_factory.mktemp("bench") / "lenvm"
     model = arms.save_fresh_model(TINY, path)
-    rows = make_rows(drawn_lengths(TINY, TINY.rows, seed=3), TINY.vocab_size, seed=3)
+    rows = make_rows(drawn_lengths(TINY, TINY.rows, seed=3), TINY.shape.vocab, seed=3)
     return (
         arms.BareTrunk(model, TINY, "sdpa"),
         arms.OursInVerl(path, TINY, "sdpa"),
@@ -71,9 +66,9 @@ def test_drawn_lengths_have_the_spread_that_the_preset_says():
 
 
 def test_presets_have_the_sizes_in_their_names():
-    assert trunk_parameters(PRESETS["cpu-25m"]) == pytest.approx(25e6, rel=0.02)
+    assert trunk_parameters(PRESETS["cpu-25m"].shape) == pytest.approx(25e6, rel=0.02)
     large = PRESETS["gpu-1.5b"]
-    total = trunk_parameters(large) + large.vocab_size * large.hidden_size
+    total = trunk_parameters(large.shape) + large.shape.vocab * large.shape.hidden
     assert total == pytest.approx(1.54e9, rel=0.01)
 
 
@@ -136,7 +131,7 @@ def test_the_padded_trainer_computes_logits_of_every_padded_token(trainers):
     handle.remove()
     lengths = [len(row.prompt_ids) + row.length for row in rows]
     chunks = [lengths[i : i + TINY.padded_rows] for i in range(0, len(rows), TINY.padded_rows)]
-    assert shapes == [(len(chunk), max(chunk), TINY.vocab_size) for chunk in chunks]
+    assert shapes == [(len(chunk), max(chunk), TINY.shape.vocab) for chunk in chunks]
 
 
 def test_the_matmul_ceiling_is_a_rate_of_this_machine():
@@ -174,7 +169,7 @@ def test_figures_are_medians_over_rounds_and_ratios_of_medians():
 
 
 def test_lengths_of_a_rollout_file(tmp_path):
-    rows = make_rows([(4, 10), (3, 80), (5, 20), (2, 7)], TINY.vocab_size, seed=0)
+    rows = make_rows([(4, 10), (3, 80), (5, 20), (2, 7)], TINY.shape.vocab, seed=0)
     with RolloutWriter(tmp_path / "file", tokenizer_sha="toy", eos_ids=[1]) as writer:
         writer.append(rows)
     lengths, too_long = file_lengths(tmp_path / "file", replace(TINY, rows=3))
@@ -197,7 +192,7 @@ def test_a_whole_run_prints_and_writes_its_figures(tmp_path, capsys, monkeypatch
     assert set(figures["trainers"]) == {"trunk", "ours", "padded"}
     for entry in figures["trainers"].values():
         assert len(entry["tokens_per_s_rounds"]) == 2 and entry["tokens_per_s"] > 0
-    assert figures["parameters"]["trunk_without_embedding"] == trunk_parameters(TINY)
+    assert figures["parameters"]["trunk_without_embedding"] == trunk_parameters(TINY.shape)
     assert figures["data"]["padded_over_real_tokens"] > 1
 
 

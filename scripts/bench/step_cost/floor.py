@@ -19,32 +19,20 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from lenvm_rl.guidance import History
 from lenvm_rl.guidance.exact.scorer import ExactScorer
 from lenvm_rl.model import LengthValueConfig, LengthValueModel
-from scripts.bench.hardware import synchronize
+from scripts.bench.hardware import Shape, synchronize
 
 _WARM_UP = 3  # steps: the prompts, a capture, a replay
 BARS = {"lenvm_to_floor": 1.5, "overhead": 1.3}
 """Most that a row's figures may be."""
 GAMMA = 0.99
-
-
-class Shape(NamedTuple):
-    """A model's sizes."""
-
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    intermediate: int
-    vocab: int
 
 
 FLOOR_SHAPES = {
@@ -68,16 +56,7 @@ def make_model(
     shape: Shape, *, device: str, dtype: torch.dtype, context: int, is_policy: bool
 ) -> LengthValueModel:
     """Random weights of a shape; a policy has an output embedding for a head."""
-    trunk = AutoConfig.for_model(
-        "qwen2",
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=2 * context + 1024,
-    )
+    trunk = shape.config("qwen2", context=2 * context + 1024)
     usual = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lenvm_rl.demo import policy_path
 from lenvm_rl.guidance import CandidateScorer
 from lenvm_rl.guidance.exact.scorer import ExactScorer
 from lenvm_rl.guidance.heads.q_head import PolicyHeadScorer, QHeadScorer
 from lenvm_rl.model import LengthValueConfig, LengthValueModel
+from scripts.bench.hardware import Shape
 
 GAMMA = 0.99
 
@@ -42,25 +43,12 @@ def shipped() -> Pair:
 def random_pair() -> Pair:
     """A policy of 135 M parameters (30 layers of 576) and a LenVM whose trunk has 25 M without
     its embedding (6 layers of 512); random weights."""
-    policy = AutoModelForCausalLM.from_config(
-        llama(hidden=576, layers=30, heads=9, kv_heads=3, intermediate=1536)
-    )
-    trunk = llama(hidden=512, layers=6, heads=8, kv_heads=2, intermediate=2304)
-    return Pair(policy, LengthValueModel(LengthValueConfig(text_config=trunk, gamma=GAMMA)))
-
-
-def llama(*, hidden: int, layers: int, heads: int, kv_heads: int, intermediate: int) -> Any:
-    """A Llama configuration with a vocabulary of 49,152."""
-    return AutoConfig.for_model(
-        "llama",
-        vocab_size=49_152,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
+    tied = {"context": 4096, "tie_word_embeddings": True}
+    policy = Shape(576, 30, 9, 3, 1536, 49_152).config("llama", **tied)
+    trunk = Shape(512, 6, 8, 2, 2304, 49_152).config("llama", **tied)
+    return Pair(
+        AutoModelForCausalLM.from_config(policy),
+        LengthValueModel(LengthValueConfig(text_config=trunk, gamma=GAMMA)),
     )
 
 
