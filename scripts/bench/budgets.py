@@ -38,7 +38,7 @@ from typing import Any
 
 import torch
 
-from lenvm_rl.core import budget_advantage, combine, normalise_advantage
+from lenvm_rl.core import TermSettings
 from lenvm_rl.demo import policy_path, task
 from lenvm_rl.demo.policy_data import UNIT, budget_messages
 from lenvm_rl.demo.prompts import demo_prompts
@@ -50,7 +50,7 @@ from lenvm_rl.sampling.encoding import encode_prompt
 from lenvm_rl.sampling.transformers.sampler import Completion, Request
 from reward_fns import LENGTH_REWARDS
 from scripts.bench import harness
-from scripts.bench.grpo.methods import Graded, rewards_of, task_advantage
+from scripts.bench.grpo.methods import IN_STD, Graded, rewards_of, task_advantage, with_term
 from scripts.bench.grpo.training import EVAL_SEED, Settings, World, lenvm_of, policy_of, train
 from scripts.bench.grpo.warm_up import Start, warm_up
 from scripts.bench.harness import CONSOLE, part, show
@@ -202,20 +202,14 @@ def advantage_of(method: str, settings: BudgetSettings):
         return task_advantage(rewards_of(batch, bound), batch.prompt_ids)[:, None] * batch.mask
 
     def lenvm(batch: Graded) -> torch.Tensor:
-        plain = task_advantage(batch.correct, batch.prompt_ids)[:, None] * batch.mask
-        dense = budget_advantage(
-            batch.lengths_left,
-            batch.mask,
-            batch.finished,
-            targets(batch),
-            kind="equal",
-            lam=settings.lam,
+        term = TermSettings(use="budget", budget_kind="equal", lam=settings.lam, **IN_STD)
+        return with_term(
+            batch,
+            term,
+            scale=settings.scale,
+            budget=targets(batch),
+            in_correct=method == "lenvm_correct",
         )
-        dense = normalise_advantage(dense, batch.mask, how="batch_std")
-        scale = torch.full((len(batch.lengths), 1), settings.scale)
-        if method == "lenvm_correct":
-            scale = scale * torch.tensor(batch.correct)[:, None]
-        return combine(plain, dense, batch.mask, scale=scale)
 
     return l1_exact if method == "l1_exact" else lenvm
 

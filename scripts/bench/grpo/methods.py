@@ -31,17 +31,12 @@ import torch
 from torch import Tensor
 
 from lenvm_rl.core import (
-    CLAMP,
-    budget_advantage,
-    centre_correct,
-    clamp_to_lead,
+    LengthValues,
+    TermSettings,
     combine,
-    correct_term,
     discounted_returns,
-    lam_for_length,
-    length_advantage,
+    length_term,
     logit_to_value,
-    normalise_advantage,
     recalibrate,
     shaping_rewards,
     value_to_logit,
@@ -62,6 +57,8 @@ LENVM = {
 }
 """Forms, what their strength is, and its three values from weak to strong."""
 BUDGET_SCALE = 1.0
+IN_STD = {"normalise": "batch_std"}
+"""Terms are in units of their own spread."""
 LAMBDAS = {"correct_lam0": 0.0, "correct_lam1": 1.0}
 """Forms with a lambda of their own; the others take the run's."""
 DEFAULT = (
@@ -198,53 +195,69 @@ def rewards_of(batch: Graded, bound: BoundReward | None) -> list[float]:
 def advantages(method: Method, batch: Graded, bound: BoundReward | None, *, lam: float) -> Tensor:
     """[B, T] advantages of the batch under a method."""
     rewards = rewards_of(batch, bound)
+    scale = float(method.strength or 0)
     if method.name == "shaping":
-        scale = float(method.strength or 0)
         term = shaping_rewards(batch.values, batch.mask, batch.finished, gamma=1.0, scale=scale)
         rewards = [r + f for r, f in zip(rewards, term.sum(1).tolist(), strict=True)]
-    per_row = task_advantage(rewards, batch.prompt_ids)
-    task = per_row[:, None] * batch.mask
     if method.family != "lenvm" or method.name == "shaping":
-        return task
+        return task_advantage(rewards, batch.prompt_ids)[:, None] * batch.mask
     if method.name == "budget":
-        tokens = torch.full((len(batch.lengths),), float(method.strength or 0))
-        dense = budget_advantage(
-            batch.lengths_left, batch.mask, batch.finished, tokens, kind="at_most", lam=lam
-        )
-        return combine(task, dense, batch.mask, scale=BUDGET_SCALE)
+        settings = TermSettings(use="budget", budget_kind="at_most", lam=lam)
+        budget = torch.full((len(batch.lengths),), scale)
+        return with_term(batch, settings, scale=BUDGET_SCALE, budget=budget)
     if method.name == "correct":
-        dense = float(method.strength or 0) * _correct_term(batch)
-        right, groups = torch.tensor(batch.correct), _groups(batch)
-        dense = clamp_to_lead(dense, task, batch.mask, right, groups, share=CLAMP)
-        return combine(task, dense, batch.mask, scale=1.0)
-    lam = LAMBDAS.get(method.name, lam)
-    dense = length_advantage(batch.values, batch.mask, batch.finished, gamma=batch.gamma, lam=lam)
-    dense = normalise_advantage(dense, batch.mask, how="batch_std")
-    scale = torch.full((len(batch.lengths), 1), float(method.strength or 0))
-    if method.name.endswith("_correct") or method.name in LAMBDAS:
-        scale = scale * torch.tensor(batch.correct)[:, None]
-    return combine(task, dense, batch.mask, scale=scale)
+        return with_term(batch, TermSettings(applies_to="correct", **IN_STD), scale=scale)
+    settings = TermSettings(lam=LAMBDAS.get(method.name, lam), **IN_STD)
+    in_correct = method.name.endswith("_correct") or method.name in LAMBDAS
+    return with_term(batch, settings, scale=scale, in_correct=in_correct)
 
 
-def _correct_term(batch: Graded) -> Tensor:
-    """A_len of right answers as `lenvm.applies_to=correct` makes it, in units of its own spread."""
-    right, mask, done = torch.tensor(batch.correct), batch.mask, batch.finished
-    if batch.answers != "correct":
-        returns = length_advantage(
-            torch.zeros_like(batch.values), mask, done, gamma=batch.gamma, lam=1.0
-        )
-        dense = centre_correct(returns, mask, right, _groups(batch))
-    else:
-        fitted = mask & (done & (right > 0))[:, None]
-        logits = value_to_logit(batch.values)
-        fit = recalibrate(logits, discounted_returns(fitted, gamma=batch.gamma), fitted)
-        lengths = [n for n, c in zip(batch.lengths, batch.correct, strict=True) if c > 0]
-        lam = lam_for_length(sum(lengths) / len(lengths)) if lengths else 1.0
-        values = logit_to_value(fit(logits))
-        dense = length_advantage(values, mask, done, gamma=batch.gamma, lam=lam)
-    return correct_term(dense, mask, right, how="batch_std")
+def with_term(
+    batch: Graded,
+    settings: TermSettings,
+    *,
+    scale: float,
+    budget: Tensor | None = None,
+    in_correct: bool = False,
+) -> Tensor:
+    """[B, T] GRPO's advantage of the answer and a length term (`lenvm_rl.core.length_term`).
 
-
-def _groups(batch: Graded) -> Tensor:
+    Args:
+        settings: of the term. With applies_to=correct against values of correct answers, refitted,
+            where the LenVM is one of those, else against the correct answers of the prompt.
+        scale: of the term.
+        budget: [B] tokens, for use=budget.
+        in_correct: a term of all answers, in its own unit, is then left out of wrong ones.
+    """
+    correct = torch.tensor(batch.correct)
+    estimate, baseline = LengthValues(batch.values, batch.lengths_left), "all"
+    if settings.applies_to == "correct":
+        baseline = "correct" if batch.answers == "correct" else "group"
+    if baseline == "correct":
+        estimate = _refitted(batch, correct)
     number = {prompt: i for i, prompt in enumerate(dict.fromkeys(batch.prompt_ids))}
-    return torch.tensor([number[prompt] for prompt in batch.prompt_ids])
+    task = task_advantage(batch.correct, batch.prompt_ids)[:, None] * batch.mask
+    term = length_term(
+        settings,
+        estimate,
+        batch.mask,
+        batch.finished,
+        task,
+        gamma=batch.gamma,
+        scale=scale,
+        correct=correct,
+        groups=torch.tensor([number[prompt] for prompt in batch.prompt_ids]),
+        baseline=baseline,
+        budget=budget,
+    )
+    if in_correct:
+        return combine(task, term.unit, batch.mask, scale=scale * correct[:, None])
+    return term.total
+
+
+def _refitted(batch: Graded, correct: Tensor) -> LengthValues:
+    """Values that fit the correct answers of the batch; those at truncated ends are not known."""
+    fitted = batch.mask & (batch.finished & (correct > 0))[:, None]
+    logits = value_to_logit(batch.values)
+    fit = recalibrate(logits, discounted_returns(fitted, gamma=batch.gamma), fitted)
+    return LengthValues(logit_to_value(fit(logits)), batch.lengths_left)
