@@ -61,7 +61,7 @@ class GuidanceFlags:
     tilt: float | None = None
     """Tilt of the distribution: below 0 shorter, above longer."""
     scale: float | None = None
-    """Factor on the expected horizon."""
+    """Factor on the expected discounted length."""
     soft: bool = False
     """With equal: sample, with the target as mean."""
 
@@ -163,8 +163,8 @@ def sample(
         out: directory to write to; or a .parquet file, which appears when all is done.
         prompts: what to complete.
         rollouts: or a rollout file: completes its prompts anew.
-        policy: directory or hub name.
-        engine: of transformers, vllm (this process), ray (vLLM on many nodes); server is chosen by
+        policy: directory, hub name, or `demo`.
+        engine: transformers, vllm (this process), ray (vLLM on many nodes); server is chosen by
             its address.
         lenvm: value model that guides; at a server, its name for the file.
         tokenizer: with servers: tokenizer of the policy; policy or model by default.
