@@ -77,10 +77,11 @@ class NaivePredictors:
     def of_rollouts(cls, reader: RolloutReader, *, gamma: float) -> NaivePredictors:
         """`fit` on the finished completions of a rollout file, read as a stream."""
         prompts, lengths = [], []
-        for row in reader.iter_rows(["prompt_ids", "response_ids", "finish_reason"]):
+        for row in reader.iter_rows(["prompt_ids", "response_ids", "finish_reason", "loss_mask"]):
             if row["finish_reason"] == "stop":
+                context = sum((row["loss_mask"] or ())[1::2])
                 prompts.append(len(row["prompt_ids"]))
-                lengths.append(len(row["response_ids"]))
+                lengths.append(len(row["response_ids"]) - context)
         return cls.fit(prompts, lengths, gamma=gamma)
 
     def total_lengths(self, prompt_lengths: Tensor) -> dict[str, Tensor]:

@@ -33,11 +33,12 @@ class Picture(NamedTuple):
 
 
 def media_paths(path: Path) -> list[Path]:
-    """Files of pictures of the rollout file at `path`, a directory or a `.parquet`."""
-    if path.is_dir():
-        return sorted(entry for entry in path.iterdir() if _NAME.fullmatch(entry.name))
+    """Files of pictures of the rollout file at `path`: a directory, a `.parquet`, or one shard."""
     single = path.with_name(f"{path.stem}.media.parquet")
-    return [single] if single.is_file() else []
+    if single.is_file():
+        return [single]
+    folder = path if path.is_dir() else path.parent
+    return sorted(entry for entry in folder.iterdir() if _NAME.fullmatch(entry.name))
 
 
 class MediaReader:

@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow as pa
 
 from lenvm_rl.core import gamma_for_length
-from lenvm_rl.rollouts import RolloutReader
+from lenvm_rl.rollouts import Rollout, RolloutReader
 from lenvm_rl.rollouts.columns import list_lengths
 from lenvm_rl.rollouts.lengths import LengthHistogram
+from lenvm_rl.rollouts.record import batch_to_dicts, check_all_generated
 
-_COLUMNS = ["prompt_id", "sample_id", "prompt_ids", "response_ids", "finish_reason"]
+_COLUMNS = ["prompt_id", "sample_id", "prompt_ids", "response_ids", "finish_reason", "loss_mask"]
 _PERCENTILE = 99.0  # of the lengths, at which the horizon 1 - gamma**l shall be 0.99 (section 5.3)
 
 
@@ -72,7 +73,8 @@ def read_facts(
         max_prompt_length: longest prompt in tokens (`data.max_prompt_length`).
         max_response_length: longest response in tokens (`data.max_response_length`).
     Raises:
-        FileNotFoundError, ValueError: as `RolloutReader`, and a row beyond a limit, by name.
+        FileNotFoundError, ValueError: as `RolloutReader`, and a row beyond a limit or with context
+            in its response, by name.
     """
     reader = RolloutReader(path, tokenizer_sha=tokenizer_sha)
     lengths, finished, longest_prompt, longest_row = LengthHistogram(), 0, 0, 0
@@ -81,6 +83,9 @@ def read_facts(
         response = list_lengths(batch.column("response_ids"))
         _check_limit(batch, prompt, max_prompt_length, "prompt", str(path))
         _check_limit(batch, response, max_response_length, "response", str(path))
+        if batch.column("loss_mask").null_count < batch.num_rows:
+            for cells in batch_to_dicts(batch):
+                check_all_generated(Rollout(**cells))
         lengths.add(response)
         longest_prompt = max(longest_prompt, int(prompt.max()))
         longest_row = max(longest_row, int((prompt + response).max()))

@@ -18,6 +18,7 @@ from lenvm_rl.rollouts import (
 )
 from lenvm_rl.rollouts.media import media_paths
 from lenvm_rl.rollouts.record import SCHEMA
+from lenvm_rl.verl.facts import read_facts
 from tests.rollouts.rows import EOS, SHA, damage, make_rows
 
 VERSION_1 = Path(__file__).parent / "version_1.parquet"  # written by release 0.1
@@ -92,6 +93,8 @@ def test_context_tokens_are_counted_and_not_trained_on(write):
         ValueError, match="sample 0: 2 of 5 response tokens are context.*Leave such"
     ):
         list(RolloutStream(path, epochs=1, columns=[]))
+    with pytest.raises(ValueError, match="sample 0: 2 of 5 response tokens are context"):
+        read_facts(path, tokenizer_sha=SHA, max_prompt_length=99, max_response_length=99)
     assert [w for w in length_report(path).warnings if w.startswith("1 completions hold context")]
 
 
@@ -129,6 +132,7 @@ def test_a_picture_is_stored_once(pictured):
     assert [file.name for file in media_paths(path)] == ["media-00000.parquet"]
     assert pq.read_table(media_paths(path)[0])["hash"].to_pylist() == names
     assert [reader.media[name] for name in names] == [("image/png", PNG), ("image/jpeg", JPEG)]
+    assert RolloutReader(reader.shards[1]).media[names[1]].data == JPEG, "of one shard too"
 
 
 def test_an_appending_writer_knows_the_pictures_and_adds_the_new(pictured):
