@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from lenvm_rl.cli.missing import what_is_missing
-from lenvm_rl.cli.table import COMMANDS, GONE, GROUPS, RENAMED, imported
+from lenvm_rl.cli.table import COMMANDS, GONE, GROUPS, RENAMED, Answer, imported
 
 _OLD = ["evals", "tradeoff", "lifebench"]
 __all__ = ["COMMANDS", "GROUPS", "call", "main", "options_of_command"]
@@ -72,7 +72,6 @@ def call(argv: Sequence[str]) -> int:
     _check_old_options(name, rest)
     from rich.console import Console  # before transformers, which hides what it misses
 
-    from lenvm_rl.cli.commands import Answer
     from lenvm_rl.cli.options import Mistake, parse
 
     function = imported(command.function)
@@ -80,9 +79,10 @@ def call(argv: Sequence[str]) -> int:
         arguments, json_file = parse(function, rest, f"lenvm {name}", command)
     except Mistake as mistake:
         raise ValueError(str(mistake)) from None
-    answer = function(**arguments)
+    result = function(**arguments)
     if command.view:
-        answer = Answer(answer.to_dict(), imported(command.view)(answer))
+        result = Answer(result.to_dict(), imported(command.view)(result))
+    answer = Answer(result) if isinstance(result, dict) else result
     return _show(answer, json_file, Console(), Console(stderr=True))
 
 
@@ -116,7 +116,7 @@ def _command_of(words: list[str]) -> tuple[str, list[str]]:
             return name, words[count:]
         if len(taken) >= count and name in GONE:
             raise ValueError(f"`lenvm {name}` is now {GONE[name]}.")
-    if not taken or (taken[0] in GROUPS and len(taken) == 1):
+    if " ".join(taken) in GROUPS:
         return " ".join(taken), words[len(taken) :]
     name = " ".join(taken) if taken[0] in GROUPS else taken[0]
     near = difflib.get_close_matches(name, COMMANDS, 1)
@@ -139,14 +139,13 @@ def _show_commands(group: str) -> None:
     from rich.panel import Panel
     from rich.table import Table
 
-    from lenvm_rl.cli.commands import PROGRAM
-
     console = Console(highlight=False)
     start = f"{group} " if group else ""
-    console.print(f"usage: lenvm {start}COMMAND [OPTIONS]\n\n{GROUPS.get(group, PROGRAM)}\n")
+    console.print(f"usage: lenvm {start}COMMAND [OPTIONS]\n\n{GROUPS[group]}\n")
     listed = {name: command.help for name, command in COMMANDS.items()}
     if not group:
         listed = {name: text for name, text in listed.items() if " " not in name} | GROUPS
+        del listed[""]
     table = Table.grid(padding=(0, 2))
     for name, text in listed.items():
         if name.startswith(start):
@@ -155,24 +154,21 @@ def _show_commands(group: str) -> None:
     console.print(f"lenvm {start}COMMAND --help shows options and examples.", markup=False)
 
 
-def _show(answer: Any, json_file: Path | None, console: Any, errors: Any) -> int:
-    """Print what a command returned; returns the exit status."""
-    screen = getattr(answer, "screen", "")
-    if screen:
-        plain = isinstance(screen, str)  # rows and paths may hold square brackets
-        console.print(screen, markup=not plain, highlight=not plain, soft_wrap=plain)
-    figures = answer if isinstance(answer, dict) else getattr(answer, "figures", {})
-    complaint = getattr(answer, "complaint", "")
-    if figures:
-        text = json.dumps(figures, allow_nan=False)
+def _show(answer: Answer, json_file: Path | None, console: Any, errors: Any) -> int:
+    """Print what a command has to say; returns the exit status."""
+    if answer.screen:
+        plain = isinstance(answer.screen, str)  # rows and paths may hold square brackets
+        console.print(answer.screen, markup=not plain, highlight=not plain, soft_wrap=plain)
+    if answer.figures:
+        text = json.dumps(answer.figures, allow_nan=False)
         if json_file is not None:
             json_file.parent.mkdir(parents=True, exist_ok=True)
             json_file.write_text(text + "\n")
-        if not getattr(answer, "silent", False):
+        if not answer.silent:
             print(text)
-    for line in (*getattr(answer, "warnings", ()), *filter(None, [complaint])):
+    for line in filter(None, (*answer.warnings, answer.complaint)):
         errors.print(line, markup=False, highlight=False, soft_wrap=True)
-    return 1 if complaint else 0
+    return 1 if answer.complaint else 0
 
 
 def versions() -> str:

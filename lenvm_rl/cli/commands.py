@@ -10,29 +10,11 @@ import json
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lenvm_rl.cli.table import Answer
 from lenvm_rl.cli.words import text_of
-
-PROGRAM = "Length value models: generation length as a value to train, read and steer."
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a command has to say."""
-
-    figures: dict[str, Any]
-    """The last line, as one JSON object."""
-    screen: Any = ""
-    """What stands above it: text, or anything that rich prints."""
-    complaint: str = ""
-    """What went wrong in part: a line on stderr, and exit status 1."""
-    warnings: tuple[str, ...] = ()
-    """Lines on stderr that change nothing."""
-    silent: bool = False
-    """Whether the last line is left out, because the screen has rows of JSON."""
 
 
 def demo(
@@ -600,7 +582,7 @@ def serve(
     lenvm_memory: str | None = None,
     lenvm_dtype: str = "auto",
     extra: Any = (),
-) -> None:
+) -> Answer:
     """Serve a policy with length guidance by vLLM; any OpenAI client sends `vllm_xargs`.
 
     Further options are handed to `vllm serve`.
@@ -627,7 +609,8 @@ def serve(
     )
     print("Once it is up, ask for a response of at most 60 tokens:")
     print(server.curl_line(policy, host=host, port=port))
-    server.serve(command, options)
+    server.serve(command, options)  # which does not return
+    return Answer({})
 
 
 def recipes(name: str | None = None) -> Answer:

@@ -8,8 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lenvm_rl.cli.commands import Answer
-from lenvm_rl.cli.table import NOT_YET, imported
+from lenvm_rl.cli.table import NOT_YET, Answer, imported
 from lenvm_rl.evals import EVALUATIONS, Entry
 
 # Rollouts for two cores and the demo policy.

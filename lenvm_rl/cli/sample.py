@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from lenvm_rl.cli.table import Answer
 from lenvm_rl.guidance import GuidanceSettings
 from lenvm_rl.model import load_tokenizer
 from lenvm_rl.prompts.prompt import Prompt
@@ -87,47 +88,6 @@ class GuidanceFlags:
         return None
 
 
-@dataclass(frozen=True)
-class Sampled:
-    """What a run did, and what it could not do."""
-
-    report: SamplingReport
-    examples: dict[str, str] = field(default_factory=dict)
-    """The first failure of each kind."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """All figures by name."""
-        return self.report.to_dict()
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        """What the last line of the command says."""
-        return self.to_dict()
-
-    @property
-    def complaint(self) -> str:
-        """What is missing, by kind, most frequent first, each with its first case; "" if none."""
-        counts = self.report.failures
-        if not self.report.rows_missing:
-            return ""
-        lines = [f"{self.report.rows_missing} completions are missing; the same command tries them "
-                 "again."]  # fmt: skip
-        for kind in sorted(counts, key=lambda kind: -counts[kind]):
-            lines.append(f"  {counts[kind]:6d}  {kind}  ({self.examples.get(kind, '')})")
-        return "\n".join(lines)
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What is worth knowing of the rows that are there."""
-        count = self.report.rows_with_unknown_ids
-        if not count:
-            return ()
-        return (
-            f"{count} completions hold ids that stand for no token (the policy samples from the "
-            "padding of its vocabulary); they are kept.",
-        )
-
-
 def sample(
     out: Path,
     prompts: Sequence[Prompt] | None = None,
@@ -144,7 +104,7 @@ def sample(
     chat_template_args: dict[str, Any] | None = None,
     limit: int | None = None,
     progress: bool = False,
-) -> Sampled:
+) -> Answer:
     """Sample completions into a rollout file; the same command goes on where it was killed.
 
     Engines fill the same file, guided by a LenVM or not. Completions that could not be made are
@@ -222,7 +182,31 @@ def sample(
         flush_seconds=sampling.flush_seconds,
         on_failure=_first_of_each_kind(examples),
     )
-    return Sampled(report, examples)
+    return Answer(
+        report.to_dict(),
+        complaint=_missing(report, examples),
+        warnings=_unknown_ids(report.rows_with_unknown_ids),
+    )
+
+
+def _missing(report: SamplingReport, examples: Mapping[str, str]) -> str:
+    """What is missing, by kind, most frequent first, each with its first case; "" if none."""
+    if not report.rows_missing:
+        return ""
+    counts = report.failures
+    lines = [f"{report.rows_missing} completions are missing; the same command tries them again."]
+    for kind in sorted(counts, key=lambda kind: -counts[kind]):
+        lines.append(f"  {counts[kind]:6d}  {kind}  ({examples.get(kind, '')})")
+    return "\n".join(lines)
+
+
+def _unknown_ids(count: int) -> tuple[str, ...]:
+    if not count:
+        return ()
+    return (
+        f"{count} completions hold ids that stand for no token (the policy samples from the "
+        "padding of its vocabulary); they are kept.",
+    )
 
 
 def _transformers(

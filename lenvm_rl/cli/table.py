@@ -29,6 +29,22 @@ class Command:
     """Whether options that it does not know go to `extra`."""
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a command has to say."""
+
+    figures: dict[str, Any]
+    """The last line, as one JSON object."""
+    screen: Any = ""
+    """What stands above it: text, or anything that rich prints."""
+    complaint: str = ""
+    """What went wrong in part: a line on stderr, and exit status 1."""
+    warnings: tuple[str, ...] = ()
+    """Lines on stderr that change nothing."""
+    silent: bool = False
+    """Whether the last line is left out, because the screen has rows of JSON."""
+
+
 COMMANDS = {
     "demo": Command(_OWN + "demo", "Quick start on a CPU: sample, pretrain, verify, report."),
     "sample": Command(
@@ -75,7 +91,10 @@ OLD = (
     "eval lifebench",
 )
 COMMANDS |= {name: Command("old", "") for name in OLD}
-GROUPS = {"eval": "Measure how good a LenVM is, and what steering by it does."}
+GROUPS = {
+    "": "Length value models: generation length as a value to train, read and steer.",
+    "eval": "Measure how good a LenVM is, and what steering by it does.",
+}
 
 
 def imported(place: str) -> Any:

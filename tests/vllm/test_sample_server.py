@@ -104,8 +104,8 @@ def test_a_prompt_over_the_context_and_one_near_it(server, tmp_path, tokenizer):
         asked,
         server=ServerSettings(server=[server], model=NAME),
         sampling=SamplingSettings(n=2, max_tokens=400),
-    ).report
-    assert report.failures == {"prompt over the context": 2} and report.rows == 4
+    ).figures
+    assert report["failures"] == {"prompt over the context": 2} and report["rows"] == 4
     near = [row for row in RolloutReader(tmp_path).iter_rows() if row.prompt_id == "near"]
     assert all(row.length <= 640 - lengths["near"] for row in near)
 
@@ -118,7 +118,7 @@ def test_chat_and_text_give_the_same_kind_of_file(server, tmp_path):
             asked,
             server=ServerSettings(server=[server], model=NAME, **chosen),
             sampling=SamplingSettings(n=2, max_tokens=40),
-        ).report
-        assert report.rows == 6 and not report.failures, report.failures
+        ).figures
+        assert report["rows"] == 6 and not report["failures"], report
     assert RolloutReader(tmp_path / "text").metadata["retokenized"] is True
     assert "retokenized" not in RolloutReader(tmp_path / "chat").metadata
