@@ -41,20 +41,13 @@ READ = [
     ["view", "--lenvm", "demo", "--rollouts", "heldout", "--out", "view.html"],
     ["distill", "--lenvm", "demo", "--rollouts", "train", "--steps", "1", "--out", "head"],
 ]
-GENERATE = [
-    "generate",
-    "--model",
-    "demo",
-    "--lenvm",
-    "demo",
-    "--prompts",
-    "demo:2",
-    "--equal",
-    "20",
-]
 COMMANDS: dict[str, list[list[str]]] = {
     "base": READ,
-    "vllm": [*READ, [*GENERATE, "--equal", "20", "--out", "generated"]],
+    "vllm": [
+        *READ,
+        ["sample", "--policy", "demo", "--engine", "vllm", "--prompts", "demo:2", "-n", "1"]
+        + ["--lenvm", "demo", "--equal", "20", "--out", "guided"],
+    ],
     "ray": READ[:1],
     "evals": [
         *READ[:4],

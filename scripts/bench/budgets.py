@@ -42,12 +42,13 @@ from lenvm_rl.core import TermSettings
 from lenvm_rl.demo import policy_path, task
 from lenvm_rl.demo.policy_data import UNIT, budget_messages
 from lenvm_rl.demo.prompts import demo_prompts
-from lenvm_rl.evals.guided_runs import GuidedPolicy
 from lenvm_rl.evals.result import Result
 from lenvm_rl.guidance import GuidanceSettings
 from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.sampling.encoding import encode_prompt
-from lenvm_rl.sampling.transformers.sampler import Completion, Request
+from lenvm_rl.sampling.run import Request, Task
+from lenvm_rl.sampling.transformers.engine import TransformersEngine
+from lenvm_rl.sampling.transformers.sampler import Completion
 from reward_fns import LENGTH_REWARDS
 from scripts.bench import harness
 from scripts.bench.grpo.methods import IN_STD, Graded, rewards_of, task_advantage, with_term
@@ -259,18 +260,31 @@ def one_run(method: str, seed: int, settings: BudgetSettings, start: Start) -> d
 def guided(world: World, settings: BudgetSettings) -> list[Completion]:
     """Completions of the untrained policy, asked without a budget and guided to meet it."""
     longest = LONGEST_PROMPT + settings.max_tokens
-    policy = GuidedPolicy(policy_path(), settings.lenvm, max_length=longest)
-    requests, asked = [], []
+    engine = TransformersEngine.load(
+        policy_path(), settings.lenvm, max_length=longest, max_batch=64
+    )
+    drawn = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+    requests: list[Request] = []
     for prompt in world.held:
         content = prompt.messages[0]["content"].split(" ; ")[1]
         plain = replace(prompt, messages=[{"role": "user", "content": content}])
-        ids = encode_prompt(world.tokenizer, plain)
         target = int(world.columns[prompt.prompt_id]["target"])
-        for _ in range(settings.eval_samples):
+        task = Task(
+            prompt_id=prompt.prompt_id,
+            prompt_ids=encode_prompt(world.tokenizer, plain),
+            n=settings.eval_samples,
+            max_tokens=settings.max_tokens,
+            guidance=GuidanceSettings(mode="equal", target=target, count_eos=True),
+        )
+        for sample_id in range(task.n):
             seed = EVAL_SEED + len(requests)
-            requests.append(Request(ids, settings.max_tokens, seed=seed))
-            asked.append(GuidanceSettings(mode="equal", target=target, count_eos=True))
-    return policy.generate(requests, asked)
+            sampling = {**drawn, "max_tokens": task.max_tokens, "seed": seed}
+            requests.append(
+                Request(task=task, sample_id=sample_id, sampling=sampling, guidance=task.guidance)
+            )
+    rows = {(row.prompt_id, row.sample_id): row for row in engine(iter(requests), 0)}
+    done = [rows[request.key] for request in requests]
+    return [Completion(row.response_ids, row.finish_reason, []) for row in done]
 
 
 def figures_of(

@@ -204,10 +204,11 @@ def rates_through_server(
 def kills(options: Options, base: str, scratch: Path) -> dict[str, Any]:
     """Start, kill, start again, ...; then count by key."""
     out, total = scratch / "killed", options.kill_prompts * options.n
-    command = [sys.executable, "-m", "lenvm_rl.cli", "sample", "--server", base, "--model"]
-    command += [options.policy, "--prompts", f"demo:{options.kill_prompts}", "-n", str(options.n)]
-    command += ["--max-tokens", str(options.kill_max_tokens), "--out", str(out)]
-    command += ["--concurrency", str(options.concurrency), "--flush-seconds", "1"]
+    command = [sys.executable, "-m", "lenvm_rl.cli", "sample", "--server", base]
+    command += ["--policy", options.policy, "--prompts", f"demo:{options.kill_prompts}"]
+    command += ["-n", str(options.n), "--max-tokens", str(options.kill_max_tokens)]
+    command += ["--out", str(out), "--flush-seconds", "1"]
+    command += ["--concurrency", str(options.concurrency)]
     command += ["--per-request", str(options.per_request)]
     rows_at_kill = []
     started = time.monotonic()

@@ -28,8 +28,9 @@ from lenvm_rl.rollouts import (
     convert_text,
     split_by_prompt,
 )
-from lenvm_rl.sampling.transformers.sampler import ContinuousSampler
-from lenvm_rl.sampling.transformers.to_file import Task, sample_tasks
+from lenvm_rl.sampling.fill import fill
+from lenvm_rl.sampling.run import SamplingRun, Task, TokenSampling
+from lenvm_rl.sampling.transformers.engine import TransformersEngine
 
 GSM8K, MATH, STORIES = "gsm8k", "math", "stories"
 ANSWER = "<|answer|>"
@@ -133,26 +134,20 @@ def stories_source(
         heldout: share of the prompts that is held out.
     """
     tokenizer = load_tokenizer(policy)
-    sampler = ContinuousSampler.from_pretrained(str(policy), max_batch=128)
+    engine = TransformersEngine.load(policy, tokenizer=tokenizer)
+    engine.facts = replace(engine.facts, policy=policy.name)
     tasks = [
         Task(
             prompt_id=f"story-{i}",
             prompt_ids=ids,
             n=samples,
-            max_tokens=sampler.context_length,
+            max_tokens=engine.sampler.context_length,
             data_source=STORIES,
         )
         for i, ids in enumerate(story_prompts(tokenizer, stories, count=prompts, seed=seed))
     ]
-    report = sample_tasks(
-        sampler,
-        tasks,
-        sampled,
-        tokenizer_sha=tokenizer_sha(tokenizer),
-        policy_name=policy.name,
-        seed=seed,
-        progress=True,
-    )
+    run = SamplingRun.of(engine, tasks, TokenSampling(seed=seed))
+    report = fill(run, sampled, engine, progress=True)
     train, held = work / "train", work / "heldout"
     split = split_by_prompt(sampled, train, held, heldout_fraction=heldout, seed=seed)
     facts = {
