@@ -4,6 +4,8 @@ A run is a function of a module and its arguments; what it returns is written to
 or not at all, and a run whose file is there is not repeated. Each run is a process of one thread,
 which ends with its parent; what it prints goes to a .log beside its file. Runs start in the order
 given, so what is there when a pool is stopped are the first ones.
+
+Nothing heavy is imported with this module: a benchmark may set the environment of torch first.
 """
 
 from __future__ import annotations
@@ -17,9 +19,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
-
-from lenvm_rl.rollouts.atomic import write_json
-from lenvm_rl.rollouts.progress import progress_bar
 
 Run = Callable[..., Any]
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -44,6 +43,8 @@ def run_missing(
             failed; any other error of a run ends all.
         ValueError: jobs below 0.
     """
+    from lenvm_rl.rollouts.progress import progress_bar
+
     if jobs < 0:
         raise ValueError(f"jobs must be at least 0, got {jobs}.")
     missing = {path: arguments for path, arguments in todo.items() if not path.is_file()}
@@ -55,7 +56,7 @@ def run_missing(
             failed = []
             for path, arguments in missing.items():
                 try:
-                    write_json(path, run(*arguments))
+                    _keep(path, run(*arguments))
                 except RunsFailed as error:
                     failed.append(str(error))
                 advance(1)
@@ -116,7 +117,13 @@ def _child(run: Run, arguments: Sequence[Any], path: Path) -> None:
         os.dup2(log.fileno(), 2)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     one_thread()
-    write_json(path, run(*arguments))
+    _keep(path, run(*arguments))
+
+
+def _keep(path: Path, found: Any) -> None:
+    from lenvm_rl.rollouts.atomic import write_json
+
+    write_json(path, found)
 
 
 def _end_with_parent() -> None:
