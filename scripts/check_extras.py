@@ -41,13 +41,10 @@ READ = [
     ["view", "--lenvm", "demo", "--rollouts", "heldout", "--out", "view.html"],
     ["distill", "--lenvm", "demo", "--rollouts", "train", "--steps", "1", "--out", "head"],
 ]
+GUIDED = ["--engine", "vllm", "--lenvm", "demo", "-n", "1", "--equal", "20", "--out", "guided"]
 COMMANDS: dict[str, list[list[str]]] = {
     "base": READ,
-    "vllm": [
-        *READ,
-        ["sample", "--policy", "demo", "--engine", "vllm", "--prompts", "demo:2", "-n", "1"]
-        + ["--lenvm", "demo", "--equal", "20", "--out", "guided"],
-    ],
+    "vllm": [*READ, ["sample", "--policy", "demo", "--prompts", "demo:2", *GUIDED]],
     "ray": READ[:1],
     "evals": [
         *READ[:4],

@@ -9,6 +9,7 @@ import pytest
 
 from lenvm_rl import cli
 from lenvm_rl.cli.table import RENAMED
+from scripts.check_extras import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 LEFT_OUT = {"CHANGELOG.md", "lenvm_rl/cli/table.py"}  # what was, and what became of it
@@ -62,3 +63,8 @@ def wrong(line):
 def test_its_commands_are_those_of_today(page):
     found = {line: wrong(line) for line in shown((ROOT / page).read_text())}
     assert not {line: reason for line, reason in found.items() if reason}
+
+
+def test_commands_that_check_the_extras_are_those_of_today():
+    lines = {" ".join(["lenvm", *words]) for asked in COMMANDS.values() for words in asked}
+    assert not {line: wrong(line) for line in lines if wrong(line)}
