@@ -18,7 +18,7 @@ largest lies above the count.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _MARK = "The answer is four."
@@ -57,16 +57,8 @@ def turn_end_id(tokenizer: Any) -> int | None:
     It is the first added token after the turn's text with nothing but white space before it; None
     without a template, or where the template writes no such token.
     """
-    if not getattr(tokenizer, "chat_template", None):
-        return None
     said = [{"role": "user", "content": "Two plus two?"}, {"role": "assistant", "content": _MARK}]
-    try:
-        rendered = tokenizer.apply_chat_template(
-            said, tokenize=False, **getattr(tokenizer, "chat_template_args", {})
-        )
-    except Exception:  # a template may refuse a conversation in any way it likes
-        return None
-    _, found, tail = rendered.rpartition(_MARK)
+    _, found, tail = (rendered(tokenizer, said) or "").rpartition(_MARK)
     known = {*getattr(tokenizer, "added_tokens_decoder", ()), *tokenizer.all_special_ids}
     for i in tokenizer(tail, add_special_tokens=False)["input_ids"] if found else ():
         if i in known:
@@ -74,6 +66,25 @@ def turn_end_id(tokenizer: Any) -> int | None:
         if tokenizer.decode([i]).strip():
             return None
     return None
+
+
+def rendered(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, prompt: bool = False
+) -> str | None:
+    """Messages as the chat template's text; None without one, or where it refuses them.
+
+    Args:
+        prompt: whether a response is to follow.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    options = {"add_generation_prompt": True} if prompt else {}
+    try:
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, **options, **getattr(tokenizer, "chat_template_args", {})
+        )
+    except Exception:  # a template may refuse a conversation in any way it likes
+        return None
 
 
 def response_end(tokenizer: Any, *, chat: bool = True, generation: Any = None) -> int | None:

@@ -237,6 +237,8 @@ def rows_to_batch(rows: Sequence[Rollout]) -> pa.RecordBatch:
 
 
 def _array(cells: list[Any], column: pa.Field) -> pa.Array:
+    if column.name in OPTIONAL_COLUMNS and all(cell is None for cell in cells):
+        return pa.nulls(len(cells), column.type)
     if column.name == "guidance":
         cells = [None if cell is None else guidance_text(cell) for cell in cells]
     if is_int_list(column.type):

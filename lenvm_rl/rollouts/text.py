@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from lenvm_rl.rollouts.ends import end_token_ids, response_end, vocabulary_size
+from lenvm_rl.rollouts.ends import end_token_ids, rendered, response_end, vocabulary_size
 
 Message = Mapping[str, Any]
 
@@ -149,8 +149,8 @@ def reasoning_of(tokenizer: Any, given: str | None = None) -> Reasoning | None:
         return None
     question, thought, answer = "Two plus two?", "Two and two are four.", "The answer is four."
     turn = {"role": "assistant", "content": answer, "reasoning_content": thought}
-    said = _rendered(tokenizer, [{"role": "user", "content": question}, turn])
-    start = _rendered(tokenizer, [{"role": "user", "content": question}], prompt=True)
+    said = rendered(tokenizer, [{"role": "user", "content": question}, turn])
+    start = rendered(tokenizer, [{"role": "user", "content": question}], prompt=True)
     if said is not None and start and thought in said and answer in said and said.startswith(start):
         before, _, rest = said[len(start) :].partition(thought)
         return Reasoning(before=before, after=rest.partition(answer)[0])
@@ -162,23 +162,9 @@ def reasoning_of(tokenizer: Any, given: str | None = None) -> Reasoning | None:
 
 def _opened(tokenizer: Any, tags: Reasoning) -> Reasoning:
     """The tags, without the first where the generation prompt ends with it."""
-    start = _rendered(tokenizer, [{"role": "user", "content": "Two plus two?"}], prompt=True) or ""
+    start = rendered(tokenizer, [{"role": "user", "content": "Two plus two?"}], prompt=True) or ""
     opened = tags.before.strip() and start.rstrip().endswith(tags.before.strip())
     return Reasoning(before="", after=tags.after) if opened else tags
-
-
-def _rendered(tokenizer: Any, messages: list[Message], *, prompt: bool = False) -> str | None:
-    if not getattr(tokenizer, "chat_template", None):
-        return None
-    try:
-        return tokenizer.apply_chat_template(
-            messages,
-            tokenize=False,
-            add_generation_prompt=prompt,
-            **getattr(tokenizer, "chat_template_args", {}),
-        )
-    except Exception:  # a template may refuse a conversation in any way it likes
-        return None
 
 
 class ReadText(NamedTuple):
