@@ -1,4 +1,4 @@
-"""How do rollouts become a batch for verl's workers, for any number of rows and workers?
+"""Batches for verl's workers, of any number of completions, and completions off verl's queue.
 
 verl's own answer to a batch that does not divide is to clone rows and shorten their responses;
 here rows of weight 0 fill it up instead, so no completion counts twice and none is shortened.
@@ -13,11 +13,15 @@ Fields (B rows; nested means `torch.jagged`, one row per completion, no padding)
     loss_mask                  [B] states of the row that carry weight; verl sums it over the global
                                batch to get the denominator of the token mean
     row_index                  [B] position in the list of rollouts, -1 for a filling row
+
+The queue (TransferQueue) hands out nested tensors and stacks of Python objects; `cells` makes lists
+of both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +29,12 @@ from tensordict import TensorDict
 from torch import Tensor
 from verl.utils import tensordict_utils as tu
 from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_partitions
+from verl.workers.config import HFModelConfig
 
 from lenvm_rl.rollouts import Rollout
-from lenvm_rl.verl.pretrain.loss import LengthValueLoss
+from lenvm_rl.rollouts.columns import content_digest
+from lenvm_rl.rollouts.ends import end_token_ids
+from lenvm_rl.verl.pretrain.objective import LengthValueLoss
 
 
 def make_batch(
@@ -78,12 +85,6 @@ def make_batch(
     )
 
 
-def response_states(values: Tensor, batch: TensorDict, row: int) -> Tensor:
-    """The model's outputs at s_0 .. s_{L-1} of one row, [L], out of its outputs at every token."""
-    start = int(values.offsets()[row]) + int(batch["prompt_length"][row]) - 1
-    return values.values()[start : start + int(batch["response_length"][row])]
-
-
 def _token_fields(rows: Sequence[Rollout], index: np.ndarray, lengths: np.ndarray) -> dict:
     pieces: list[np.ndarray] = []
     for i in index:
@@ -110,3 +111,36 @@ def _balanced_order(lengths: np.ndarray, workers: int) -> np.ndarray:
     work = calculate_workload(torch.from_numpy(lengths)).tolist()
     parts = get_seqlen_balanced_partitions(work, k_partitions=workers, equal_size=True)
     return np.array([i for part in parts for i in part], dtype=np.int64)
+
+
+def cells(data: TensorDict, name: str) -> list[Any] | None:
+    """One entry per row of a column, tensors or Python objects; None if there is no such column."""
+    if name not in data.keys():  # noqa: SIM118
+        return None
+    column = data[name]
+    entries = column.unbind() if isinstance(column, torch.Tensor) else list(column)
+    return [e if torch.is_tensor(e) else getattr(e, "data", e) for e in entries]
+
+
+def finish_reason(
+    response: Sequence[int], extra_fields: Mapping[str, Any] | None, eos: set[int]
+) -> str:
+    """`stop` or `length`: what the rollout engine says, else whether the last token is an EOS."""
+    said = (extra_fields or {}).get("finish_reason")
+    return said or ("stop" if int(response[-1]) in eos else "length")
+
+
+def eos_ids(policy: HFModelConfig) -> set[int]:
+    """Tokens that end a completion, see `lenvm_rl.rollouts.ends`."""
+    return set(
+        end_token_ids(
+            tokenizer=policy.tokenizer,
+            generation=policy.generation_config,
+            config=policy.hf_config,
+        )
+    )
+
+
+def prompt_id(prompt: Sequence[int]) -> str:
+    """The name of a prompt across epochs and files: a digest of its tokens."""
+    return f"{content_digest(np.asarray(prompt, dtype=np.int32)):016x}"

@@ -1,22 +1,66 @@
-"""What does this package register with verl, and did it work?
+"""Registration with verl, and the proof that it worked.
 
 verl loads the entry point `verl.plugins` in every process, and hides a plugin that fails to load
 (a DEBUG line). So failures are logged as errors here, and `check_registered()` turns a silent
 absence into a sentence; both trainers call it first.
 
 verl resolves entry points without calling them: importing this module registers.
+
+Registering a trainer needs `verl.trainer.ppo.v1`, which takes seconds to import and is wanted in
+one process only; so it waits for verl's own import of it (`after_import`).
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import os
+import sys
 from collections.abc import Callable
+from importlib.abc import MetaPathFinder
 from importlib.metadata import entry_points
 
 from lenvm_rl.verl import seams
-from lenvm_rl.verl.lazy import after_import
+
+_waiting: dict[str, list[Callable[[], None]]] = {}
+
+
+class _AfterImport(MetaPathFinder):
+    """Finds a waited-for module as Python would, and runs the callbacks once it has executed."""
+
+    def find_spec(self, name, path=None, target=None):
+        callbacks = _waiting.pop(name, None)  # popped first: the search below comes back here
+        if callbacks is None:
+            return None
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            for callback in callbacks:
+                callback()
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+def after_import(name: str, callback: Callable[[], None]) -> None:
+    """Call `callback()` right after module `name` is imported; at once if it already is.
+
+    An exception of the callback propagates to whoever imported `name`, so a broken registration is
+    an error at the place that needs it.
+    """
+    module = sys.modules.get(name)
+    if module is not None and not getattr(module.__spec__, "_initializing", False):
+        callback()
+        return
+    if not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport())
+    _waiting.setdefault(name, []).append(callback)
+
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +78,7 @@ _REGISTERED_BY_IMPORT = {
     "verl.workers.rollout.base": ("lenvm_rl.verl.cpu.weights",),
     "verl.workers.rollout.replica": ("lenvm_rl.verl.cpu.replica",),
     "verl.experimental.reward_loop.reward_manager": ("lenvm_rl.verl.rl.reward_manager",),
-    "verl.experimental.agent_loop": (
-        "lenvm_rl.verl.rl.guided_agent_loop",
-        "lenvm_rl.verl.generated_tokens",
-    ),
+    "verl.experimental.agent_loop": ("lenvm_rl.verl.rl.agent_loop",),
     "verl.trainer.ppo.v1": ("lenvm_rl.verl.pretrain.trainer", "lenvm_rl.verl.rl.policy_trainer"),
 }
 

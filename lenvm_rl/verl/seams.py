@@ -1,4 +1,4 @@
-"""Does the verl that is installed still have the places where this package is sewn to it?
+"""The places where this package is sewn to verl, and whether the installed verl has them.
 
 verl releases every two months; what matters of a release is whether the functions that are
 overridden, called or wrapped here are there and take the parameters that are known. So they are

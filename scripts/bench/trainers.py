@@ -26,7 +26,7 @@ from lenvm_rl.model import LengthValueConfig, LengthValueModel, save_checkpoint
 from lenvm_rl.rollouts import Rollout
 from lenvm_rl.verl.batch import make_batch
 from lenvm_rl.verl.cpu.packed_attention import PACKED_SDPA
-from lenvm_rl.verl.pretrain.loss import LengthValueLoss
+from lenvm_rl.verl.pretrain.objective import LengthValueLoss
 from lenvm_rl.verl.worker import LengthValueWorker
 from scripts.bench.presets import Preset
 

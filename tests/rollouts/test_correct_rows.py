@@ -6,7 +6,7 @@ import pytest
 
 from lenvm_rl.cli.graders import row_judge
 from lenvm_rl.rollouts import RolloutReader, RolloutWriter, keep_correct, split_by_prompt
-from lenvm_rl.verl.facts import read_facts
+from lenvm_rl.verl.pretrain.facts import read_facts
 from tests.rollouts.rows import EOS, SHA, make_rows
 
 

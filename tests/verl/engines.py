@@ -9,7 +9,7 @@ import torch
 from lenvm_rl.model import from_scratch, save_checkpoint
 from lenvm_rl.rollouts import Rollout
 from lenvm_rl.verl.batch import make_batch
-from lenvm_rl.verl.pretrain.loss import LengthValueLoss
+from lenvm_rl.verl.pretrain.objective import LengthValueLoss
 from tests.tiny import make_tokenizer
 
 GAMMA = 0.95
@@ -142,8 +142,6 @@ def infer(worker, rows, *, loss: LengthValueLoss = LOSS, multiple: int = 1):
     """Outputs at s_0 .. s_{L-1} of every row, in the order of `rows`."""
     from verl.utils import tensordict_utils as tu
 
-    from lenvm_rl.verl.batch import response_states
-
     batch = make_batch(rows, loss=loss, workers=1, multiple=multiple, balance=False)
     tu.assign_non_tensor(batch, global_token_num=None, compute_loss=False)
     values = worker.infer_batch(batch)["values"]
@@ -162,3 +160,9 @@ def fixed_lengths(lengths) -> list[Rollout]:
         )
         for n in lengths
     ]
+
+
+def response_states(values, batch, row):
+    """The model's outputs at s_0 .. s_{L-1} of one row, [L], out of its outputs at every token."""
+    start = int(values.offsets()[row]) + int(batch["prompt_length"][row]) - 1
+    return values.values()[start : start + int(batch["response_length"][row])]

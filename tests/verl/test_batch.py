@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lenvm_rl.verl.batch import make_batch, response_states
-from lenvm_rl.verl.pretrain.loss import LengthValueLoss
+from lenvm_rl.verl.batch import make_batch
+from lenvm_rl.verl.pretrain.objective import LengthValueLoss
 from tests.verl.engines import make_rows
 
 DROP = LengthValueLoss(gamma=0.9)
@@ -55,17 +55,6 @@ def test_workers_get_about_the_same_work():
     assert work.max() / work.min() < 1.2
     plain = make_batch(rows, loss=DROP, workers=4, balance=False)
     assert plain["row_index"].tolist() == list(range(64))
-
-
-def test_response_states_are_those_before_each_token():
-    rows = make_rows(3)
-    batch = make_batch(rows, loss=DROP, workers=1)
-    values = torch.nested.nested_tensor_from_jagged(
-        batch["input_ids"].values().double(), batch["input_ids"].offsets()
-    )
-    for i, row in enumerate(rows):
-        expected = [row.prompt_ids[-1], *row.response_ids[:-1]]
-        assert response_states(values, batch, i).tolist() == expected
 
 
 def test_token_ids_may_be_arrays():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lenvm_rl.core import LengthValues, discounted_returns, remaining_length
-from lenvm_rl.verl.rl.critic_drift import ValidationDrift, drift, each_sample
+from lenvm_rl.verl.rl.policy_metrics import ValidationDrift, drift, each_sample
 
 GAMMA = 0.9
 LENGTHS = [3, 1, 5, 4]

@@ -4,7 +4,7 @@ import datasets
 import pytest
 from omegaconf import OmegaConf
 
-from lenvm_rl.verl.rl.data_truths import check_truths
+from lenvm_rl.verl.data_checks import check_truths
 
 
 class Data:

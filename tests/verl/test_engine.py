@@ -21,7 +21,7 @@ from lenvm_rl.verl.engine import (
     check_sequence_parallel,
     merge_lora,
 )
-from lenvm_rl.verl.pretrain.loss import LengthValueLoss
+from lenvm_rl.verl.pretrain.objective import LengthValueLoss
 from tests.guidance.trunks import make_lenvm as make_trunk_lenvm
 from tests.tiny import make_policy, make_tokenizer
 from tests.verl.engines import LOSS, fixed_lengths, infer, make_lenvm, make_rows, make_worker, train
@@ -244,7 +244,8 @@ def test_verls_ordinary_critic_loads_a_lenvm_and_gets_values(lenvm):
     from verl.workers.config import FSDPEngineConfig, HFModelConfig
     from verl.workers.engine_workers import TrainingWorker, TrainingWorkerConfig
 
-    from lenvm_rl.verl.batch import make_batch, response_states
+    from lenvm_rl.verl.batch import make_batch
+    from tests.verl.engines import response_states
 
     worker = TrainingWorker(
         TrainingWorkerConfig(

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from lenvm_rl.verl.lazy import after_import
+from lenvm_rl.verl.plugin import after_import
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from transfer_queue import KVBatchMeta
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass, validate_config
 
-from lenvm_rl.verl.data_columns import check_column, check_own_words, check_text_only
-from lenvm_rl.verl.queue import finish_reason
+from lenvm_rl.verl.batch import finish_reason
+from lenvm_rl.verl.data_checks import check_column, check_own_words, check_text_only
 from lenvm_rl.verl.rl import rollout_batch
 from lenvm_rl.verl.rl.length_critic import LengthCritic, worker_block
 from lenvm_rl.verl.rl.policy_settings import (

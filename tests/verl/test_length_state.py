@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from lenvm_rl.core import make_controller
-from lenvm_rl.verl.rl.group_reward import GroupReward
+from lenvm_rl.verl.rl.group_rewards import GroupReward
 from lenvm_rl.verl.rl.length_state import LengthState
 from lenvm_rl.verl.rl.policy_metrics import LengthAlarm
 from tests.verl.test_length_terms import batch

@@ -23,7 +23,7 @@ from lenvm_rl.core.length_terms import (
     weights_of,
 )
 from lenvm_rl.rollouts import Rollout
-from lenvm_rl.verl.data_columns import budgets_of
+from lenvm_rl.verl.data_checks import budgets_of
 from lenvm_rl.verl.rl.policy_metrics import LengthAlarm, critic_metrics, length_metrics
 from lenvm_rl.verl.rl.policy_settings import PolicyLengthSettings
 from lenvm_rl.verl.rl.rollout_batch import RolloutBatch

@@ -11,7 +11,7 @@ from verl.utils import tensordict_utils as tu
 
 from lenvm_rl.core import length_to_logit
 from lenvm_rl.verl.batch import make_batch
-from lenvm_rl.verl.pretrain.loss import LengthValueLoss, states_of_responses
+from lenvm_rl.verl.pretrain.objective import LengthValueLoss, states_of_responses
 from tests.verl.engines import make_rows
 
 GAMMA = 0.9

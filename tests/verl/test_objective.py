@@ -3,7 +3,7 @@
 import pytest
 
 from lenvm_rl.model import LengthValueConfig
-from lenvm_rl.verl.facts import RolloutFacts
+from lenvm_rl.verl.pretrain.facts import RolloutFacts
 from lenvm_rl.verl.pretrain.objective import RowLimits, describe, make_loss
 from lenvm_rl.verl.pretrain.settings import LengthValueSettings
 

@@ -7,7 +7,7 @@ import pytest
 
 from lenvm_rl.core import gamma_from_lengths
 from lenvm_rl.rollouts import Rollout, RolloutWriter
-from lenvm_rl.verl.facts import read_facts
+from lenvm_rl.verl.pretrain.facts import read_facts
 from lenvm_rl.verl.pretrain.offline import NoGeneration, OfflineSource
 from lenvm_rl.verl.pretrain.settings import LengthValueSettings
 from tests.verl.engines import make_rows

@@ -16,8 +16,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 
 from lenvm_rl.core import Recalibration, combine, length_advantage
-from lenvm_rl.verl.rl.gdpo import check_gdpo
-from lenvm_rl.verl.rl.group_reward import GroupReward
+from lenvm_rl.verl.rl.group_rewards import GroupReward, check_gdpo
 from lenvm_rl.verl.rl.length_state import LengthState
 from lenvm_rl.verl.rl.policy_metrics import LengthAlarm
 from lenvm_rl.verl.rl.policy_settings import PolicyLengthSettings

@@ -13,7 +13,7 @@ from verl.experimental.agent_loop.agent_loop import AgentLoopWorker
 from verl.experimental.reward_loop.reward_manager import get_reward_manager_cls
 
 from lenvm_rl.verl.plugin import REWARD_MANAGER
-from lenvm_rl.verl.rl.group_reward import GroupReward
+from lenvm_rl.verl.rl.group_rewards import GroupReward
 from lenvm_rl.verl.rl.policy_metrics import length_metrics
 from lenvm_rl.verl.rl.reward_manager import LengthRewardManager
 from tests.tiny import make_tokenizer

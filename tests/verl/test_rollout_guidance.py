@@ -12,8 +12,8 @@ from verl.experimental.agent_loop import SingleTurnAgentLoop
 from verl.experimental.agent_loop.agent_loop import _agent_loop_registry
 
 from lenvm_rl.demo import policy_path
-from lenvm_rl.verl.data_columns import check_column
-from lenvm_rl.verl.rl.guided_agent_loop import GuidedAgentLoop
+from lenvm_rl.verl.data_checks import check_column
+from lenvm_rl.verl.rl.agent_loop import GuidedAgentLoop
 from lenvm_rl.verl.rl.policy_settings import (
     PolicyLengthSettings,
     check_against_verl,

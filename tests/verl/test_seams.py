@@ -18,8 +18,8 @@ def test_the_installed_verl_has_every_seam_and_nothing_new():
 
 def overridden():
     """verl's functions that a method of this package overrides, by qualified name."""
-    for info in pkgutil.iter_modules(lenvm_rl.verl.__path__):
-        module = importlib.import_module(f"lenvm_rl.verl.{info.name}")
+    for info in pkgutil.walk_packages(lenvm_rl.verl.__path__, "lenvm_rl.verl."):
+        module = importlib.import_module(info.name)
         for _, ours in inspect.getmembers(module, inspect.isclass):
             if ours.__module__ == module.__name__:
                 for name in filter(inspect.isfunction, vars(ours).values()):

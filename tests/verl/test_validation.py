@@ -8,8 +8,8 @@ import torch
 from lenvm_rl.core import length_to_logit, noise_floor, prompt_boundary_length
 from lenvm_rl.rollouts import Rollout
 from lenvm_rl.verl.batch import make_batch
-from lenvm_rl.verl.pretrain.loss import LengthValueLoss
-from lenvm_rl.verl.pretrain.validation import HeldOut
+from lenvm_rl.verl.pretrain.metrics import HeldOut
+from lenvm_rl.verl.pretrain.objective import LengthValueLoss
 from tests.verl.engines import make_rows
 
 LOSS = LengthValueLoss(gamma=0.9)

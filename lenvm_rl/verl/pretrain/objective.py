@@ -1,16 +1,145 @@
-"""For what objective is a model trained, with every `auto` decided, and does its input fit?"""
+"""The objective of pretraining, with every `auto` decided, as verl's loss function.
+
+The model hands over raw logits z (`config.head_output = "logit"`) in verl's field `values`, one per
+token of prompt and response. The state before response token t is the token at position P + t - 1,
+so s_0 is the last prompt token and s_L the last response token.
+
+Targets are made here, from the lengths of the rows as they arrive, after every reordering: nothing
+that verl does to a batch can leave a target behind that belongs to another row.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from verl.utils import tensordict_utils as tu
+from verl.utils.metric import AggregationType, Metric
 from verl.workers.config import CriticConfig
 
+from lenvm_rl.core import (
+    boundary_weights,
+    censored_squared_error,
+    label,
+    length_targets,
+    masked_sum,
+    predict,
+    value_of_logit,
+    value_targets,
+)
 from lenvm_rl.model import LengthValueConfig
-from lenvm_rl.verl.facts import RolloutFacts
-from lenvm_rl.verl.pretrain.loss import LengthValueLoss
+from lenvm_rl.verl.pretrain.facts import RolloutFacts
 from lenvm_rl.verl.pretrain.settings import AUTO, LengthValueSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthValueLoss:
+    """Squared error of the length value, token-mean over the global batch (LenVM eq. 9).
+
+        loss = sum_t b_t w_t (p(z_t) - y_t)**2 / sum over the global batch of w
+
+    w is 0 or 1; b is `boundary_weight` at s_0 and 1 elsewhere. Metrics leave b out.
+    Every token has the same weight whatever the micro-batching, the number of data-parallel
+    workers and the packing. An instance is picklable and is verl's `loss_fn`.
+    """
+
+    gamma: float
+    """Per-token discount in (0, 1)."""
+    target: str = "return"
+    """One of `lenvm_rl.core.TARGETS`."""
+    length_scale: float | None = None
+    """Tokens per unit, for the targets that are scaled."""
+    lam: float = 1.0
+    """Lambda of the returns; 1 is the closed form."""
+    truncated: str = "drop"
+    """Completions cut by the token limit: drop, bootstrap or censored."""
+    boundary_weight: float = 1.0
+    """Weight of s_0, the state before the first response token, where others have 1."""
+
+    def __call__(
+        self, model_output: dict[str, Tensor], data: TensorDict, dp_group: Any = None
+    ) -> tuple[Tensor, dict[str, Metric]]:
+        """Loss of one micro-batch and its metrics, as verl's engines expect them.
+
+        Args:
+            model_output: "values": logits z, nested [B, P + L].
+            data: "prompt_length", "response_length" [B], "finished" [B], "row_weight" [B], and
+                from the engine "batch_num_tokens" (sum of `loss_mask` over the global batch) and
+                "dp_size" (FSDP averages gradients over that many workers).
+        """
+        logits, mask = states_of_responses(
+            model_output["values"], data["prompt_length"], data["response_length"]
+        )
+        prediction = predict(logits[:, :-1], target=self.target)
+        targets, weights, censored = self._targets(logits, mask, data["finished"])
+        weights = weights * data["row_weight"].to(weights.dtype)[:, None]
+
+        tokens = max(float(tu.get(data, "batch_num_tokens")), 1.0)
+        scale = float(tu.get(data, "dp_size")) / tokens
+        error = censored_squared_error(prediction, targets, censored, target=self.target)
+        states = boundary_weights(mask, boundary_weight=self.boundary_weight)
+        loss = masked_sum(error, weights * states) * scale
+        with torch.no_grad():
+            squared = masked_sum(error, weights) * scale
+            absolute = masked_sum((prediction - targets).abs(), weights) * scale
+            mean = masked_sum(prediction, weights) * scale
+        return loss, {
+            "mse": _summed(squared),
+            "mae": _summed(absolute),
+            "prediction_mean": _summed(mean),
+        }
+
+    def counted_tokens(self, length: int, finished: bool) -> int:
+        """How many states of a completion of `length` tokens carry weight: 0 or `length`."""
+        return length if finished or self.truncated != "drop" else 0
+
+    def _targets(self, logits: Tensor, mask: Tensor, finished: Tensor) -> tuple[Tensor, ...]:
+        if self.target != "return":
+            lengths, weights, censored = length_targets(mask, finished, truncated=self.truncated)
+            y = label(lengths, target=self.target, gamma=self.gamma, length_scale=self.length_scale)
+            return y, weights, censored
+        values = value_of_logit(logits.detach())
+        last = mask.sum(1, keepdim=True)  # s_L, the state after the last token seen
+        return value_targets(
+            mask,
+            finished,
+            gamma=self.gamma,
+            lam=self.lam,
+            truncated=self.truncated,
+            values=values[:, :-1],
+            bootstrap_value=values.gather(1, last)[:, 0],
+        )
+
+
+def states_of_responses(
+    values: Tensor, prompt_length: Tensor, response_length: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The model's outputs at s_0 .. s_L of every row, padded on the right.
+
+    Args:
+        values: nested [B, P + L], one output per token.
+        prompt_length: [B] tokens, at least 1.
+        response_length: [B] tokens, at least 1.
+    Returns:
+        states [B, T + 1] with T the longest response (columns beyond L + 1 repeat some finite
+        value), and the mask [B, T] of response tokens (int64).
+    """
+    flat, offsets = values.values(), values.offsets()
+    first = offsets[:-1] + prompt_length.to(offsets.device) - 1
+    length = response_length.to(offsets.device)
+    column = torch.arange(int(length.max()) + 1, device=offsets.device)
+    index = first[:, None] + torch.minimum(column[None], length[:, None])
+    mask = (column[None, :-1] < length[:, None]).long()
+    return flat[index], mask
+
+
+def _summed(value: Tensor) -> Metric:
+    # Each micro-batch holds its share of a mean over the global batch: shares are added up within
+    # a worker. verl then averages over workers, which is why they were scaled by dp_size.
+    return Metric(value=value, aggregation=AggregationType.SUM)
 
 
 def length_value_config(

@@ -1,4 +1,4 @@
-"""Where do batches come from when the completions are there already? From a rollout file.
+"""Batches of completions that are there already, from a rollout file.
 
 Batches run on across the border of an epoch, so each has the full number of completions but the
 last of the run. The position in the file is saved with every checkpoint: a run that was killed
@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from tensordict import TensorDict
 
 from lenvm_rl.rollouts import Rollout, RolloutStream
-from lenvm_rl.verl.facts import RolloutFacts
+from lenvm_rl.verl.pretrain.facts import RolloutFacts
 from lenvm_rl.verl.pretrain.settings import LengthValueSettings
 
 logger = logging.getLogger(__name__)

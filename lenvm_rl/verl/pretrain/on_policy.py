@@ -1,4 +1,4 @@
-"""Where do batches come from when the policy samples while the value model trains?
+"""Batches of completions that the policy samples while the value model trains.
 
 The frozen policy is served by verl's own rollout engine (standalone replicas of vLLM, SGLang, or
 the transformers one), prompts go through verl's data set and agent loop, and every completion is
@@ -20,15 +20,16 @@ import transfer_queue as tq
 from omegaconf import DictConfig
 from transfer_queue import KVBatchMeta
 from verl.utils import tensordict_utils as tu
+from verl.workers.config import HFModelConfig
 from verl.workers.rollout.llm_server import LLMServerManager
 
 from lenvm_rl.model import tokenizer_sha
 from lenvm_rl.rollouts import Rollout, RolloutWriter
 from lenvm_rl.rollouts.ends import vocabulary_size
-from lenvm_rl.verl.queue import cells, eos_ids, finish_reason, prompt_id
+from lenvm_rl.verl.batch import cells, eos_ids, finish_reason, prompt_id
 
 if TYPE_CHECKING:
-    from lenvm_rl.verl.pretrain.trainer import LengthValuePretrainer
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
 HELD_OUT = "heldout.parquet"
 _FIELDS = [
@@ -46,20 +47,20 @@ class OnPolicySource:
     """Batches of fresh completions of `data.train_files`, written to `output` as they come.
 
     Args:
-        trainer: supplies verl's prompt loader, agent loop, replay buffer and configuration.
+        trainer: verl's own part of it: prompt loader, agent loop, replay buffer, configuration.
+        policy: verl's description of the policy.
         output: directory of the rollout file.
     """
 
-    def __init__(self, trainer: LengthValuePretrainer, output: Path):
+    def __init__(self, trainer: PPOTrainer, policy: HFModelConfig, output: Path):
         self._trainer = trainer
         self._rollout = trainer.config.actor_rollout_ref.rollout
         self.output = output
-        tokenizer = trainer.tokenizer
         self._format: dict[str, Any] = {
-            "tokenizer_sha": tokenizer_sha(tokenizer),
-            "vocab_size": vocabulary_size(tokenizer, trainer.policy_config.hf_config),
+            "tokenizer_sha": tokenizer_sha(policy.tokenizer),
+            "vocab_size": vocabulary_size(policy.tokenizer, policy.hf_config),
         }
-        self._eos = eos_ids(trainer.policy_config)
+        self._eos = eos_ids(policy)
         self._writer = RolloutWriter(output, append=True, **self._format)
         self.servers = LLMServerManager.create(config=trainer.config)
         trainer.replay_buffer.poll_interval = 0.1

@@ -40,16 +40,15 @@ from lenvm_rl.model import check_tokenizer_sha, describe_policy, tokenizer_sha
 from lenvm_rl.rollouts import Rollout, RolloutReader
 from lenvm_rl.verl import checkpoint as checkpoints
 from lenvm_rl.verl.batch import make_batch
-from lenvm_rl.verl.data_columns import check_own_words
+from lenvm_rl.verl.data_checks import check_own_words
 from lenvm_rl.verl.engine import MODEL_TYPE
-from lenvm_rl.verl.facts import RolloutFacts, read_facts
 from lenvm_rl.verl.plugin import TRAINER_MODE, check_registered
+from lenvm_rl.verl.pretrain.facts import RolloutFacts, read_facts
+from lenvm_rl.verl.pretrain.metrics import HeldOut, data_metrics, worker_metrics
 from lenvm_rl.verl.pretrain.objective import RowLimits, describe, length_value_config, make_loss
 from lenvm_rl.verl.pretrain.offline import NoGeneration, OfflineSource
 from lenvm_rl.verl.pretrain.on_policy import OnPolicySource, sampling_settings
 from lenvm_rl.verl.pretrain.settings import check_verl_settings, critic_config, read_settings
-from lenvm_rl.verl.pretrain.step_metrics import data_metrics, worker_metrics
-from lenvm_rl.verl.pretrain.validation import HeldOut
 from lenvm_rl.verl.worker import LengthValueWorker
 
 logger = logging.getLogger(__name__)
@@ -141,7 +140,7 @@ class LengthValuePretrainer(PPOTrainer):
         self._init_dataloader()
         check_own_words((self.train_dataset, self.val_dataset), "lenvm.mode=on_policy")
         output = Path(settings.rollout_output or self.root / "rollouts")
-        return OnPolicySource(self, output), None
+        return OnPolicySource(self, self.policy_config, output), None
 
     def _facts(self, path: str, sha: str) -> RolloutFacts:
         facts = read_facts(

@@ -35,10 +35,14 @@ from lenvm_rl.rollouts import Rollout
 from lenvm_rl.verl import checkpoint as checkpoints
 from lenvm_rl.verl.batch import make_batch
 from lenvm_rl.verl.engine import MODEL_TYPE
-from lenvm_rl.verl.pretrain.loss import LengthValueLoss, states_of_responses
-from lenvm_rl.verl.pretrain.objective import RowLimits, length_value_config
+from lenvm_rl.verl.pretrain.metrics import worker_metrics
+from lenvm_rl.verl.pretrain.objective import (
+    LengthValueLoss,
+    RowLimits,
+    length_value_config,
+    states_of_responses,
+)
 from lenvm_rl.verl.pretrain.settings import AUTO, worker_config
-from lenvm_rl.verl.pretrain.step_metrics import worker_metrics
 from lenvm_rl.verl.rl.policy_settings import PolicyLengthSettings
 from lenvm_rl.verl.worker import LengthValueWorker
 

@@ -1,4 +1,4 @@
-"""What of the length term must a checkpoint keep, and may a run go on from what is there?
+"""State of the length term in a checkpoint, and whether a run may go on from it.
 
 `lenvm_state.json` lies beside verl's shards in every global_step_N: the controller's state, the
 mean length that alarms refer to, and the state of a stateful length reward.
@@ -14,7 +14,7 @@ from lenvm_rl.core import Controller
 from lenvm_rl.rollouts.atomic import replacing
 from lenvm_rl.verl.checkpoint import STATE, read_state
 from lenvm_rl.verl.plugin import POLICY_TRAINER_MODE
-from lenvm_rl.verl.rl.group_reward import GroupReward
+from lenvm_rl.verl.rl.group_rewards import GroupReward
 from lenvm_rl.verl.rl.policy_metrics import LengthAlarm
 
 _REMEDY = "start from its weights: actor_rollout_ref.model.path, trainer.resume_mode=disable."

@@ -10,25 +10,35 @@ lenvm/scale                       of the length term in this step
 lenvm/advantage_rms, task_advantage_rms, advantage_share
                                   scaled length term, task term, first / (first + second)
 lenvm/value_rmse, value_bias, mae_tokens
-                                  drift of the critic: its error on these fresh responses
+                                  drift of the critic: root mean square of u_hat - u (u = 1 -
+                                  gamma**l), mean of u_hat - u (above 0: predicted too long), mean
+                                  |l_hat - l| in tokens, over all tokens of fresh responses that
+                                  ended by themselves
 lenvm/recalibration_a, _b         z' = a z + b that the critic's logits were refitted by
 lenvm/recalibration_rmse_before, _after
                                   root mean square of u_hat - u on the completions fitted to
 lenvm/rank_1_of_k, rank_chance    does the critic tell a prompt's shortest sample half way,
                                   and what would a guess score (as VinePPO judges critics)
+
+A LenVM that is frozen, or refreshed too slowly, falls behind the policy. Validation logs the drift
+per data source as val-lenvm/<data source>/...; there the policy is sampled as `rollout.val_kwargs`
+says, never guided.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from transfer_queue import KVBatchMeta
 
-from lenvm_rl.core import LengthValues, Recalibration, shortest_of_group
+from lenvm_rl.core import LengthValues, Recalibration, ValueErrors, shortest_of_group
 from lenvm_rl.rollouts.atomic import replacing
-from lenvm_rl.verl.rl.critic_drift import drift
 from lenvm_rl.verl.rl.rollout_batch import RolloutBatch
 
 logger = logging.getLogger(__name__)
@@ -125,3 +135,75 @@ def dump_step(path: Path, rollouts: RolloutBatch, **terms: Any) -> None:
     }
     with replacing(path) as temporary:
         torch.save(content, temporary)
+
+
+SOURCE = "data_source"
+"""verl's column that says where a prompt comes from."""
+
+
+def drift(rollouts: RolloutBatch, estimate: LengthValues, *, gamma: float) -> dict[str, float]:
+    """The figures of one batch, over its finished responses."""
+    errors = ValueErrors(gamma=gamma)
+    errors.add(_ended(rollouts), estimate.values, estimate.left)
+    return _figures(errors)
+
+
+def _figures(errors: ValueErrors) -> dict[str, float]:
+    """value_rmse, value_bias, mae_tokens; empty without a token."""
+    if not errors.tokens:
+        return {}
+    return {
+        "value_rmse": errors.mse**0.5,
+        "value_bias": errors.bias,
+        "mae_tokens": errors.length_error,
+    }
+
+
+class ValidationDrift:
+    """The figures of a validation, batch by batch and by data source."""
+
+    def __init__(self, *, gamma: float) -> None:
+        self._gamma = gamma
+        self._errors: dict[str, ValueErrors] = {}
+
+    def add(self, rollouts: RolloutBatch, estimate: LengthValues) -> None:
+        """Take a batch of completions; its column `SOURCE` says where each comes from."""
+        sources = rollouts.columns.get(SOURCE, ["unknown"] * len(rollouts.rows))
+        ended = _ended(rollouts)
+        for source in dict.fromkeys(map(str, sources)):
+            mine = torch.tensor([str(name) == source for name in sources])
+            errors = self._errors.setdefault(source, ValueErrors(gamma=self._gamma))
+            errors.add(ended * mine[:, None], estimate.values, estimate.left)
+
+    def metrics(self) -> dict[str, float]:
+        """All figures under their logged names; a source without a finished response has none."""
+        return {
+            f"val-lenvm/{source}/{name}": value
+            for source, errors in self._errors.items()
+            for name, value in _figures(errors).items()
+        }
+
+
+@contextmanager
+def each_sample(buffer: Any, look: Callable[[KVBatchMeta], None]) -> Iterator[None]:
+    """Call `look(batch)` on every batch that verl's replay buffer hands out in this block.
+
+    verl validates in one method that clears each batch off the queue as it goes; this is where
+    the completions can be seen.
+    """
+    original = buffer.sample
+
+    def sample(*args: Any, **kwargs: Any) -> tuple[KVBatchMeta, dict]:
+        batch, metrics = original(*args, **kwargs)
+        look(batch)
+        return batch, metrics
+
+    buffer.sample = sample
+    try:
+        yield
+    finally:
+        buffer.sample = original
+
+
+def _ended(rollouts: RolloutBatch) -> Tensor:
+    return (rollouts.mask != 0) & rollouts.finished[:, None]

@@ -1,4 +1,4 @@
-"""What can be set for `trainer_mode=lenvm`, and which combinations are refused?
+"""Settings of `trainer_mode=lenvm`, and the combinations that are refused.
 
 `PolicyLengthSettings` is the `lenvm:` block of a policy's training; `check_against_verl` looks at
 what verl's own keys make of it. The workers of the length critic have a block of their own,

@@ -26,24 +26,25 @@ from verl.workers.config import HFModelConfig
 
 from lenvm_rl.core import LengthValues, length_term, read_critic, shaping_term
 from lenvm_rl.verl import checkpoint as checkpoints
-from lenvm_rl.verl.data_columns import (
+from lenvm_rl.verl.batch import eos_ids
+from lenvm_rl.verl.data_checks import (
     budgets_of,
     check_column,
     check_own_words,
     check_text_only,
+    check_truths,
 )
 from lenvm_rl.verl.plugin import POLICY_TRAINER_MODE, check_registered
-from lenvm_rl.verl.queue import eos_ids
-from lenvm_rl.verl.rl.critic_drift import SOURCE, ValidationDrift, each_sample
-from lenvm_rl.verl.rl.data_truths import check_truths
-from lenvm_rl.verl.rl.gdpo import check_gdpo, gdpo_fields
-from lenvm_rl.verl.rl.group_reward import GroupReward
+from lenvm_rl.verl.rl.group_rewards import GroupReward, check_gdpo, gdpo_fields
 from lenvm_rl.verl.rl.length_critic import LengthCritic
 from lenvm_rl.verl.rl.length_state import LengthState
 from lenvm_rl.verl.rl.policy_metrics import (
+    SOURCE,
     LengthAlarm,
+    ValidationDrift,
     critic_metrics,
     dump_step,
+    each_sample,
     length_metrics,
     recalibration_metrics,
 )

@@ -1,4 +1,4 @@
-"""Which number of tokens does a reward function see? The true one, from token ids.
+"""Reward manager that gives reward functions the true number of tokens, from token ids.
 
 verl's reward functions get text. `reward.reward_manager.name=lenvm_length` is verl's plain manager
 that also writes into `extra_info`

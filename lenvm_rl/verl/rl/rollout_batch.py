@@ -17,7 +17,7 @@ from torch import Tensor
 from transfer_queue import KVBatchMeta
 
 from lenvm_rl.rollouts import Rollout
-from lenvm_rl.verl.queue import cells, finish_reason, prompt_id
+from lenvm_rl.verl.batch import cells, finish_reason, prompt_id
 
 _FIELDS = ["prompts", "responses", "response_mask", "rm_scores", "extra_fields", "extra_info"]
 

@@ -1,4 +1,4 @@
-"""Rollouts whose length a LenVM steers, while the policy trains: what must hold, and who is told?
+"""Rollouts whose length a LenVM guides while the policy trains: settings, and what must hold.
 
 `lenvm.rollout_guidance: {mode: equal_soft, column: budget}` guides every training rollout in vLLM
 (`lenvm_rl.vllm` has the logits processor; verl's server loads it by class path). Tokens are then

@@ -1,4 +1,4 @@
-"""What must be known about a rollout file before training on it? One pass, memory flat.
+"""Facts of a rollout file that must be known before training on it: one pass, memory flat.
 
 Everything that would otherwise fail hours later, or never, is refused here: another tokenizer, a
 prompt that does not fit, a response longer than the run allows.
@@ -19,7 +19,7 @@ from lenvm_rl.rollouts.lengths import LengthHistogram
 from lenvm_rl.rollouts.record import batch_to_dicts, check_all_generated
 
 _COLUMNS = ["prompt_id", "sample_id", "prompt_ids", "response_ids", "finish_reason", "loss_mask"]
-_PERCENTILE = 99.0  # of the lengths, at which the horizon 1 - gamma**l shall be 0.99 (section 5.3)
+_PERCENTILE = 99.0  # of the lengths, at which u = 1 - gamma**l shall be 0.99 (section 5.3)
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class RolloutFacts:
     sampling: dict[str, Any]
     """Settings of the first row, without its seed."""
     answers: str = "all"
-    """all, or right: the completions that a grader called right (`lenvm grade`)."""
+    """all, or correct: the completions that a grader called right (`lenvm grade`)."""
 
     @property
     def share_truncated(self) -> float:
@@ -54,7 +54,7 @@ class RolloutFacts:
 
     @property
     def suggested_gamma(self) -> float:
-        """0.01 ** (1 / p99): the longest 1 % lie beyond horizon 0.99."""
+        """0.01 ** (1 / p99): the longest 1 % lie beyond u = 0.99."""
         return gamma_for_length(self.length_p99)
 
 
@@ -123,6 +123,6 @@ def _check_limit(
     name += str(batch.column("sample_id")[row].as_py())
     raise ValueError(
         f"{path}: the {what} of {name} has {int(lengths[row])} tokens, more than "
-        f"data.max_{what}_length={limit}. It is not cut, since a cut {what} would teach another "
+        f"data.max_{what}_length={limit}. It is not truncated, since that would teach another "
         f"length: raise data.max_{what}_length, or leave the row out of the file."
     )

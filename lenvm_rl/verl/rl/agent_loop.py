@@ -1,4 +1,7 @@
-"""How many tokens did the policy write in a session? Those in the response masks of its outputs.
+"""verl's agent loop: a prompt's own target on its way to vLLM, and the tokens a policy wrote.
+
+`GuidedAgentLoop` is verl's single-turn loop with a request's extras, for training rollouts alone,
+so that validation measures the policy itself.
 
 A tool's answer lies among the tokens of a response and is not the policy's, and one session (one
 sample of a prompt) may be several outputs. The trainer knows both (`rollout_batch`). verl hands a
@@ -12,10 +15,29 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from verl.experimental.agent_loop import AgentLoopOutput
-from verl.experimental.agent_loop.agent_loop import AgentLoopWorker
+from omegaconf import OmegaConf
+from verl.experimental.agent_loop import AgentLoopOutput, SingleTurnAgentLoop
+from verl.experimental.agent_loop.agent_loop import AgentLoopWorker, register
 
 from lenvm_rl.verl.plugin import RESPONSE_TOKENS
+from lenvm_rl.verl.rl.rollout_guidance import AGENT_LOOP, RolloutGuidance
+
+
+@register(AGENT_LOOP)
+class GuidedAgentLoop(SingleTurnAgentLoop):
+    """One response per prompt, guided as `lenvm.rollout_guidance` says."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        block = OmegaConf.to_container(self.config.lenvm, resolve=True)
+        guidance = RolloutGuidance.of(block["rollout_guidance"], block["checkpoint"])
+        assert guidance is not None, "training rollouts ask for this loop only with guidance"
+        self._guidance = guidance
+
+    async def run(self, sampling_params: dict[str, Any], **row: Any) -> AgentLoopOutput:
+        """As verl's, with the request's `extra_args`."""
+        guided = {**sampling_params, "extra_args": self._guidance.extra_args(row)}
+        return await super().run(guided, **row)
 
 
 def tokens_of_session(outputs: Sequence[AgentLoopOutput]) -> int:

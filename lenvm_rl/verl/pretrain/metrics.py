@@ -1,4 +1,4 @@
-"""Metrics of a length value model on held-out completions, accumulated batch by batch.
+"""Metrics of pretraining: of a step, and of held-out completions, accumulated batch by batch.
 
     mse                      token-weighted squared error in the space of the training target
     r2                       share of the variance of the returns G_t that V(s_t) explains
@@ -15,12 +15,14 @@ Memory grows with prompts and completions (a few numbers each), not with tokens.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
+from verl.utils.metric import Metric
 
 from lenvm_rl.core import (
     ValueErrors,
@@ -36,7 +38,7 @@ from lenvm_rl.core import (
     value_of_logit,
 )
 from lenvm_rl.rollouts import Rollout
-from lenvm_rl.verl.pretrain.loss import LengthValueLoss, states_of_responses
+from lenvm_rl.verl.pretrain.objective import LengthValueLoss, states_of_responses
 
 
 @dataclass
@@ -131,3 +133,28 @@ class HeldOut:
         if mask.sum(1).min() >= 2:
             result["mre_s0_noise_floor"] = noise_floor(lengths, gamma=self._loss.gamma, mask=mask)
         return result
+
+
+def worker_metrics(output: Mapping[str, Any], *, prefix: str = "critic") -> dict[str, float]:
+    """Metrics of `train_batch` under `prefix`/, micro-batches and workers combined."""
+    return {f"{prefix}/{name}": _number(value) for name, value in output.items()}
+
+
+def data_metrics(rows: Sequence[Rollout]) -> dict[str, float]:
+    """Completions, response tokens, mean length and share cut of a batch, under data/."""
+    lengths = [row.length for row in rows]
+    return {
+        "data/completions": len(rows),
+        "data/response_tokens": sum(lengths),
+        "data/response_length_mean": sum(lengths) / len(rows),
+        "data/share_truncated": sum(row.truncated for row in rows) / len(rows),
+    }
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, Metric):
+        return float(value.aggregate())
+    if isinstance(value, list):
+        # Several workers: metrics of the loss know how they are combined, others are equal.
+        return float(Metric.aggregate_dp(value) if isinstance(value[0], Metric) else value[0])
+    return float(value)
