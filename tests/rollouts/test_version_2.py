@@ -18,7 +18,7 @@ from lenvm_rl.rollouts import (
 )
 from lenvm_rl.rollouts.media import media_paths
 from lenvm_rl.rollouts.record import SCHEMA
-from lenvm_rl.verl.facts import read_facts
+from lenvm_rl.verl.pretrain.facts import read_facts
 from tests.rollouts.rows import EOS, SHA, damage, make_rows
 
 VERSION_1 = Path(__file__).parent / "version_1.parquet"  # written by release 0.1
