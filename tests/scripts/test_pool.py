@@ -27,25 +27,19 @@ def square(n):
     return {"square": n * n, "pid": os.getpid(), "threads": torch.get_num_threads()}
 
 
-def test_every_run_has_a_process_of_one_thread_and_a_log(tmp_path):
-    todo = {tmp_path / "runs" / f"{n}.json": (n,) for n in (2, 3)}
-    found = run_missing(square, todo, jobs=2)
-    assert [run["square"] for run in found] == [4, 9]
-    assert len({os.getpid(), *(run["pid"] for run in found)}) == 3
-    assert all(run["threads"] == 1 for run in found)
-    assert "the square of 2" in (tmp_path / "runs" / "2.log").read_text()
-    assert run_missing(square, todo, jobs=1) == found, "what is there is not repeated"
-
-
-def test_the_others_are_done_when_some_fail(tmp_path):
-    todo = {tmp_path / f"{n}.json": (n,) for n in (-1, 101, 2)}
+def test_runs_have_a_process_and_a_log_each_and_the_others_are_done_when_some_fail(tmp_path):
+    todo = {tmp_path / "runs" / f"{n}.json": (n,) for n in (-1, 101, 2)}
     with pytest.raises(RunsFailed) as failed:
         run_missing(square, todo, jobs=3)
-    said = str(failed.value)
+    said, log = str(failed.value), tmp_path / "runs" / "-1.log"
     assert "2 of 3 runs failed" in said and "call again" in said
-    assert "exit status 1: ValueError: -1 is negative" in said and f"{tmp_path / '-1.log'}" in said
+    assert "exit status 1: ValueError: -1 is negative" in said and str(log) in said
     assert "exit status -9" in said
-    assert json.loads((tmp_path / "2.json").read_text())["square"] == 4
+    found = json.loads((tmp_path / "runs" / "2.json").read_text())
+    assert found["square"] == 4 and found["threads"] == 1 and found["pid"] != os.getpid()
+    assert "the square of 2" in (tmp_path / "runs" / "2.log").read_text()
+    only = {path: arguments for path, arguments in todo.items() if path.stem == "2"}
+    assert run_missing(square, only, jobs=1) == [found], "what is there is not repeated"
     with pytest.raises(ValueError, match="at least 0, got -1"):
         run_missing(square, todo, jobs=-1)
 
