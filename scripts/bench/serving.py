@@ -14,6 +14,8 @@ import httpx
 
 from scripts.bench.harness import CONSOLE, Failed
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 @contextmanager
 def serving(
@@ -27,10 +29,11 @@ def serving(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    # A console script does not see the folder it starts in, and verl brings a package `scripts`.
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {**os.environ, "PYTHONPATH": path, **(environment or {})}
     with log.open("w") as out:
-        process = subprocess.Popen(
-            command(port), stdout=out, stderr=out, env={**os.environ, **(environment or {})}
-        )
+        process = subprocess.Popen(command(port), stdout=out, stderr=out, env=env)
     base = f"http://127.0.0.1:{port}"
     try:
         _wait_until_ready(base, process, log)
