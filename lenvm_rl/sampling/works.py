@@ -1,4 +1,4 @@
-"""What will work with a LenVM on this trunk? Tried on it with a few tokens, not read off a list.
+"""What works with a LenVM on a trunk: tried on it with a few tokens, not read off a list.
 
     packed     training with responses end to end in one row (use_remove_padding, the default)
     scoring    values of candidate tokens while a policy samples: generate, serve, evaluations

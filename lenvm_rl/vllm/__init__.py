@@ -5,11 +5,9 @@
     plugin        registers the pooling model with vLLM (entry point `vllm.general_plugins`)
     pooling       the pooling model: any vLLM trunk under the value head, raw logits per token
     values        from pooling outputs to values, horizons and lengths
-    generate      prompts or a rollout file in, guided completions as a rollout file out
-    generate_run  which guidance was asked for, and the prompts of a rollout file
-    sample        prompts in, the policy's own completions out, by one engine or by Ray
+    sample        engines of `lenvm sample` that are made for their tasks, guided or not
     room          what a run, its policy and its LenVM need in an engine, before it starts
-    offline       an engine in this process that is kept full
+    offline       the engine in this process, which is kept full
     ray_engine    engines on many nodes, through Ray Data
     serve         the command line of a guided server
     refusals      requests that are refused before they are scheduled, or ask in the wrong place

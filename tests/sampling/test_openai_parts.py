@@ -7,8 +7,8 @@ import openai
 import pytest
 
 from lenvm_rl.sampling.server import servers as server_pool
-from lenvm_rl.sampling.server.engine import together
-from lenvm_rl.sampling.server.servers import Server, ServerPool, base_of, is_address
+from lenvm_rl.sampling.server.engine import ServerSettings, together
+from lenvm_rl.sampling.server.servers import Server, ServerPool, base_of
 
 
 class Clock:
@@ -110,4 +110,6 @@ def test_addresses_with_and_without_v1():
 
 @pytest.mark.parametrize("text", ["localhost:8000", "http://", "http://b:port", "ftp://a", ""])
 def test_what_is_no_address(text):
-    assert not is_address(text) and is_address(" http://a:8000/v1 ")
+    ServerSettings(server=[" http://a:8000/v1 "])
+    with pytest.raises(ValueError, match="write http://HOST"):
+        ServerSettings(server=[text, "http://a"])

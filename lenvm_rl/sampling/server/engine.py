@@ -14,9 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, Self
-
-import openai
+from typing import TYPE_CHECKING, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from lenvm_rl.model import load_tokenizer, tokenizer_sha
 from lenvm_rl.model.policy_facts import policy_configs, policy_facts
@@ -24,8 +23,10 @@ from lenvm_rl.model.tokens import token_ids_of
 from lenvm_rl.rollouts.record import Rollout
 from lenvm_rl.rollouts.text import TextCodec
 from lenvm_rl.sampling.run import EngineFacts, Failure, Request, lenvm_facts
-from lenvm_rl.sampling.server.answers import Dialect, Problem, read_answer, refusal, request_body
-from lenvm_rl.sampling.server.servers import Server, ServerPool, is_address, open_servers
+from lenvm_rl.sampling.server.answers import Dialect, Problem, read_answer, request_body
+
+if TYPE_CHECKING:
+    from lenvm_rl.sampling.server.servers import ServerPool
 
 _PAUSE = 0.5  # seconds before an answer that could not be read is asked for again; doubles
 
@@ -71,7 +72,7 @@ class ServerSettings:
         if self.server is not None and not any(map(str.strip, self.server)):
             raise ValueError("no server given: write http://HOST:PORT, several with commas.")
         for address in self.server or ():
-            if not is_address(address):
+            if not _is_address(address):
                 raise ValueError(f"server {address!r}: write http://HOST:PORT or https://HOST.")
         if self.token_ids not in ("server", "text"):
             raise ValueError(f"token_ids must be server or text, got {self.token_ids!r}.")
@@ -84,6 +85,15 @@ class ServerSettings:
             raise ValueError(f"retries must be at least 0, got {self.retries}.")
         if not self.timeout > 0:
             raise ValueError(f"timeout must be above 0 seconds, got {self.timeout}.")
+
+
+def _is_address(text: str) -> bool:
+    """Whether a text is http(s)://HOST, with a port or without."""
+    try:
+        url = urlsplit(text.strip())
+        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        return False
 
 
 class ServerEngine:
@@ -176,6 +186,8 @@ class ServerEngine:
         Raises:
             ValueError: no server answers, or one does not have the model.
         """
+        from lenvm_rl.sampling.server.servers import ServerPool, open_servers  # the openai SDK
+
         chosen = self.settings
         runner = asyncio.Runner()
         try:
@@ -237,7 +249,9 @@ class ServerEngine:
                 if server is None:
                     raise Problem("no server", f"last: {last}", retry=False)
                 try:
-                    results = await self._send(pool, server, body, samples)
+                    chat = self._dialect.sends_messages(samples[0])
+                    answer = await pool.ask(server, body, chat=chat)
+                    results = read_answer(answer, self._dialect, samples)
                 except Problem as problem:
                     last = str(problem)
                     if server.strikes:
@@ -253,32 +267,6 @@ class ServerEngine:
         except Problem as problem:
             for request in samples:
                 await self._results.put(request.failure(problem.kind, problem.detail))
-
-    async def _send(
-        self, pool: ServerPool, server: Server, body: dict[str, Any], samples: list[Request]
-    ) -> list[Rollout | Failure]:
-        """One request and what became of its completions; at least of one, or a Problem."""
-        chat = self._dialect.sends_messages(samples[0])
-        asked = server.client.chat.completions if chat else server.client.completions
-        named = {name: body.pop(name) for name in ("model", "messages", "prompt") if name in body}
-        try:
-            answer = await asked.with_raw_response.create(**named, extra_body=body)
-        except openai.APIConnectionError as error:  # after all retries
-            cause = error.__cause__ or error
-            if type(cause).__name__ in ("ConnectError", "ConnectTimeout"):
-                pool.down(server)
-            detail = f"{server.base}: {type(cause).__name__} {cause}"
-            kind = "connection lost"
-            if isinstance(error, openai.APITimeoutError):
-                kind, detail = "timeout", f"no answer within {self.settings.timeout:g} s"
-            raise Problem(kind, detail, retry=False) from error
-        except openai.APIStatusError as error:
-            pool.answered(server)
-            raise refusal(error.status_code, error.response.text) from error
-        finally:
-            pool.release(server)
-        pool.answered(server)
-        return read_answer(answer.content, self._dialect, samples)
 
 
 def together(requests: Iterator[Request], per_request: int) -> Iterator[list[Request]]:

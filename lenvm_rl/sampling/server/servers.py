@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import openai
+
+from lenvm_rl.sampling.server.answers import Problem, refusal
 
 _QUICK = 30.0  # seconds that a list of models may take
 _PAUSES = (0.5, 30.0)  # seconds before a server that is down is asked again: doubles in between
@@ -92,7 +93,7 @@ class ServerPool:
     async def acquire(self) -> Server | None:
         """The server for the next request, waiting until there is one; None when the run is over.
 
-        Every server that was acquired is given back by `release`.
+        Every server that was acquired is given back by `release`, which `ask` does.
         """
         while True:
             now = self._clock()
@@ -115,6 +116,37 @@ class ServerPool:
         server.turn = self._turns
         server.in_flight += 1
         return server
+
+    async def ask(self, server: Server, body: dict[str, Any], *, chat: bool) -> bytes:
+        """The answer of a server that was acquired, once the SDK has tried again what may be.
+
+        Args:
+            body: of the request.
+            chat: to `/chat/completions` instead of `/completions`.
+        Raises:
+            Problem: there is none.
+        """
+        endpoint = server.client.chat.completions if chat else server.client.completions
+        named = {name: body[name] for name in ("model", "messages", "prompt") if name in body}
+        further = {name: value for name, value in body.items() if name not in named}
+        try:
+            answer = await endpoint.with_raw_response.create(**named, extra_body=further)
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            if type(cause).__name__ in ("ConnectError", "ConnectTimeout"):
+                self.down(server)
+            if isinstance(error, openai.APITimeoutError):
+                detail = f"no answer within {server.client.timeout.read:g} s"
+                raise Problem("timeout", detail, retry=False) from error
+            detail = f"{server.base}: {type(cause).__name__} {cause}"
+            raise Problem("connection lost", detail, retry=False) from error
+        except openai.APIStatusError as error:
+            self.answered(server)
+            raise refusal(error.status_code, error.response.text) from error
+        finally:
+            self.release(server)
+        self.answered(server)
+        return answer.content
 
     def release(self, server: Server) -> None:
         """The request has ended, well or not."""
@@ -168,15 +200,6 @@ def base_of(address: str) -> str:
     """An address up to and including `/v1`."""
     address = address.strip().rstrip("/")
     return address if address.endswith("/v1") else address + "/v1"
-
-
-def is_address(text: str) -> bool:
-    """Whether a text is http(s)://HOST, with a port or without."""
-    try:
-        url = urlsplit(text.strip())
-        return url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
-    except ValueError:
-        return False
 
 
 async def _models(server: Server) -> dict[str, int | None] | str:

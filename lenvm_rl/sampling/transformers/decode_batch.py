@@ -1,4 +1,4 @@
-"""How do rows of unlike length decode together, enter a running batch and leave it?
+"""Batch of decoding requests: rows of unlike length that enter, decode together and leave.
 
 Rows lie in contiguous slots of one key/value cache. A prompt is prefilled once and copied to the
 rows that share it; the last row moves into the place of one that leaves.
@@ -7,6 +7,8 @@ rows that share it; the last row moves into the place of one that leaves.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,15 +20,7 @@ from lenvm_rl.model.decoder import (
     check_attention,
     context_length,
 )
-from lenvm_rl.sampling.transformers.requests import (
-    LENGTH,
-    MAX_SEED,
-    STOP,
-    Completion,
-    LogitsHook,
-    Request,
-    Running,
-)
+from lenvm_rl.sampling.run import check_drawing
 from lenvm_rl.sampling.transformers.slot_cache import (
     SLOT_ATTENTION,
     SlotCache,
@@ -35,7 +29,83 @@ from lenvm_rl.sampling.transformers.slot_cache import (
 )
 from lenvm_rl.sampling.transformers.token_sampling import draw_tokens, sampling_logprobs
 
+STOP, LENGTH = "stop", "length"
+MAX_SEED = 2**63 - 1
 _PREFILL_TOKENS = 8192  # padded tokens per prefill pass: bounds memory, keeps the padding small
+
+
+@dataclass(frozen=True)
+class Request:
+    """One completion to sample; the settings are checked on construction."""
+
+    prompt_ids: Sequence[int]
+    """Token ids of the prompt, at least one."""
+    max_tokens: int
+    """Most tokens of the completion, EOS included; the context length may cut earlier."""
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the most probable token."""
+    top_p: float = 1.0
+    """Keep the smallest set of tokens with this mass, in (0, 1]."""
+    top_k: int = 0
+    """Keep the k most probable tokens; 0 (or -1, as vLLM writes it) keeps all."""
+    min_p: float = 0.0
+    """Drop tokens below this share of the most probable one's probability, in [0, 1]."""
+    seed: int | None = None
+    """Random stream of this completion; None draws one from the sampler's own stream."""
+
+    def __post_init__(self) -> None:
+        if len(self.prompt_ids) == 0:
+            raise ValueError("prompt_ids is empty: start from at least one token, such as BOS.")
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}.")
+        check_drawing(self.temperature, self.top_p, self.top_k, self.min_p)
+        if self.seed is not None and not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed must be in [0, 2**63), got {self.seed}.")
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What was sampled for one request."""
+
+    token_ids: list[int]
+    """Generated tokens; the last one is EOS when `finish_reason` is "stop"."""
+    finish_reason: str
+    """`"stop"` (EOS was drawn) or `"length"` (cut by max_tokens or the context length)."""
+    logprobs: list[float]
+    """Log-probability of each token under the distribution it was drawn from (greedy requests:
+    under the model's own distribution)."""
+
+
+@dataclass
+class Running:
+    """A request while its completion is being sampled."""
+
+    request_id: Hashable
+    """As it was submitted."""
+    request: Request
+    output: list[int] = field(default_factory=list)
+    """Tokens generated so far; kept only for samplers with a hook."""
+
+
+class LogitsHook(Protocol):
+    """Changes the logits of every step before tokens are drawn from them."""
+
+    reads_hidden: bool
+    """Whether `apply` wants the policy's hidden states."""
+
+    def apply(self, logits: Tensor, running: Sequence[Running], hidden: Tensor | None) -> None:
+        """Change logits in place; temperature, top-k, top-p and min-p come afterwards.
+
+        Args:
+            logits: [n, V] float32, one row for each running request, in their order.
+            running: n requests; the order changes from step to step.
+            hidden: [n, H] last hidden states after the final norm, if `reads_hidden`.
+        """
+        ...
+
+    def close(self, request_id: Hashable) -> None:
+        """A running request has ended or was aborted."""
+        ...
 
 
 class _Columns:

@@ -36,7 +36,7 @@ from lenvm_rl.sampling.run import (
     lenvm_facts,
 )
 from lenvm_rl.sampling.transformers import sampler as decoding
-from lenvm_rl.sampling.transformers.requests import Running
+from lenvm_rl.sampling.transformers.decode_batch import Running
 from lenvm_rl.sampling.transformers.sampler import ContinuousSampler
 
 

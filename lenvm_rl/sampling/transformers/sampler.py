@@ -24,8 +24,12 @@ from transformers import AutoModelForCausalLM
 
 from lenvm_rl.model.decoder import check_attention, context_length, eos_ids
 from lenvm_rl.model.tokens import load_tokenizer
-from lenvm_rl.sampling.transformers.decode_batch import DecodeBatch
-from lenvm_rl.sampling.transformers.requests import Completion, LogitsHook, Request
+from lenvm_rl.sampling.transformers.decode_batch import (
+    Completion,
+    DecodeBatch,
+    LogitsHook,
+    Request,
+)
 
 __all__ = ["Completion", "ContinuousSampler", "Request"]
 

@@ -1,4 +1,4 @@
-"""Which token comes next? Temperature, top-k, top-p and min-p on a batch of logits.
+"""Drawing of tokens: temperature, top-k, top-p and min-p on a batch of logits.
 
 Shapes: n rows, V vocabulary. All settings are per-row tensors `[n]`.
 """
