@@ -1,8 +1,8 @@
 """Baselines of length prediction: guesses that do not read a single token's meaning.
 
-    mean       the training mean, in horizon space: the same guess for every prompt
-    linear     least squares of the horizon on the prompt's length in tokens
-    survival   mean remaining horizon of the training responses that are still going after t tokens
+    mean       the training mean of u = 1 - gamma**L: the same guess for every prompt
+    linear     least squares of u on the prompt's length in tokens
+    survival   mean u of what is left of the training responses that are still going after t tokens
                (mean residual life): knows how far the response is, but not what it says
 
 `mean` and `linear` guess a total length; after t tokens they guess what is left of it, at least 1.
@@ -35,7 +35,7 @@ class NaivePredictors:
     slope: float
     """Horizon per prompt token."""
     bounds: tuple[float, float]
-    """Smallest and largest horizon seen; linear guesses are clipped to it."""
+    """Smallest and largest u seen; linear guesses are clipped to it."""
     survival: Tensor
     """[longest] mean of u(L - t) over responses with L > t, at t = 0, 1, ..."""
 
@@ -106,8 +106,8 @@ class NaivePredictors:
             for name, total in self.total_lengths(prompt_lengths).items()
         }
         last = len(self.survival) - 1  # beyond the longest training response: as at its last token
-        horizon = self.survival[offsets.long().clamp(max=last)]
-        guesses["survival"] = u_to_length(horizon, gamma=self.gamma)
+        u = self.survival[offsets.long().clamp(max=last)]
+        guesses["survival"] = u_to_length(u, gamma=self.gamma)
         return guesses
 
 
@@ -117,9 +117,9 @@ def _mean_residual_u(lengths: Tensor, gamma: float) -> Tensor:
     longest = int(lengths.max())
     ends = torch.bincount(lengths, minlength=longest + 1).double()
     survivors = ends.flip(0).cumsum(0).flip(0)  # [t]: responses with L >= t
-    horizon = torch.zeros(longest, dtype=torch.float64)
+    u = torch.zeros(longest, dtype=torch.float64)
     discounted = 0.0
     for t in range(longest - 1, -1, -1):
         discounted = gamma * (discounted + ends[t + 1].item())
-        horizon[t] = 1.0 - discounted / survivors[t + 1].item()
-    return horizon
+        u[t] = 1.0 - discounted / survivors[t + 1].item()
+    return u

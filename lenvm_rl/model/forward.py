@@ -1,4 +1,4 @@
-"""Outputs of a LenVM along rollouts, in padded batches of similar length.
+"""Completions in padded batches of similar length, and a LenVM's outputs along them.
 
 Convention: the output at the last prompt token belongs to s_0, the one at response token t to
 s_{t+1}; the last response token (EOS) is never fed, as nothing remains after it.
@@ -6,7 +6,8 @@ s_{t+1}; the last response token (EOS) is never fed, as nothing remains after it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -18,6 +19,58 @@ from lenvm_rl.rollouts import Rollout
 from lenvm_rl.rollouts.record import check_all_generated
 
 _WINDOW = 4096  # rows sorted by length together: little padding at flat memory
+
+
+Ids = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Padded:
+    """B completions as they are fed: prompt and response without its last token, padded to T.
+
+    Padding is on the right, so with causal attention no state sees it.
+    """
+
+    ids: Tensor
+    """[B, T] int64 fed tokens; 0 where padded."""
+    next_ids: Tensor
+    """[B, T] int64 the response token that follows each state; 0 elsewhere."""
+    states: Tensor
+    """[B, T] bool, set at s_0 .. s_{L-1} of each row."""
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[Ids, Ids]]) -> Padded:
+        """Lay out (prompt ids, response ids), at least one token each."""
+        ids = torch.zeros(len(rows), max(map(fed, rows)), dtype=torch.long)
+        next_ids, states = torch.zeros_like(ids), torch.zeros(ids.shape, dtype=torch.bool)
+        for i, (prompt, response) in enumerate(rows):
+            end = fed((prompt, response))
+            ids[i, :end] = torch.tensor([*prompt, *response[:-1]])
+            next_ids[i, len(prompt) - 1 : end] = torch.tensor(response)
+            states[i, len(prompt) - 1 : end] = True
+        return cls(ids, next_ids, states)
+
+
+def fed(row: tuple[Ids, Ids]) -> int:
+    """Tokens that are fed of (prompt ids, response ids)."""
+    return len(row[0]) + len(row[1]) - 1
+
+
+def by_length(widths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
+    """Indices of rows in batches of similar width, narrow ones first.
+
+    Args:
+        widths: tokens of each row.
+        token_budget: padded tokens per batch; a wider row gets one of its own.
+    """
+    batch: list[int] = []
+    for i in sorted(range(len(widths)), key=widths.__getitem__):  # ascending: the widest so far
+        if batch and (len(batch) + 1) * widths[i] > token_budget:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 @torch.inference_mode()
@@ -38,11 +91,11 @@ def iter_logits(
     model.eval()
     stream = iter(rows)
     while window := list(islice(stream, _WINDOW)):
-        window.sort(key=_fed)
         for row in window:
             check_readable(model.config, row)
-        for batch in _batches(window, token_budget):
-            yield from zip(batch, _forward(model, batch), strict=True)
+        for batch in by_length([fed(_ids(row)) for row in window], token_budget):
+            rows_now = [window[i] for i in batch]
+            yield from zip(rows_now, _forward(model, rows_now), strict=True)
 
 
 def model_space(model: LengthValueModel) -> dict[str, Any]:
@@ -59,30 +112,14 @@ def config_space(config: LengthValueConfig) -> dict[str, Any]:
     }
 
 
-def _fed(row: Rollout) -> int:
-    return len(row.prompt_ids) + row.length - 1
+def _ids(row: Rollout) -> tuple[Ids, Ids]:
+    return row.prompt_ids, row.response_ids
 
 
-def _batches(rows: list[Rollout], token_budget: int) -> Iterator[list[Rollout]]:
-    batch: list[Rollout] = []
-    for row in rows:  # ascending: this row is the widest so far
-        if batch and (len(batch) + 1) * _fed(row) > token_budget:
-            yield batch
-            batch = []
-        batch.append(row)
-    yield batch
-
-
-def _forward(model: LengthValueModel, batch: list[Rollout]) -> list[Tensor]:
-    device = next(model.parameters()).device
-    ids = torch.zeros(len(batch), max(map(_fed, batch)), dtype=torch.long)
-    for i, row in enumerate(batch):
-        fed = [*row.prompt_ids, *row.response_ids[:-1]]
-        ids[i, : len(fed)] = torch.tensor(fed)
-    # Padding is on the right and attention is causal: no state sees it.
-    z = model.length_logits(ids.to(device)).float().cpu()
-    starts = [len(row.prompt_ids) - 1 for row in batch]
-    return [z[i, a : a + row.length] for i, (a, row) in enumerate(zip(starts, batch, strict=True))]
+def _forward(model: LengthValueModel, rows: list[Rollout]) -> list[Tensor]:
+    batch = Padded.of([_ids(row) for row in rows])
+    z = model.length_logits(batch.ids.to(next(model.parameters()).device)).float().cpu()
+    return [z_row[states] for z_row, states in zip(z, batch.states, strict=True)]
 
 
 def check_readable(config: LengthValueConfig, row: Rollout) -> None:
@@ -96,9 +133,9 @@ def check_readable(config: LengthValueConfig, row: Rollout) -> None:
     check_all_generated(row)
     name = f"prompt {row.prompt_id!r}, sample {row.sample_id}"
     limit = getattr(config.text_config, "max_position_embeddings", None)
-    if limit is not None and _fed(row) > limit:
+    if limit is not None and fed(_ids(row)) > limit:
         raise ValueError(
-            f"{name}: {_fed(row)} tokens of prompt and "
+            f"{name}: {fed(_ids(row))} tokens of prompt and "
             f"response exceed the LenVM's context of {limit}: its values there mean nothing. Use a "
             "LenVM with a longer context, or leave such rows out."
         )

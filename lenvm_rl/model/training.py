@@ -1,4 +1,4 @@
-"""How is a small LenVM trained on a rollout file in one process, without a trainer framework?
+"""Training of a small LenVM on a rollout file in one process, without a trainer framework.
 
 A plain loop: shuffled batches, micro-batches of similar length, the core's targets and squared
 error, AdamW, cosine decay. It is what grids of small runs need, where starting a trainer takes
@@ -29,7 +29,7 @@ from lenvm_rl.core import (
     value_targets,
 )
 from lenvm_rl.model import LengthValueModel
-from lenvm_rl.model.forward import model_space
+from lenvm_rl.model.forward import Ids, Padded, by_length, fed, model_space
 from lenvm_rl.rollouts import Rollout, RolloutStream
 from lenvm_rl.rollouts.progress import progress_bar
 
@@ -179,7 +179,7 @@ def micro_batches(
     target: str = "return",
     length_scale: float | None = None,
 ) -> list[MicroBatch]:
-    """Cut a batch into micro-batches of rows of similar length, with their labels.
+    """Divide a batch into micro-batches of rows of similar length, with their labels.
 
     Args:
         gamma, target, length_scale: the space of the labels, see `lenvm_rl.core.targets`.
@@ -188,14 +188,11 @@ def micro_batches(
     """
     assert target in TARGETS, target
     space = {"target": target, "gamma": gamma, "length_scale": length_scale}
-    out: list[MicroBatch] = []
-    held: list[Rollout] = []
-    for row in sorted(rows, key=_fed):
-        if held and (len(held) + 1) * _fed(row) > token_budget:
-            out.append(_collate(held, truncated, space))
-            held = []
-        held.append(row)
-    return [*out, _collate(held, truncated, space)]
+    pairs = [(row.prompt_ids, row.response_ids) for row in rows]
+    return [
+        _labelled([pairs[i] for i in batch], [rows[i].truncated for i in batch], truncated, space)
+        for batch in by_length(list(map(fed, pairs)), token_budget)
+    ]
 
 
 def weigh(weights: Tensor, weighting: str) -> Tensor:
@@ -213,24 +210,16 @@ def weigh(weights: Tensor, weighting: str) -> Tensor:
     return weights
 
 
-def _fed(row: Rollout) -> int:
-    return len(row.prompt_ids) + row.length - 1
-
-
-def _collate(rows: list[Rollout], truncated: str, space: dict[str, Any]) -> MicroBatch:
-    ids = torch.zeros(len(rows), max(map(_fed, rows)), dtype=torch.long)
-    states = torch.zeros(ids.shape, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        fed = [*row.prompt_ids, *row.response_ids[:-1]]
-        ids[i, : len(fed)] = torch.tensor(fed)
-        states[i, len(row.prompt_ids) - 1 : len(fed)] = True
-    finished = torch.tensor([not row.truncated for row in rows])
+def _labelled(
+    pairs: list[tuple[Ids, Ids]], ends: list[bool], truncated: str, space: dict[str, Any]
+) -> MicroBatch:
+    batch = Padded.of(pairs)
+    finished = ~torch.tensor(ends)
     if space["target"] == "return":
-        return MicroBatch(
-            ids, *value_targets(states, finished, gamma=space["gamma"], truncated=truncated)
-        )
-    lengths, weights, censored = length_targets(states, finished, truncated=truncated)
-    return MicroBatch(ids, label(lengths, **space), weights, censored)
+        labels = value_targets(batch.states, finished, gamma=space["gamma"], truncated=truncated)
+        return MicroBatch(batch.ids, *labels)
+    lengths, weights, censored = length_targets(batch.states, finished, truncated=truncated)
+    return MicroBatch(batch.ids, label(lengths, **space), weights, censored)
 
 
 def _step(
@@ -251,7 +240,6 @@ def _step(
     dtype = PRECISIONS[recipe.precision]
     total = 0.0
     for batch in batches:
-        # Padding is on the right and attention is causal: no state sees it.
         with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
             logits = model.length_logits(batch.ids)
         prediction = predict(logits, target=space["target"])

@@ -1,19 +1,47 @@
-"""How does a value move along a response? A page to look at, in one file that needs no network."""
+"""The viewer: how a value moves along a response, on a page in one file that needs no network.
+
+For a response of L tokens and each model, L numbers each of
+
+    length   l_t    predicted remaining tokens before token t+1 (states s_0 .. s_{L-1})
+    u        u_t    the same as a discounted length, 1 - gamma**l
+    score    s_t+1  TD score of token t+1 (`core.td_scores`), null where it is not known
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from lenvm_rl.model import load_tokenizer, tokenizer_sha
+from torch import Tensor
+
+from lenvm_rl.core import predicted_length, td_scores, value_of_logit
+from lenvm_rl.model import (
+    LengthValueModel,
+    check_tokenizer,
+    load_tokenizer,
+    tokenizer_sha,
+)
+from lenvm_rl.model.forward import config_space, iter_logits
 from lenvm_rl.pages.html import render, script_json
-from lenvm_rl.pages.view_data import Chosen, choose_rollouts, from_text, page_data
+from lenvm_rl.pages.token_text import token_texts
+from lenvm_rl.rollouts import Rollout, RolloutReader
 from lenvm_rl.rollouts.atomic import replacing
+from lenvm_rl.rollouts.text import TextCodec
 
 SCRIPTS = ["view_state.js", "view_text.js", "view_chart.js", "view_list.js", "view_main.js"]
 
-__all__ = ["choose_rollouts", "page_data", "page_html", "view_rollouts", "view_text", "write_page"]
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """Responses to show, and how many were left out."""
+
+    rows: list[Rollout]
+    left_out: int = 0
+    notes: tuple[str, ...] = field(default=())
+    """Sentences that the page shows with every response."""
 
 
 def view_rollouts(
@@ -91,3 +119,135 @@ def _write(
 def _need_lenvms(lenvms: Sequence[str | Path]) -> None:
     if not lenvms:
         raise ValueError("give at least one LenVM: its values are what the page shows.")
+
+
+def choose_rollouts(
+    path: str | Path, *, prompt_ids: Sequence[str] = (), limit: int = 20, sha: str | None = None
+) -> Chosen:
+    """The first `limit` completions of a rollout file, or of the given prompts in it.
+
+    Raises:
+        ValueError: a prompt id that the file does not have (some that it has are named), or a
+            file of another tokenizer than `sha`.
+    """
+    reader = RolloutReader(path, tokenizer_sha=sha)
+    if not prompt_ids:
+        rows: list[Any] = list(islice(reader.iter_rows(), limit))
+        return Chosen(rows=rows, left_out=len(reader) - len(rows))
+    wanted = dict.fromkeys(prompt_ids)
+    found: list[Any] = [row for row in reader.iter_rows() if row.prompt_id in wanted]
+    missing = sorted(set(wanted) - {row.prompt_id for row in found})
+    if missing:
+        known = dict.fromkeys(row.prompt_id for row in islice(reader.iter_rows(), 1000))
+        raise ValueError(
+            f"{path} has no prompt_id {', '.join(map(repr, missing))}; it has e.g. "
+            f"{', '.join(map(repr, list(known)[:5]))}."
+        )
+    order = list(wanted)
+    found.sort(key=lambda row: (order.index(row.prompt_id), row.sample_id))
+    return Chosen(rows=found[:limit], left_out=max(0, len(found) - limit))
+
+
+def from_text(tokenizer: Any, prompt: str, response: str, *, ended: bool = True) -> Chosen:
+    """A response given as text, re-tokenised; with `ended`, EOS is its last token.
+
+    Raises:
+        ValueError: an empty response, or a tokenizer without EOS.
+    """
+    codec = TextCodec.from_tokenizer(tokenizer, tokenizer_sha=tokenizer_sha(tokenizer))
+    message = [{"role": "user", "content": prompt}]
+    ids = codec.completion(response, finished=ended)
+    if not response or not ids:
+        raise ValueError("the response is empty: there are no tokens to show a value along.")
+    row = Rollout(
+        prompt_id="text",
+        sample_id=0,
+        prompt_ids=codec.prompt(message),
+        response_ids=ids,
+        finish_reason="stop" if ended else "length",
+        prompt_messages=message,
+    )
+    note = "This text was re-tokenised: a policy need not have sampled these very tokens."
+    return Chosen(rows=[row], notes=(note,))
+
+
+def page_data(lenvms: Sequence[str | Path], chosen: Chosen, *, title: str) -> dict[str, Any]:
+    """Everything that the page needs, as one JSON object.
+
+    Args:
+        lenvms: directories of value models of one tokenizer.
+        chosen: responses.
+        title: heading of the page.
+    Raises:
+        ValueError: models of different tokenizers, not a LenVM, or a response longer than a
+            model's context.
+    """
+    tokenizer = load_tokenizer(lenvms[0])
+    responses = [_response(tokenizer, row, chosen.notes) for row in chosen.rows]
+    models = []
+    for path, name in zip(lenvms, short_names(lenvms), strict=True):
+        model: Any = LengthValueModel.from_pretrained(path)
+        check_tokenizer(model.config, tokenizer)
+        models.append({"name": name, "path": str(path), **_facts(model.config)})
+        for response, series in zip(responses, _series(model, chosen.rows), strict=True):
+            response["series"].append(series)
+    return {
+        "title": title,
+        "models": models,
+        "responses": responses,
+        "left_out": chosen.left_out,
+    }
+
+
+def short_names(paths: Sequence[str | Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart, e.g. `a/lenvm` and `b/lenvm`."""
+    parts = [Path(path).resolve().parts for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ValueError(f"the same LenVM was given twice: {', '.join(map(str, paths))}.")
+
+
+def _facts(config: Any) -> dict[str, Any]:
+    policy = (config.policy or {}).get("name")
+    return {"gamma": config.require_gamma(), "target": config.target, "policy": policy}
+
+
+def _response(tokenizer: Any, row: Rollout, notes: Iterable[str]) -> dict[str, Any]:
+    special = set(tokenizer.all_special_ids)
+    messages = row.prompt_messages or []
+    return {
+        "id": row.prompt_id,
+        "sample": row.sample_id,
+        "source": row.data_source,
+        "truth": row.ground_truth,
+        "ended": not row.truncated,
+        "prompt": "\n\n".join(
+            m["content"] if m["role"] == "user" else f"[{m['role']}] {m['content']}"
+            for m in messages
+        )
+        or tokenizer.decode(list(row.prompt_ids)),
+        "prompt_tokens": len(row.prompt_ids),
+        "tokens": token_texts(tokenizer, row.response_ids, before=row.prompt_ids),
+        "special": [i for i, token in enumerate(row.response_ids) if token in special],
+        "notes": list(notes),
+        "series": [],
+    }
+
+
+def _series(model: LengthValueModel, rows: Sequence[Rollout]) -> list[dict[str, list[Any]]]:
+    """Numbers along every row, in the order of the rows."""
+    by_row = {id(row): z for row, z in iter_logits(model, rows)}
+    return [_numbers(model.config, by_row[id(row)], ended=not row.truncated) for row in rows]
+
+
+def _numbers(config: Any, z: Tensor, *, ended: bool) -> dict[str, list[Any]]:
+    space = config_space(config)
+    u = -value_of_logit(z.double(), **space)
+    scores = td_scores(u, gamma=space["gamma"], ended=ended)
+    return {
+        "length": [float(f"{x:.5g}") for x in predicted_length(z, **space).tolist()],
+        "u": [round(x, 6) for x in u.tolist()],
+        "score": [None if x != x else round(x, 6) for x in scores.tolist()],
+    }

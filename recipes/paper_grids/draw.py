@@ -91,7 +91,7 @@ def plot_choices(figure: Figure, tables: Tables) -> bool:
         ("target", "length_error", "mean |length error| (tokens)", "(5a) target"),
         ("batches", "mse", "held-out MSE of the value", "(5b) batches"),
         ("precision", "mse", "held-out MSE of the value", "(5c) precision"),
-        ("weighting", "u_bias_s0", "mean predicted - true horizon at s_0", "(E) weighting"),
+        ("weighting", "u_bias_s0", "mean predicted - true u at s_0", "(E) weighting"),
     ]
     panels = [panel for panel in panels if _labels(tables["curves"], panel[0])]
     if not panels:

@@ -1,6 +1,6 @@
 """A policy whose values are known: after each token it ends with a probability set by the prompt.
 
-Every state of prompt k has E[gamma**l] = p_k gamma / (1 - (1 - p_k) gamma), so the mean horizon,
+Every state of prompt k has E[gamma**l] = p_k gamma / (1 - (1 - p_k) gamma), so the mean u,
 the true value and the best possible prediction are exact numbers.
 """
 
@@ -58,7 +58,7 @@ def write(path, rows):
 
 
 class Oracle(nn.Module):
-    """The true value at every state, in a LenVM's clothes; `bias` shifts its horizons."""
+    """The true value at every state, in a LenVM's clothes; `bias` shifts its u."""
 
     def __init__(self, *, bias=0.0, sha=SHA, context=10_000):
         super().__init__()

@@ -9,7 +9,7 @@ from lenvm_rl.model.baselines import NaivePredictors
 GAMMA = 0.9
 
 
-def test_mean_is_taken_over_horizons():
+def test_mean_is_taken_over_u():
     naive = NaivePredictors.fit([3, 3], [1, 10], gamma=GAMMA)
     u = (1 - 0.9 + 1 - 0.9**10) / 2
     assert naive.mean_u == pytest.approx(u)
@@ -18,7 +18,7 @@ def test_mean_is_taken_over_horizons():
     assert guess["linear"].item() == pytest.approx(guess["mean"].item())  # one prompt length
 
 
-def test_linear_is_least_squares_on_horizons():
+def test_linear_is_least_squares_on_u():
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(2, 30, (200,), generator=generator)
     lengths = x // 2 + torch.randint(1, 5, (200,), generator=generator)

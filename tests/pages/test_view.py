@@ -18,8 +18,13 @@ from lenvm_rl.model import (
 )
 from lenvm_rl.model.forward import iter_logits
 from lenvm_rl.pages.token_text import token_texts
-from lenvm_rl.pages.view import view_rollouts, view_text
-from lenvm_rl.pages.view_data import choose_rollouts, page_data, short_names
+from lenvm_rl.pages.view import (
+    choose_rollouts,
+    page_data,
+    short_names,
+    view_rollouts,
+    view_text,
+)
 from lenvm_rl.rollouts import Rollout, RolloutWriter
 from tests.tiny import make_policy, make_tokenizer
 
@@ -75,7 +80,7 @@ def test_numbers_are_those_of_each_model(lenvms, rollouts, tmp_path):
         for response in data["responses"]:
             u = torch.sigmoid(logits[response["id"], response["sample"]].double()).tolist()
             numbers = response["series"][m]
-            assert numbers["horizon"] == pytest.approx(u, abs=1e-6)
+            assert numbers["u"] == pytest.approx(u, abs=1e-6)
             lengths = [u_to_length(x, gamma=gamma).item() for x in u]
             assert numbers["length"] == pytest.approx(lengths, rel=1e-4)
             after = [*u[1:], 0.0]

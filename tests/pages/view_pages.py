@@ -28,7 +28,7 @@ def page(tokens: list[str], *, models: int = 1, gamma: float = 0.99) -> dict[str
         series.append(
             {
                 "length": [round(x, 2) for x in guess.tolist()],
-                "horizon": [round(x, 6) for x in u.tolist()],
+                "u": [round(x, 6) for x in u.tolist()],
                 "score": [round(x, 6) for x in scores.tolist()],
             }
         )

@@ -175,7 +175,7 @@ def evaluate(
 
 @dataclass(frozen=True, eq=False)
 class _Along:
-    """One response with the horizons along it."""
+    """One response with the discounted lengths along it."""
 
     row: Rollout
     u: Tensor  # [L] before each token

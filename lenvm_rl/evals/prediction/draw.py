@@ -108,7 +108,7 @@ def _prompts(axes: Axes, table: Table, figures: Mapping[str, Any]) -> None:
     values = [row[name] for row in table for name in ("measured", "lenvm")]
     _diagonal(axes, 0.9 * min(values), 1.1 * max(values))
     _log_axes(axes, "x", "y")
-    axes.set_xlabel("measured length of the mean horizon, L_GT (tokens)")
+    axes.set_xlabel("measured, L_GT: length of the mean u (tokens)")
     axes.set_ylabel("predicted at the prompt boundary (tokens)")
     floor = figures.get("mre_noise_floor", float("nan"))
     noise = f", noise floor of MRE {floor:.3f}" if floor == floor else ""
@@ -135,8 +135,8 @@ def _states(axes: Axes, table: Table, figures: Mapping[str, Any]) -> None:
     )
     axes.figure.colorbar(points, ax=axes, label="relative position of the state, t / L")
     _diagonal(axes, 0.0, 1.02 * max(*truth, *predicted))
-    axes.set_xlabel("Monte Carlo horizon, mean of 1 - gamma^l (bars: 1 standard error)")
-    axes.set_ylabel("predicted horizon, -V")
+    axes.set_xlabel("Monte Carlo: mean of u = 1 - gamma^l (bars: 1 standard error)")
+    axes.set_ylabel("predicted u, -V")
     axes.set_title(
         f"{len(table)} states x {figures['continuations_per_state']:.0f} continuations: R2 "
         f"{figures['r2_monte_carlo']:.3f} noise-corrected, {figures['r2_monte_carlo_raw']:.3f} raw",
@@ -173,8 +173,8 @@ def _calibration(axes: Axes, table: Table, figures: Mapping[str, Any]) -> None:
     actual = [row["actual"] for row in table]
     axes.plot(predicted, actual, marker="o", color=_COLOURS["lenvm"])
     _diagonal(axes, 0.0, 1.05 * max(*predicted, *actual))
-    axes.set_xlabel("mean predicted horizon, -V")
-    axes.set_ylabel("mean outcome, 1 - gamma^l")
+    axes.set_xlabel("mean predicted u, -V")
+    axes.set_ylabel("mean outcome, u = 1 - gamma^l")
     tokens = sum(row["tokens"] for row in table)
     axes.set_title(
         f"{tokens:,} tokens in {len(table)} bins of equal count, calibration error "
@@ -209,7 +209,7 @@ def _state_positions(axes: Axes, table: Table, figures: Mapping[str, Any]) -> No
     axes.set_ylim(0, 1.25 * top)
     axes.set_xticks(list(places), names)
     axes.set_xlabel("relative position of the state in its response")
-    axes.set_ylabel("horizon")
+    axes.set_ylabel("discounted length u")
     axes.set_title("Calibration by position, against Monte Carlo values", fontsize=10)
     axes.legend(fontsize=8, loc="upper right")
 
@@ -267,8 +267,8 @@ def _position_calibration(axes: Axes, table: Table, figures: Mapping[str, Any]) 
             label=f"{100 * position:.0f} % of the response",
         )
     _diagonal(axes, 0.0, 1.05 * max(max(row["predicted"], row["actual"]) for row in table))
-    axes.set_xlabel("mean predicted horizon, -V")
-    axes.set_ylabel("mean outcome, 1 - gamma^l")
+    axes.set_xlabel("mean predicted u, -V")
+    axes.set_ylabel("mean outcome, u = 1 - gamma^l")
     axes.set_title(
         "Ten bins each, against single outcomes (inside responses a perfect\n"
         "model leaves the diagonal: the position is known only afterwards)",

@@ -214,7 +214,7 @@ def position_table(
     for name, guess_BP in guesses.items():
         error = relative_error(guess_BP.double(), left_BP.double()).mean(0)
         absolute = (guess_BP - left_BP).double().abs().mean(0)
-        # A value model that predicts a mean horizon is scored on it; others on their length's.
+        # A value model that predicts a mean u is scored on it; others on that of their length.
         u_hat = (
             -value_of_logit(z_BP, **model_space(model))
             if name == "lenvm"
@@ -236,7 +236,7 @@ def position_table(
 
 
 def position_calibration(model: LengthValueModel, along: Sequence[Along]) -> Table:
-    """Mean outcome against mean prediction (horizons) at `CALIBRATED`, in ten bins of equal count.
+    """Mean outcome against mean prediction (both u) at `CALIBRATED`, in ten bins of equal count.
 
     See the module: inside responses a perfect model's curve is not the diagonal.
     """

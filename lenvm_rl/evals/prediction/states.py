@@ -151,7 +151,7 @@ def sample_states(
 
 
 def state_table(model: LengthValueModel, reader: RolloutReader, *, token_budget: int) -> Table:
-    """One row per state: the model's horizon u = -V and the mean of its continuations.
+    """One row per state: the model's discounted length u = -V and the mean of its continuations.
 
     Args:
         model: a LenVM with its gamma.

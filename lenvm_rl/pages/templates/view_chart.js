@@ -57,7 +57,7 @@ function drawChart() {
 }
 
 function highest() {
-  if (state.view === "horizon") return 1;
+  if (state.view === "u") return 1;
   let top = 1;
   for (let i = state.from; i < state.to; i++) {
     top = Math.max(top, truth(0, i));
@@ -164,7 +164,7 @@ function drawAxes(context) {
     context.fillStyle = ink("--line");
     context.fillRect(EDGE.left, plot.y(v), plot.inner, 0.7);
     context.fillStyle = ink("--soft");
-    const text = state.view === "horizon" ? v.toFixed(2) : v.toLocaleString("en");
+    const text = state.view === "u" ? v.toFixed(2) : v.toLocaleString("en");
     context.fillText(text, EDGE.left - 8, plot.y(v));
   }
   context.textAlign = "center";
@@ -178,7 +178,7 @@ function drawAxes(context) {
   context.translate(12, (EDGE.top + plot.bottom) / 2);
   context.rotate(-Math.PI / 2);
   context.textBaseline = "middle";
-  const units = { remaining: "tokens left", total: "tokens in all", horizon: "horizon u" };
+  const units = { remaining: "tokens left", total: "tokens in all", u: "discounted length u" };
   context.fillText(units[state.view], 0, 0);
   context.restore();
   context.textAlign = "right";

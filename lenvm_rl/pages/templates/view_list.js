@@ -58,15 +58,15 @@ function drawReadout() {
   const rows = [["", "left before", "left after", "shift s", "in tokens", "u before"]];
   const count = response().tokens.length;
   page.models.forEach((model, m) => {
-    const { length, horizon, score } = series(m);
+    const { length, u, score } = series(m);
     if (i < 0) {
-      rows.push([model.name, tokens(length[0]), "", "", "", horizon[0].toFixed(3)]);
+      rows.push([model.name, tokens(length[0]), "", "", "", u[0].toFixed(3)]);
       return;
     }
     const after = i + 1 < count ? length[i + 1] : response().ended ? 0 : null;
     const shift = after === null ? null : after - (length[i] - 1);
     rows.push([model.name, tokens(length[i]), tokens(after), signed(score[i], digits),
-      signed(shift, 1), horizon[i].toFixed(3)]);
+      signed(shift, 1), u[i].toFixed(3)]);
   });
   const left = count - Math.max(i, 0);
   const atLeast = response().ended ? "" : "≥ ";

@@ -32,14 +32,14 @@ const focused = () => (state.hover >= 0 ? state.hover : state.pin);
 // The number that a view draws, before token i.
 function shown(model, i) {
   const numbers = series(model);
-  if (state.view === "horizon") return numbers.horizon[i];
+  if (state.view === "u") return numbers.u[i];
   return state.view === "total" ? i + numbers.length[i] : numbers.length[i];
 }
 
 // What a model that knew the end would say; for a cut response, the least it could be.
 function truth(model, i) {
   const left = response().tokens.length - i;
-  if (state.view === "horizon") return 1 - Math.pow(page.models[model].gamma, left);
+  if (state.view === "u") return 1 - Math.pow(page.models[model].gamma, left);
   return state.view === "total" ? response().tokens.length : left;
 }
 
