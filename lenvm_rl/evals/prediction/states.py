@@ -22,8 +22,10 @@ from lenvm_rl.evals.prediction.errors import Table, group_lengths
 from lenvm_rl.model import LengthValueModel
 from lenvm_rl.model.forward import iter_logits, model_space
 from lenvm_rl.rollouts import Rollout, RolloutReader
+from lenvm_rl.sampling.fill import SamplingReport, fill
+from lenvm_rl.sampling.run import EngineFacts, SamplingRun, Task, TokenSampling
+from lenvm_rl.sampling.transformers.engine import TransformersEngine
 from lenvm_rl.sampling.transformers.sampler import ContinuousSampler
-from lenvm_rl.sampling.transformers.to_file import SamplingReport, Task, sample_tasks
 
 QUARTERS = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
 
@@ -138,16 +140,15 @@ def sample_states(
         )
         for state, ids in states
     ]
-    return sample_tasks(
-        sampler,
-        tasks,
-        out,
+    facts = EngineFacts(
+        policy=policy_name,
         tokenizer_sha=reader.metadata["tokenizer_sha"],
-        policy_name=policy_name,
-        seed=seed,
-        progress=progress,
-        **settings,
+        vocab_size=sampler.vocab_size,
+        eos_ids=sorted(sampler.eos_token_ids),
     )
+    engine = TransformersEngine(sampler, facts)
+    run = SamplingRun.of(engine, tasks, TokenSampling(seed=seed, **settings))
+    return fill(run, out, engine, progress=progress)
 
 
 def state_table(model: LengthValueModel, reader: RolloutReader, *, token_budget: int) -> Table:
