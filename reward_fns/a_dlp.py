@@ -3,7 +3,7 @@
     r      = c - lambda * n
     lambda <- max(0, lambda + step * (accuracy - reference))        after every batch
 
-c task score, n response tokens, lambda reward per token, accuracy share of right answers in the
+c task score, n response tokens, lambda reward per token, accuracy share of correct answers in the
 batch.
 
 Source: Su and Cardie, "Thinking Fast and Right", arXiv 2505.18298; official code JinyanSu1/A-DLP,

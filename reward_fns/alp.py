@@ -2,8 +2,9 @@
 
     r = c - beta * n * max(p, 1 / K)
 
-c task score, n response tokens, p share of right answers among the prompt's K samples, beta reward
-per token of a prompt that is always solved. A prompt nobody solves keeps the price of one in K.
+c task score, n response tokens, p share of correct answers among the prompt's K samples, beta
+reward per token of a prompt that is always solved. A prompt nobody solves keeps the price of one in
+K.
 
 Source: Xiang et al., "Just Enough Thinking", arXiv 2506.05256, beta = 1e-7; no official code.
 Summaries of the paper differ in one factor: some divide beta by a constant N, the longest trace.

@@ -1,9 +1,10 @@
-"""Arora and Zanette: right answers lose up to a share alpha, by their length among right answers.
+"""Arora and Zanette: correct answers lose up to a share alpha, by their length among correct
+answers.
 
     r = c * (1 - alpha * sigmoid((n - mean) / (std + 1e-7)))
 
 c task score, n response tokens; mean and std (divisor: number of samples) of the tokens of the
-prompt's right answers. A single right answer earns c * (1 - alpha / 2); wrong ones earn 0.
+prompt's correct answers. A single correct answer earns c * (1 - alpha / 2); wrong ones earn 0.
 
 Source: Arora and Zanette, "Training Language Models to Reason Efficiently", arXiv 2502.04463;
 official code Zanette-Labs/efficient-reasoning, `reward_server/math_server.py`, with alpha = 0.1 as

@@ -1,10 +1,10 @@
-"""Cosine: right answers earn more when short, wrong ones lose less when long.
+"""Cosine: correct answers earn more when short, wrong ones lose less when long.
 
     r = r_L + (r_0 - r_L) / 2 * (1 + cos(pi * min(n / L_max, 1)))
 
 n response tokens, L_max longest response; (r_0, r_L) rewards at 0 and at L_max tokens: (1, 0.5) for
-right answers, (-1, -0.5) for wrong ones. Beyond L_max the reward stays at r_L (a bare cosine would
-rise again).
+correct answers, (-1, -0.5) for wrong ones. Beyond L_max the reward stays at r_L (a bare cosine
+would rise again).
 
 Sources: Yeo et al., "Demystifying Long Chain-of-Thought Reasoning", arXiv 2502.03373 (other end
 points, and a penalty beyond L_max); the end points are those of `get_cosine_scaled_reward` in
@@ -37,8 +37,8 @@ def cosine(
         correct: task score in [0, 1]; only whether it is right counts.
         tokens: response tokens, EOS included.
         max_tokens: tokens at which the `_long` rewards are reached.
-        right_short: reward of a right answer of 0 tokens.
-        right_long: reward of a right answer of `max_tokens` or more.
+        right_short: reward of a correct answer of 0 tokens.
+        right_long: reward of a correct answer of `max_tokens` or more.
         wrong_short: reward of a wrong answer of 0 tokens.
         wrong_long: reward of a wrong answer of `max_tokens` or more.
 

@@ -1,18 +1,18 @@
-"""GRPO-LEAD: right answers decay with their length among right answers; wrong ones cost 1.
+"""GRPO-LEAD: correct answers decay with their length among correct answers; wrong ones cost 1.
 
     z = (n - mean) / (std + 1e-6)
-    r = c * exp(-alpha * z)      right answers
+    r = c * exp(-alpha * z)      correct answers
     r = -1                       wrong answers
 
 c task score, n response tokens; mean and std (divisor: number of samples less one; 1 for a single
-right answer) of the tokens of the prompt's right answers.
+correct answer) of the tokens of the prompt's correct answers.
 
 Source: Zhang and Zuo, "GRPO-LEAD", arXiv 2504.09696; official code aeroplanepaper/GRPO-LEAD,
 `verl/verl/trainer/main_ppo.py`, with alpha = 0.05. The code leaves prompts alone whose three
 shortest samples average at most 4,000 tokens; `min_tokens` is that threshold, 0 here because it
 belongs to 8k to 32k contexts. exp is cut off at +-20 so that a reward stays finite for any alpha.
 The paper's third part, weights of *advantages* by difficulty (0.4 + 1.1 / (1 + exp(10 (p - 0.75)))
-with p the share of right answers, 1 - p for negative advantages), belongs to an estimator and is
+with p the share of correct answers, 1 - p for negative advantages), belongs to an estimator and is
 not part of this reward.
 """
 

@@ -1,12 +1,12 @@
-"""HAPO: shorter than the shortest right answer this prompt has ever had.
+"""HAPO: shorter than the shortest correct answer this prompt has ever had.
 
     f = cos(pi / 2 * min(n / h, 2))
-    r = c + weight * max(f, -0.7)      right answers
+    r = c + weight * max(f, -0.7)      correct answers
     r = c + weight * min(f, 0)         wrong answers
     r = c                              while h is unknown
 
-c task score, n response tokens, h tokens of the shortest right answer to the prompt so far. With
-weight <= 1 every right answer stays above every wrong one.
+c task score, n response tokens, h tokens of the shortest correct answer to the prompt so far. With
+weight <= 1 every correct answer stays above every wrong one.
 
 Source: Huang, Zhang and Cardie, "HAPO", arXiv 2505.11225; official code HCY123902/HAPO, `utils.py`
 and `grpo_trainer.py` (mode "min", type "cosine", weight 1). As there, a batch is rewarded by the
@@ -26,7 +26,7 @@ LOWEST_RIGHT = -0.7
 
 
 class Hapo(Stateful):
-    """Stateful reward; `shortest` maps a prompt to the tokens of its shortest right answer.
+    """Stateful reward; `shortest` maps a prompt to the tokens of its shortest correct answer.
 
     Args:
         weight: of the length term, in [0, 1].
@@ -66,7 +66,7 @@ class Hapo(Stateful):
     def learn(
         self, correct: Sequence[float], tokens: Sequence[float], prompt_ids: Sequence[str]
     ) -> dict[str, float]:
-        """Remember the batch's shortest right answers.
+        """Remember the batch's shortest correct answers.
 
         Returns:
             `prompts_with_history`, the number of prompts ever answered right.
@@ -86,7 +86,7 @@ class Hapo(Stateful):
 
 
 def _length_reward(count: float, history: float | None, *, right: bool) -> float:
-    """f, cut off below for right answers and above for wrong ones; 0 without a history.
+    """f, cut off below for correct answers and above for wrong ones; 0 without a history.
 
     A history of 0 tokens (an empty response that was graded right) counts as none, as in the
     official code.

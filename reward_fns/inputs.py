@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 LONGEST = 1e12  # tokens; a larger count is garbage
-RIGHT = 0.5  # a task score from here on counts as a right answer where a formula asks yes or no
+RIGHT = 0.5  # a task score from here on counts as a correct answer where a formula asks yes or no
 
 REMEDY = (
     "length rewards count token ids, never characters: set reward.reward_manager.name=lenvm_length "
@@ -23,7 +23,7 @@ REMEDY = (
 
 
 def is_correct(score: float) -> bool:
-    """Whether a task score counts as a right answer: at least 0.5."""
+    """Whether a task score counts as a correct answer: at least 0.5."""
     return score >= RIGHT
 
 

@@ -1,11 +1,11 @@
 """Kimi k1.5: reward by the rank of a response's length between the shortest and the longest.
 
     lambda = 1/2 - (n - n_min) / (n_max - n_min)         0 where n_max = n_min
-    r = c + weight * lambda              right answers
+    r = c + weight * lambda              correct answers
     r = c + weight * min(0, lambda)      wrong answers
 
 n response tokens, n_min and n_max over all samples of the prompt, right or wrong; c task score.
-A wrong answer is never paid for being short. At weight 1 the longest right answer earns 1/2, the
+A wrong answer is never paid for being short. At weight 1 the longest correct answer earns 1/2, the
 longest wrong one -1/2.
 
 Source: Kimi Team, "Kimi k1.5", arXiv 2501.12599, section 2.3.3 (no official code). The same

@@ -3,7 +3,7 @@
     r = c * clip(alpha * (n* - n) + delta, 0, 1)
 
 c task score, n response tokens, n* the allowed tokens (a column of the data), alpha reward per
-token, delta the reward of a right answer that ends exactly at n*. A wrong answer earns 0 at any
+token, delta the reward of a correct answer that ends exactly at n*. A wrong answer earns 0 at any
 length; a right one is paid for tokens left over, up to 1.
 
 Source: Aggarwal and Welleck, "L1", arXiv 2503.04697 (LCPO-Max), alpha = 3e-4 and delta = 0.5. The

@@ -1,17 +1,17 @@
-"""LASER and LASER-D: a bonus for right answers within a target length.
+"""LASER and LASER-D: a bonus for correct answers within a target length.
 
-    r = c + bonus * 1[n <= L]         right answers
+    r = c + bonus * 1[n <= L]         correct answers
     r = wrong                         wrong answers
 
 c task score, n response tokens, L target length in tokens: one for all prompts (LASER), or one per
 difficulty that follows the policy (LASER-D):
 
-    d     easy, medium or hard: share of right answers in the group >= 2/3, >= 1/3, less
+    d     easy, medium or hard: share of correct answers in the group >= 2/3, >= 1/3, less
     L(d)  smallest target of the grid with  floor(coverage(L, d) * k(d)) >= 1
 
 coverage(L, d) share of the monitored responses of difficulty d with at most L tokens; k(d) right
 answers that a group of K samples of that difficulty has at least: floor(2K/3), floor(K/3) and 1,
-but never 0. So a target is never so short that no right answer of a group is expected within it.
+but never 0. So a target is never so short that no correct answer of a group is expected within it.
 
 Source: Liu et al., "Learn to Reason Efficiently with Adaptive Length-based Reward Shaping", arXiv
 2505.15612; official code hkust-nlp/Laser, `verl/utils/reward_score/length_penalty.py` (type
@@ -52,7 +52,7 @@ def laser(
         correct: task score in [0, 1].
         tokens: response tokens, EOS included.
         target_tokens: longest response that earns the bonus.
-        bonus: added to right answers within the target.
+        bonus: added to correct answers within the target.
         wrong: reward of a wrong answer of any length.
 
     Raises:
@@ -69,7 +69,7 @@ compute_score = verl_reward(laser)
 
 
 def difficulty(pass_rate: float) -> str:
-    """`easy` from 2/3 of right answers on, `medium` from 1/3 on, else `hard`."""
+    """`easy` from 2/3 of correct answers on, `medium` from 1/3 on, else `hard`."""
     if pass_rate >= 2 / 3:
         return "easy"
     return "medium" if pass_rate >= 1 / 3 else "hard"
@@ -79,7 +79,7 @@ class LaserD(Stateful):
     """Stateful reward; `targets` holds the current L(d) in tokens.
 
     Args:
-        bonus: added to right answers within their target.
+        bonus: added to correct answers within their target.
         wrong: reward of a wrong answer.
         shortest: smallest target of the grid, tokens.
         longest: largest target, and every L(d) until the first change.
@@ -170,7 +170,7 @@ class LaserD(Stateful):
         self._batches = int(state["batches"])
 
     def _choose(self, level: str) -> float:
-        """Smallest target that leaves a right answer in reach; the longest where none does."""
+        """Smallest target that leaves a correct answer in reach; the longest where none does."""
         counts = self._monitored[level]
         for target in self._grid:
             covered = sum(count <= target for count in counts)

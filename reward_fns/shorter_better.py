@@ -1,8 +1,8 @@
-"""ShorterBetter: as long as the shortest right answer of the group.
+"""ShorterBetter: as long as the shortest correct answer of the group.
 
     r = alpha * c - beta * |n - n_sol|
 
-c task score, n response tokens; n_sol tokens of the shortest right answer, or the group's mean
+c task score, n response tokens; n_sol tokens of the shortest correct answer, or the group's mean
 where none is right; beta reward per token of distance.
 
 Source: Yi, Wang and Li, "ShorterBetter", arXiv 2504.21370; alpha = 2 and beta = 0.001 are the
@@ -31,7 +31,7 @@ def group_rewards(
     Args:
         correct: task scores in [0, 1].
         tokens: response tokens, EOS included.
-        beta: reward per token of distance from the shortest right answer.
+        beta: reward per token of distance from the shortest correct answer.
         alpha: weight of the task score.
 
     Raises:

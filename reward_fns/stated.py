@@ -24,8 +24,8 @@ _BARE = re.compile(
 def last_boxed(text: str) -> str | None:
     r"""Content of the last `\boxed{...}` with its braces balanced; None where there is none.
 
-    An unfinished box (the response was cut) is none, even if an earlier one is whole: the last
-    box is the answer. `\boxed` without content is a mention, not a box. Linear in the text.
+    An unfinished box (the response was truncated) is none, even if an earlier one is whole: the
+    last box is the answer. `\boxed` without content is a mention, not a box. Linear in the text.
     """
     return last_box(text)[1]
 

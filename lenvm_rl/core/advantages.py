@@ -1,4 +1,4 @@
-"""What is the length advantage of each token, and how does it join a task advantage?
+"""Length advantage of each token, and how it joins a task advantage.
 
 Objective form of length-aware RL (LenVM appendix C, eq. 19-27):
 
@@ -11,8 +11,8 @@ shortens, scale < 0 lengthens.
 In all answers, lambda = 1 is unbiased however stale the values are (V is a baseline of the state,
 and drops out) and carries the noise of the whole future; lambda -> 0 credits this one token, with
 the bias of the values. Stale values still cost: what they are off by moves every token's advantage
-the same way (`recalibration`). In right answers alone a baseline does not drop out, and the values
-have to be those of right answers (`right_answers`).
+the same way (`recalibration`). In correct answers alone a baseline does not drop out, and the
+values have to be those of correct answers (`correct_answers`).
 
 Shapes: B sequences, T response positions; position t is the state s_t before token t, as in
 `returns`. Masked positions may lie anywhere; their content never matters.
@@ -49,8 +49,8 @@ def length_advantage(
 
         delta_t = -(1 - gamma) + gamma V_{t+1} - V_t,     A_t = sum_k (gamma lam)**k delta_{t+k}
 
-    After EOS, V_L = 0. A completion cut by the token limit did not end: V_L is `end_value` where
-    given, else what Bellman's equation asks of its last state, so that its last delta is 0:
+    After EOS, V_L = 0. A completion truncated by the token limit did not end: V_L is `end_value`
+    where given, else what Bellman's equation asks of its last state, so that its last delta is 0:
 
         V_L = clip((V_{L-1} + (1 - gamma)) / gamma, -1, 0)
 
@@ -63,7 +63,7 @@ def length_advantage(
         finished: [B] bool, True where the completion ended by itself (EOS).
         gamma: per-token discount in (0, 1), the one the values were trained with.
         lam: in [0, 1].
-        end_value: [B], V after the last generated token, read in cut rows alone.
+        end_value: [B], V after the last generated token, read in truncated rows alone.
     Returns:
         [B, T] at least float32, in [-1, 1]; 0 where masked.
     Raises:

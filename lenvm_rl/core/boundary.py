@@ -1,4 +1,4 @@
-"""How long is the response to a prompt, and how well can that be known from samples?
+"""Length of the response to a prompt, and how well samples tell it.
 
 Shapes: P prompts, G samples per prompt. The ground truth at the prompt boundary s_0 is the length
 of the mean discounted length, not the mean length: the same average that the value is trained on

@@ -1,4 +1,4 @@
-"""Which next tokens does guidance choose between?
+"""Candidates: the next tokens that guidance chooses between.
 
 Shapes: R rows (requests), V vocabulary, K candidates, E EOS tokens.
 

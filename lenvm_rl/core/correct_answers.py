@@ -1,15 +1,15 @@
-"""The length term in right answers alone: against what it is judged, its unit, its bound.
+"""The length term in correct answers alone: against what it is judged, its unit, its bound.
 
-A term that only right answers get, c * (G - b) with c in [0, 1], is an advantage only if its
-expectation over right answers is zero: c depends on what follows, so a baseline b(s) does not
+A term that only correct answers get, c * (G - b) with c in [0, 1], is an advantage only if its
+expectation over correct answers is zero: c depends on what follows, so a baseline b(s) does not
 drop out as it does in all answers, but pays -b(s) for being right (E[c b grad log pi] =
-b grad P(right)). With V of all answers this teaches to be wrong wherever right answers are the
+b grad P(right)). With V of all answers this teaches to be wrong wherever correct answers are the
 long ones. Two baselines are sound:
 
-    correct b = V_c(s) = E[G | s, right], a LenVM trained on right answers: E[c (G - V_c) | s] = 0
-            whatever P(right) is, at any lambda
-    group   no critic: the mean of G over the right answers of the prompt that are as far along,
-            so the terms of right answers sum to 0 at every position (`centre_correct`); the
+    correct b = V_c(s) = E[G | s, correct], a LenVM trained on correct answers:
+            E[c (G - V_c) | s] = 0 whatever P(right) is, at any lambda
+    group   no critic: the mean of G over the correct answers of the prompt that are as far along,
+            so the terms of correct answers sum to 0 at every position (`centre_correct`); the
             gradient is that of E[G | right]
 
 and `all` is the V of all answers, as it was: an ablation.
@@ -26,19 +26,19 @@ from lenvm_rl.core.checks import as_float, check_fraction, check_same_shape, per
 
 BASELINES = ("correct", "group", "all")
 CLAMP = 0.25
-"""Share of a right answer's lead that its length term may take. In a world where 90 % of long and
+"""Share of a correct answer's lead that its length term may take. In a world where 90 % of long and
 30 % of short answers are right, .5 costs 5 points of accuracy, .25 less than one
 (scripts/bench/right_answers.py --right mostly_long)."""
 
 
 def centre_correct(x: Tensor, mask: Tensor, correct: Tensor, groups: Tensor) -> Tensor:
-    """`x` minus its mean over the right answers of the group at the same number of tokens.
+    """`x` minus its mean over the correct answers of the group at the same number of tokens.
 
         x_it - sum_j c_j x_jt / sum_j c_j,     j: rows of i's group that have a token t
 
     Token t is the t-th generated one, wherever the mask has it. So `sum_i c_i out_it = 0` for
     every group and t: nothing is paid for being right, or for going on. A part of `x` that
-    depends on group and t alone has no effect. A right answer alone at its position gets 0.
+    depends on group and t alone has no effect. A correct answer alone at its position gets 0.
 
     Args:
         x: [B, T], what follows from each token on, e.g. the return G_t.
@@ -64,7 +64,7 @@ def centre_correct(x: Tensor, mask: Tensor, correct: Tensor, groups: Tensor) -> 
 
 
 def correct_term(advantage: Tensor, mask: Tensor, correct: Tensor, *, how: str = "none") -> Tensor:
-    """A length advantage in right answers alone, in the unit of their own spread.
+    """A length advantage in correct answers alone, in the unit of their own spread.
 
     `normalise_advantage` over the tokens of rows with c > 0, times c: wrong answers, which get no
     term, have no say in its unit.
@@ -83,7 +83,7 @@ def correct_term(advantage: Tensor, mask: Tensor, correct: Tensor, *, how: str =
 
 
 def lead_over_wrong(task: Tensor, mask: Tensor, correct: Tensor, groups: Tensor) -> Tensor:
-    """By how much the task advantage of a right answer exceeds those of its group's wrong ones.
+    """By how much the task advantage of a correct answer exceeds those of its group's wrong ones.
 
         lead_i = m_i - max_j max(m_j, S_j / L_i),     j: rows of i's group with c = 0
 
@@ -114,7 +114,7 @@ def lead_over_wrong(task: Tensor, mask: Tensor, correct: Tensor, groups: Tensor)
 def clamp_to_lead(
     term: Tensor, task: Tensor, mask: Tensor, correct: Tensor, groups: Tensor, *, share: float
 ) -> Tensor:
-    """A scaled length term, bounded so that a right answer stays above its group's wrong ones.
+    """A scaled length term, bounded so that a correct answer stays above its group's wrong ones.
 
         -share * lead_i <= out_it <= share * lead_i,     lead_i as in `lead_over_wrong`
 
@@ -122,7 +122,7 @@ def clamp_to_lead(
     and the sum over a right row's tokens of `task + out` exceed those of every wrong row by
     (1 - share) of what they exceeded them by without it. Both sides are bounded alike, since a
     bound on one alone would move the mean. Where a group has no wrong answer, its rows have the
-    mean lead of the batch's right answers that have one: a prompt that happened to go well says
+    mean lead of the batch's correct answers that have one: a prompt that happened to go well says
     no more against long answers than others do. A batch without a wrong answer is left alone.
 
     Args:

@@ -1,4 +1,4 @@
-"""Which distribution over the candidates does a length request ask for?
+"""The distribution over the candidates that a length request asks for.
 
 Shapes: R rows (requests), K candidates. Every row has its own mode, gamma and numbers.
 

@@ -283,9 +283,9 @@ def shortest_of_group(
     with probability 1/k.
 
     All samples of a group are judged after the same number of tokens,
-    floor(position * shortest length of the group). Cut samples take no part, since nobody knows
-    when they would have ended; nor do groups whose samples are equally long. Predictions that tie
-    share the pick.
+    floor(position * shortest length of the group). Truncated samples take no part, since nobody
+    knows when they would have ended; nor do groups whose samples are equally long. Predictions that
+    tie share the pick.
 
     Args:
         lengths_left: [B, T], predicted tokens still to come at s_t (any decreasing order will do).

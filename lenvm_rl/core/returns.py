@@ -148,8 +148,8 @@ def td_scores(u: Tensor, *, gamma: float, ended: bool = True) -> Tensor:
         u: [..., L] discounted lengths at the states s_0 .. s_{L-1}, in [0, 1]: before each response
             token.
         gamma: per-token discount in (0, 1).
-        ended: the last token is an EOS, after which u = 0. False (cut by the token limit): the
-            state after the last token is not known, and its score is NaN.
+        ended: the last token is an EOS, after which u = 0. False (truncated by the token limit):
+            the state after the last token is not known, and its score is NaN.
     Returns:
         [..., L] unitless, in [-gamma, 1], float64 (the difference of two u near 1 cancels).
     Reference: LenVM section 5.4, eq. 16.

@@ -1,4 +1,4 @@
-"""How does a length value become a potential: for reward shaping, and for a budget?
+"""Potentials of a length value: for reward shaping, and for a budget.
 
 Shaping form (LenVM eq. 28-32): F_t = gamma Phi(s_{t+1}) - Phi(s_t) is added to the token rewards.
 It leaves the order of policies alone only if returns are discounted with the same gamma.
@@ -14,8 +14,8 @@ all samples of a prompt.
 Budget form (this project's): with a budget of n* tokens, Phi_t = -|t + l(s_t) - n*| / n* predicts
 the reward -|L - n*| / n* of the whole completion; its GAE spreads that reward over the tokens.
 
-A completion cut by the token limit ends in a state like any other, not in EOS: its end is its own
-last potential. So in an undiscounted sum it keeps that potential as a penalty, Phi_end - Phi_0.
+A completion truncated by the token limit ends in a state like any other, not in EOS: its end is its
+own last potential. So in an undiscounted sum it keeps that potential as a penalty, Phi_end - Phi_0.
 
 Shapes: B sequences, T response positions; position t is the state s_t before token t.
 """
@@ -58,7 +58,7 @@ def shaping_rewards(
         finished: [B] bool, True where the completion ended by itself.
         gamma: discount in (0, 1] with which the estimator discounts token rewards.
         scale: finite; > 0 shortens if Phi is a length value.
-        end_potential: [B], Phi after the last token of cut rows; None repeats their last Phi.
+        end_potential: [B], Phi after the last token of truncated rows; None repeats their last Phi.
     Returns:
         [B, T] at least float32; 0 where masked.
     Raises:
@@ -115,13 +115,13 @@ def budget_advantage(
         A_t = sum_k lam**k (Phi_{t+k+1} - Phi_t+k),     Phi_L = -|L - n*| / n* after EOS
 
     Undiscounted, so `A_t(lam=1) = Phi_L - Phi_t`: the sequence's own budget reward against what
-    was expected of it. A cut row ends in `end_left`, or repeats its last potential.
+    was expected of it. A truncated row ends in `end_left`, or repeats its last potential.
 
     Args:
         lengths_left, mask, budget, kind: as for `budget_potential`.
         finished: [B] bool, True where the completion ended by itself.
         lam: in [0, 1].
-        end_left: [B], tokens still to come after the last token, read in cut rows alone.
+        end_left: [B], tokens still to come after the last token, read in truncated rows alone.
     Returns:
         [B, T] at least float32; 0 where masked.
     """
@@ -163,7 +163,7 @@ def _end(
     *,
     after_eos: Tensor | float,
 ) -> Tensor:
-    """Potential after the last token [B]: the terminal one after EOS, its own in cut rows."""
+    """Potential after the last token [B]: the terminal one after EOS, its own in truncated rows."""
     check_same_shape(potential=phi, mask=mask)
     is_finished = check_finished(finished, mask)
     if of_truncated is None:

@@ -1,4 +1,4 @@
-"""What does the head predict, and against which label is it trained?
+"""Targets of the head: what it predicts, and the label it is trained against.
 
 Four parameterisations (LenVM section 5.1) that differ only in the map from logit to prediction
 and in the label; `l` is the remaining length in tokens, `scale` is `length_scale`:

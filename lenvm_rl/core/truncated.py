@@ -1,16 +1,16 @@
-"""What is the target of a completion that may have been cut by the token limit?
+"""Targets of completions, some of which the token limit may have truncated.
 
 Shapes: B sequences, T response positions; position t is the state s_t before token t, as in
 `returns`.
 
-A cut completion is not finished. With n tokens seen, the remaining length at state t is only
+A truncated completion is not finished. With n tokens seen, the remaining length at state t is only
 known to be longer than n - t. Three ways to treat it (`TRUNCATIONS`):
 
     drop        its states get weight 0; short responses are then over-represented
     bootstrap   lambda-returns that end in the model's own value of its last state
     censored    the bound n - t is the label, for a loss that is one-sided (`losses.censor`)
 
-Always report the share of cut completions beside the choice.
+Always report the share of truncated completions beside the choice.
 """
 
 import torch
@@ -37,7 +37,7 @@ TRUNCATIONS = ("drop", "bootstrap", "censored")
 def length_targets(
     response_mask: Tensor, finished: Tensor, *, truncated: str = "drop"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Remaining lengths with the weights that cut completions deserve.
+    """Remaining lengths with the weights that truncated completions deserve.
 
     For the parameterisations of `targets` other than `return`: pass the lengths to
     `targets.label`. Bootstrapping needs values, hence `value_targets`.
@@ -70,9 +70,10 @@ def value_targets(
     values: Tensor | None = None,
     bootstrap_value: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Value targets of the length reward, with cut completions dropped, bootstrapped or censored.
+    """Value targets of the length reward, with truncated completions dropped, bootstrapped or
+    censored.
 
-    Finished completions get lambda-returns (closed form at lam = 1). Cut completions:
+    Finished completions get lambda-returns (closed form at lam = 1). Truncated completions:
 
         drop        weight 0
         bootstrap   lambda-returns that end in V of the last state. `values` stops one state
@@ -84,16 +85,16 @@ def value_targets(
         response_mask: [B, T], non-zero at generated tokens.
         finished: [B] bool, True where the completion ended by itself (EOS).
         gamma: per-token discount in (0, 1).
-        lam: in [0, 1]; 1 is best in the paper and needs no values unless cut = "bootstrap".
+        lam: in [0, 1]; 1 is best in the paper and needs no values unless truncated = "bootstrap".
         truncated: one of `TRUNCATIONS`.
         values: [B, T], V(s_t); treated as constant.
-        bootstrap_value: [B], V after the last seen token, for cut = "bootstrap".
+        bootstrap_value: [B], V after the last seen token, for truncated = "bootstrap".
     Returns:
         targets: [B, T] float32 or better.
         weights: [B, T] float32, 0 or 1; multiply the loss by it and sum it for the denominator.
         censored: [B, T] bool, True where the loss must be one-sided.
     Raises:
-        ValueError: illegal gamma, lam or cut; shapes; values missing where needed.
+        ValueError: illegal gamma, lam or truncated; shapes; values missing where needed.
     """
     check_choice(truncated, name="truncated", known=TRUNCATIONS)
     check_fraction(lam, name="lam")

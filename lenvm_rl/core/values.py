@@ -192,8 +192,8 @@ def gamma_from_lengths(
 ) -> float:
     """Discount that suits a data set: `gamma_for_length` of a percentile of its lengths.
 
-    The percentile interpolates linearly between order statistics. The length of a completion cut
-    by the token limit is a lower bound: with many of them the result is too small.
+    The percentile interpolates linearly between order statistics. The length of a truncated
+    completion is a lower bound: with many of them the result is too small.
 
     Args:
         lengths: response lengths in tokens, all > 0, at least one; flattened.

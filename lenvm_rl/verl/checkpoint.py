@@ -1,4 +1,4 @@
-"""What is on disk after a checkpoint, and why is there a way back after a kill at any moment?
+"""Checkpoints on disk, written so that a kill at any moment leaves a way back.
 
     <trainer.default_local_dir>/
       global_step_20/

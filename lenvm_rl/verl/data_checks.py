@@ -1,4 +1,4 @@
-"""Checks of the data, before a run starts: is it what the settings take it for?
+"""Checks of the data, before a run starts, against what the settings take it for.
 
 Numbers per prompt, tools, pictures, and whether the run's reward function can grade every prompt.
 Known are the graders and sample rewards of `reward_fns`; other reward functions are not asked.

@@ -18,7 +18,7 @@ ALL_DONE = torch.tensor([True])
 
 
 def slow_advantage(values, mask, finished, gamma, lam, end):
-    """One row, one token at a time; `end` is V after the last token of cut rows."""
+    """One row, one token at a time; `end` is V after the last token of truncated rows."""
     out = torch.zeros_like(values)
     for b in range(mask.shape[0]):
         a, v_next = 0.0, 0.0 if finished[b] else float(end[b])

@@ -1,4 +1,4 @@
-"""The length term in right answers alone: zero in expectation, in a unit of its own, bounded."""
+"""The length term in correct answers alone: zero in expectation, in a unit of its own, bounded."""
 
 import pytest
 import torch

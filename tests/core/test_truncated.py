@@ -1,4 +1,4 @@
-"""Completions cut by the token limit: dropped, bootstrapped or censored."""
+"""Completions truncated by the token limit: dropped, bootstrapped or censored."""
 
 import math
 

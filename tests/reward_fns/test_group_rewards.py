@@ -61,7 +61,7 @@ def test_arora_zanette_single_and_equal_right_answers_lose_half_of_alpha():
 
 
 def test_shorter_better_measures_from_the_shortest_right_answer():
-    # shortest right answer 100; the wrong answer of 40 tokens does not set it
+    # shortest correct answer 100; the wrong answer of 40 tokens does not set it
     rewards = shorter_better.group_rewards([1, 1, 0], [100, 300, 40])
     assert rewards == pytest.approx([2.0, 1.8, -0.06])
 

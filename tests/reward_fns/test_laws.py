@@ -90,7 +90,7 @@ def test_stronger_settings_press_harder(name):
     group = [(1, 20), (1, 100), (0, 20), (1, 60)]
 
     def pressure(level):
-        """What 80 tokens cost a right answer, in units of what being right is worth."""
+        """What 80 tokens cost a correct answer, in units of what being right is worth."""
         short, long, wrong, _ = rewards_of(bench_reward(name, level, history=HISTORY), group)
         return (short - long) / (short - wrong)
 

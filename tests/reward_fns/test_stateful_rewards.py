@@ -88,8 +88,8 @@ def test_laser_d_starts_from_the_longest_target():
 
 def test_laser_d_chooses_the_smallest_target_with_a_right_answer_in_reach():
     reward = laser_d()
-    # easy prompt, 5 responses of 10, 20, 30, 40, 50 tokens, all right: 5 right answers at least in
-    # a group of 8, so a coverage of 1/5 is enough: 10 tokens. Hard prompt, one right answer
+    # easy prompt, 5 responses of 10, 20, 30, 40, 50 tokens, all right: 5 correct answers at least
+    # in a group of 8, so a coverage of 1/5 is enough: 10 tokens. Hard prompt, one correct answer
     # expected: all must be covered: 50 tokens.
     easy = ([1] * 5, [10, 20, 30, 40, 50], ["easy"] * 5)
     hard = ([0] * 5, [10, 20, 30, 40, 50], ["hard"] * 5)

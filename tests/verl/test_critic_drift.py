@@ -50,7 +50,7 @@ def test_cut_responses_do_not_count():
 
 def test_each_source_has_its_own_figures_over_all_batches():
     seen = ValidationDrift(gamma=GAMMA)
-    seen.add(rollouts(), estimate(0.1))  # a: 3 + 5 tokens, b: 1 (its other response was cut)
+    seen.add(rollouts(), estimate(0.1))  # a: 3 + 5 tokens, b: 1 (its other response was truncated)
     seen.add(rollouts(sources=["b"] * 4), estimate(-0.2, 1.0))  # b: 9 tokens
     metrics = seen.metrics()
     assert metrics["val-lenvm/a/value_rmse"] == pytest.approx(0.1)

@@ -87,7 +87,7 @@ def test_the_ablation_says_what_it_is(composed, policy, tmp_path, caplog):
     critic_of(composed, policy, path, applies_to="correct")
     assert not caplog.records
     critic_of(composed, policy, path, applies_to="correct", baseline="all")
-    assert "is an ablation: where right answers are the long ones" in caplog.text
+    assert "is an ablation: where correct answers are the long ones" in caplog.text
 
 
 def test_a_lenvm_that_was_never_trained_is_refused(composed, policy, lenvm):

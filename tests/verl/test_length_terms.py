@@ -130,7 +130,7 @@ def test_batch_std_gives_the_term_a_unit_of_its_own():
 
 
 def right_terms(rollouts, estimate, **given):
-    """advantage_term of settings that apply to right answers."""
+    """advantage_term of settings that apply to correct answers."""
     settings = PolicyLengthSettings(checkpoint="x", scale=1.0, applies_to="correct", **given)
     return lambda baseline: advantage_term(
         settings,

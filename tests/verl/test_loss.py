@@ -155,7 +155,7 @@ def test_a_dropped_completion_has_no_gradient_and_a_censored_one_only_when_too_s
         values = torch.nested.nested_tensor_from_jagged(logits, torch.tensor([0, 3, 6]))
         objective = LengthValueLoss(gamma=GAMMA, truncated=truncated)
         objective({"values": values}, hand_batch(finished=(True, False)))[0].backward()
-        return logits.grad[3:5]  # s_0 and s_1 of the cut completion
+        return logits.grad[3:5]  # s_0 and s_1 of the truncated completion
 
     assert gradient("drop", 0.0).abs().sum() == 0
     assert gradient("censored", 3.0).abs().sum() == 0  # predicts longer than what was seen

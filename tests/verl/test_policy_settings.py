@@ -132,8 +132,12 @@ def test_the_baseline_is_one_that_the_lenvm_can_give(given, answers, baseline):
             "all",
             "trained on all answers.*lenvm grade",
         ),
-        ({}, "correct", "trained on right answers alone.*Set lenvm.applies_to=correct"),
-        ({"applies_to": "correct", "baseline": "all"}, "correct", "trained on right answers alone"),
+        ({}, "correct", "trained on correct answers alone.*Set lenvm.applies_to=correct"),
+        (
+            {"applies_to": "correct", "baseline": "all"},
+            "correct",
+            "trained on correct answers alone",
+        ),
     ],
 )
 def test_a_baseline_that_the_lenvm_cannot_give_is_refused(given, answers, message):

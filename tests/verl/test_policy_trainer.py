@@ -158,7 +158,7 @@ def test_the_length_advantage_is_added_to_any_estimators(step, estimator):
 
 
 def test_of_all_answers_with_a_number_as_lambda_it_is_what_it_was(step):
-    """Bit for bit, whatever right answers, refits and automatic lambdas have brought."""
+    """Bit for bit, whatever correct answers, refits and automatic lambdas have brought."""
     task = verls(step, adv_estimator="grpo")
     given = {"normalise": "batch_std", "recalibrate": False, "lam": 0.7, "applies_to": "all"}
     queue, *_ = step({"adv_estimator": "grpo"}, **given)
@@ -168,7 +168,7 @@ def test_of_all_answers_with_a_number_as_lambda_it_is_what_it_was(step):
 
 
 def test_the_length_term_of_right_answers_alone(step):
-    """Against values of right answers, as it stands; against those of all, only if asked."""
+    """Against values of correct answers, as it stands; against those of all, only if asked."""
     task = verls(step, adv_estimator="grpo")
     right = torch.tensor(SCORES)[:, None]
     assert 0 < right.sum() < len(right)
@@ -191,7 +191,7 @@ def test_the_length_term_of_right_answers_alone(step):
 
 
 def test_values_of_right_answers_alone_are_no_baseline_of_all(step):
-    with pytest.raises(ValueError, match="trained on right answers alone, but lenvm.applies_to"):
+    with pytest.raises(ValueError, match="trained on correct answers alone, but lenvm.applies_to"):
         step({"adv_estimator": "grpo"}, answers="correct")
 
 

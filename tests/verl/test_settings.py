@@ -107,7 +107,7 @@ def test_the_demo_configuration_passes(config):
         ({"critic.model.use_liger": True}, "Set both to false"),
         ({"critic.fsdp.forward_only": True}, "has no optimiser"),
         ({"trainer.rollout_data_dir": "dump"}, "not dumped again"),
-        ({"data.truncation": "left"}, "would cut prompts"),
+        ({"data.truncation": "left"}, "would truncate prompts"),
     ],
 )
 def test_verl_settings_that_would_be_ignored_are_refused(config, keys, message):

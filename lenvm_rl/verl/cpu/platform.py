@@ -1,4 +1,4 @@
-"""What does verl need in order to train on a machine without an accelerator?
+"""Platform for verl on a machine without an accelerator.
 
 A platform object (verl's own extension point), process groups over gloo, and FSDP2 engines that
 do not pin memory. One CPU worker takes one Ray "GPU" slot, a plain count that `ray.init` is told

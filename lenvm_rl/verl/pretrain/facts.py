@@ -49,7 +49,7 @@ class RolloutFacts:
 
     @property
     def share_truncated(self) -> float:
-        """Share of completions that the token limit cut."""
+        """Share of completions that the token limit truncated."""
         return 1.0 - self.finished_rows / self.rows
 
     @property

@@ -7,7 +7,7 @@
                              completions
     mre_s0_noise_floor       what sampling alone puts into mre_s0; with 2+ completions per prompt
     relative_error/<p>       mean |l_hat - l| / l at p % of each response
-    share_truncated          share of completions that the token limit cut; no weight
+    share_truncated          share of completions that the token limit truncated; no weight
 
 Memory grows with prompts and completions (a few numbers each), not with tokens.
 """
@@ -141,7 +141,7 @@ def worker_metrics(output: Mapping[str, Any], *, prefix: str = "critic") -> dict
 
 
 def data_metrics(rows: Sequence[Rollout]) -> dict[str, float]:
-    """Completions, response tokens, mean length and share cut of a batch, under data/."""
+    """Completions, response tokens, mean length and share truncated of a batch, under data/."""
     lengths = [row.length for row in rows]
     return {
         "data/completions": len(rows),

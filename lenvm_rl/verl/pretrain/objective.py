@@ -55,7 +55,7 @@ class LengthValueLoss:
     lam: float = 1.0
     """Lambda of the returns; 1 is the closed form."""
     truncated: str = "drop"
-    """Completions cut by the token limit: drop, bootstrap or censored."""
+    """Completions truncated by the token limit: drop, bootstrap or censored."""
     boundary_weight: float = 1.0
     """Weight of s_0, the state before the first response token, where others have 1."""
 

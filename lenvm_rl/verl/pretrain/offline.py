@@ -21,7 +21,7 @@ from lenvm_rl.verl.pretrain.settings import LengthValueSettings
 logger = logging.getLogger(__name__)
 
 TRUNCATED_WARNING = 0.01
-"""Share of cut completions above which dropping them visibly biases what is learned."""
+"""Share of truncated completions above which dropping them visibly biases what is learned."""
 
 
 class NoGeneration:
@@ -50,7 +50,7 @@ class OfflineSource:
         batch_size: completions per update.
         epochs: passes over the file.
     Raises:
-        ValueError: every completion was cut and cut completions are dropped.
+        ValueError: every completion was truncated and truncated completions are dropped.
     """
 
     def __init__(
@@ -65,14 +65,14 @@ class OfflineSource:
         """Completions handed out since the start of the run."""
         if not self.rows:
             raise ValueError(
-                f"all {facts.rows} completions of {facts.path} were cut by the token limit, and "
-                "lenvm.truncated=drop leaves them out. Sample with more tokens, or set "
+                f"all {facts.rows} completions of {facts.path} were truncated by the token "
+                "limit, and lenvm.truncated=drop leaves them out. Sample with more tokens, or set "
                 "lenvm.truncated=censored."
             )
         if self._drop_truncated and facts.share_truncated > TRUNCATED_WARNING:
             logger.warning(
-                "%.1f %% of the completions in %s were cut by the token limit and are dropped: "
-                "short responses are over-represented. Sample with more tokens, or set "
+                "%.1f %% of the completions in %s were truncated by the token limit and are "
+                "dropped: short responses are over-represented. Sample with more tokens, or set "
                 "lenvm.truncated=censored.",
                 100 * facts.share_truncated,
                 facts.path,

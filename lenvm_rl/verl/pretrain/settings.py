@@ -1,4 +1,4 @@
-"""What can be set for `trainer_mode=lenvm_pretrain`, and which combinations are refused?
+"""Settings of `trainer_mode=lenvm_pretrain`, and the combinations that are refused.
 
 `LengthValueSettings` is the `lenvm:` block. `check_verl_settings` looks at verl's own keys: those
 that verl 0.9 silently ignores for critics either take effect here or are refused with a sentence.
@@ -45,7 +45,7 @@ class LengthValueSettings:
     lam: float = 1.0
     """Lambda of the returns in [0, 1]; 1 is best in the paper and has the closed form."""
     truncated: str = "drop"
-    """Completions cut by the token limit: drop, bootstrap or censored."""
+    """Completions truncated by the token limit: drop, bootstrap or censored."""
     boundary_weight: float = 1.0
     """Weight of the state before the first response token, where all others have 1. Lengths
     predicted from the prompt alone are learnt faster, values inside responses a little slower."""
@@ -235,8 +235,8 @@ def _refusals(config: DictConfig, critic: DictConfig) -> list[tuple[bool, str]]:
         ),
         (
             config.data.truncation == "error",
-            f"data.truncation={config.data.truncation} would cut prompts: the lengths would be "
-            "those of other prompts. Use error, and raise data.max_prompt_length.",
+            f"data.truncation={config.data.truncation} would truncate prompts: the lengths would "
+            "be those of other prompts. Use error, and raise data.max_prompt_length.",
         ),
     ]
 

@@ -156,8 +156,8 @@ class LengthValuePretrainer(PPOTrainer):
         facts = self._facts(self._val_rollouts, sha)
         if not facts.finished_rows:
             raise ValueError(
-                f"lenvm.val_rollouts={facts.path}: all {facts.rows} completions were cut by the "
-                "token limit, so no length is known to compare with. Sample with more tokens."
+                f"lenvm.val_rollouts={facts.path}: all {facts.rows} completions were truncated by "
+                "the token limit, so no length is known to compare with. Sample with more tokens."
             )
         return facts
 

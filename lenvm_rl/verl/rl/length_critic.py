@@ -208,7 +208,7 @@ class LengthCritic:
         baseline = self.settings.baseline_for(self.model.answers)
         if self.settings.applies_to == "correct" and baseline == "all":
             logger.warning(
-                "lenvm.baseline=all with lenvm.applies_to=correct is an ablation: where right "
+                "lenvm.baseline=all with lenvm.applies_to=correct is an ablation: where correct "
                 "answers are the long ones it teaches to be wrong "
                 "(scripts/bench/right_answers.py). Leave lenvm.baseline=auto to train a policy "
                 "that is to be used."
@@ -216,9 +216,9 @@ class LengthCritic:
         samples = config.actor_rollout_ref.rollout.n
         if baseline == "group" and samples < 2:
             raise ValueError(
-                f"lenvm.applies_to=correct with a LenVM of all answers judges a right answer among "
-                f"those of its prompt, but actor_rollout_ref.rollout.n={samples} makes one of "
-                "each. Sample several, give a LenVM of right answers (recipes/pretrain), or set "
+                f"lenvm.applies_to=correct with a LenVM of all answers judges a correct answer "
+                f"among those of its prompt, but actor_rollout_ref.rollout.n={samples} makes one "
+                "of each. Sample several, give a LenVM of correct answers (recipes/pretrain), or set "
                 "lenvm.applies_to=all."
             )
 

@@ -55,19 +55,19 @@ class PolicyLengthSettings(TermSettings):
     gamma_shape: float | str = AUTO
     """Discount of shaping. auto: algorithm.gamma where the estimator discounts, else 1."""
     baseline: str = AUTO
-    """Against what a right answer's length is judged with applies_to=correct, see
-    `lenvm_rl.core.correct_answers`. correct: the LenVM, trained on right answers (`lenvm grade`).
-    group: the right answers of its prompt, without the LenVM; lam has no effect. auto: `correct`
+    """Against what a correct answer's length is judged with applies_to=correct, see
+    `lenvm_rl.core.correct_answers`. correct: the LenVM, trained on correct answers (`lenvm grade`).
+    group: the correct answers of its prompt, without the LenVM; lam has no effect. auto: `correct`
     where the LenVM is one of correct answers, else `group`. all: a LenVM of all answers, an
-    ablation: where right answers are the long ones it teaches to be wrong."""
+    ablation: where correct answers are the long ones it teaches to be wrong."""
     recalibrate: bool | str = AUTO
     """Refit the critic's logits, two numbers, to every batch before use. auto: where it is frozen
     and part of the advantage (objective, budget)."""
     refresh: bool = False
     """Train the length critic on every batch of rollouts with the pretraining loss; a LenVM of
-    right answers on the right ones alone."""
+    correct answers on the correct ones alone."""
     truncated: str = "drop"
-    """What refresh makes of cut completions: drop, bootstrap or censored."""
+    """What refresh makes of truncated completions: drop, bootstrap or censored."""
     budget_column: str | None = None
     """Column of the data with every prompt's budget (response tokens, EOS included)."""
     rollout_guidance: dict[str, Any] | None = None
@@ -180,7 +180,7 @@ class PolicyLengthSettings(TermSettings):
         if self.applies_to == "all" or self.baseline == "all":
             if answers == "correct":
                 raise ValueError(
-                    f"lenvm.checkpoint={self.checkpoint} was trained on right answers alone, but "
+                    f"lenvm.checkpoint={self.checkpoint} was trained on correct answers alone, but "
                     f"lenvm.applies_to={self.applies_to}, lenvm.baseline={self.baseline} measure "
                     "against values of all answers. Set lenvm.applies_to=correct and leave "
                     "lenvm.baseline=auto, or give a LenVM of all answers."
@@ -189,8 +189,8 @@ class PolicyLengthSettings(TermSettings):
         if self.baseline == "correct" and answers != "correct":
             raise ValueError(
                 f"lenvm.baseline=correct, but lenvm.checkpoint={self.checkpoint} was trained "
-                "on all answers: against their values a right answer is punished for being as "
-                "long as it has to be. Train one on right answers (`lenvm grade` writes their "
+                "on all answers: against their values a correct answer is punished for being as "
+                "long as it has to be. Train one on correct answers (`lenvm grade` writes their "
                 "rollout file, see recipes/pretrain), or set lenvm.baseline=group."
             )
         if self.baseline == AUTO:

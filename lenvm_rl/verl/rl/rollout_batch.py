@@ -37,7 +37,7 @@ class Samples:
     lengths: Tensor
     """[S] tokens that the policy wrote in all outputs."""
     finished: Tensor
-    """[S] bool, True where no output was cut."""
+    """[S] bool, True where no output was truncated."""
     correct: Tensor
     """[S] task score."""
     groups: Tensor

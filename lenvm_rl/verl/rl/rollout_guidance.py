@@ -141,7 +141,7 @@ class RolloutGuidance:
             (
                 highest is None or target <= highest,
                 f"lenvm.rollout_guidance has target={target} at least, but data."
-                f"max_response_length={highest} cuts responses before. Raise that.",
+                f"max_response_length={highest} truncates responses before. Raise that.",
             ),
         )
         for holds, sentence in needed:
