@@ -218,8 +218,8 @@ class LengthCritic:
             raise ValueError(
                 f"lenvm.applies_to=correct with a LenVM of all answers judges a correct answer "
                 f"among those of its prompt, but actor_rollout_ref.rollout.n={samples} makes one "
-                "of each. Sample several, give a LenVM of correct answers (recipes/pretrain), or set "
-                "lenvm.applies_to=all."
+                "of each. Sample several, give a LenVM of correct answers (recipes/pretrain), or "
+                "set lenvm.applies_to=all."
             )
 
     def _check_tokenizer(self, critic: CriticConfig, policy: HFModelConfig) -> None:
