@@ -39,7 +39,6 @@ def calls(monkeypatch):
         if name in ("tradeoff", "length-control"):
             entry = entry._replace(small=f"{__name__}:SMALL_PROMPTS")
         monkeypatch.setitem(EVALUATIONS, name, entry)
-    monkeypatch.setattr(eval_all, "NOT_YET", ())
     monkeypatch.setattr(eval_all, "_sampled", lambda *given: f"{given[-1]}-rollouts")
     CALLS.clear()
     return CALLS

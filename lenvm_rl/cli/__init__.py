@@ -20,14 +20,12 @@ import difflib
 import json
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from lenvm_rl.cli.missing import what_is_missing
 from lenvm_rl.cli.table import COMMANDS, GONE, GROUPS, RENAMED, Answer, imported
 
-_OLD = ["evals", "tradeoff", "lifebench"]
 __all__ = ["COMMANDS", "GROUPS", "call", "main", "options_of_command"]
 
 
@@ -65,10 +63,6 @@ def call(argv: Sequence[str]) -> int:
         _show_commands(name)
         return 0 if rest else 2
     command = COMMANDS[name]
-    if command.function == "old":
-        for module in _OLD:
-            import_module(f"lenvm_rl.cli.{module}")
-        return import_module("lenvm_rl.cli.app").app(words, standalone_mode=False) or 0
     _check_old_options(name, rest)
     from rich.console import Console  # before transformers, which hides what it misses
 
@@ -90,15 +84,6 @@ def options_of_command(name: str) -> list[str]:
     """The options of a command as they are written, `--json` among them."""
     from lenvm_rl.cli.options import options_of
 
-    if COMMANDS[name].function == "old":
-        import typer.main
-
-        for module in _OLD:
-            import_module(f"lenvm_rl.cli.{module}")
-        command = typer.main.get_command(import_module("lenvm_rl.cli.app").app)
-        for word in name.split():
-            command = command.commands[word]
-        return [option for parameter in command.params for option in parameter.opts]
     options = options_of(imported(COMMANDS[name].function))
     return [option.flag for option in options.values()] + ["--json"]
 

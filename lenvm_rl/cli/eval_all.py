@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lenvm_rl.cli.table import NOT_YET, Answer, imported
+from lenvm_rl.cli.table import Answer, imported
 from lenvm_rl.evals import EVALUATIONS, Entry
 
 # Rollouts for two cores and the demo policy.
@@ -56,7 +56,6 @@ def eval_all(
     chosen = [
         _planned(name, entry, given, prompts, rollouts)
         for name, entry in EVALUATIONS.items()
-        if name not in NOT_YET
         if only is None or name in only
     ]
     outcomes = run_all(chosen, out, force=force, tell=tell)

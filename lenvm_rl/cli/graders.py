@@ -6,17 +6,10 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.rollouts.record import truth_text
-
-GraderOption = Annotated[
-    str,
-    typer.Option(help="auto (by data source), none, a name, or package.module:function."),
-]
 
 
 def graded(name: str, prompts: Sequence[Prompt]) -> tuple[list[Prompt], Any]:

@@ -78,19 +78,10 @@ COMMANDS = {
         _OWN + "eval_report", "Put all results under a directory on one page.", ("run",)
     ),
 }
-NOT_YET = ("tradeoff", "length-control")
 COMMANDS |= {
     f"eval {name}": Command(entry.run, entry.help, view=entry.view)
     for name, entry in EVALUATIONS.items()
-    if name not in NOT_YET
 }
-# Commands that are not moved yet.
-OLD = (
-    "eval tradeoff",
-    "eval control",
-    "eval lifebench",
-)
-COMMANDS |= {name: Command("old", "") for name in OLD}
 GROUPS = {
     "": "Length value models: generation length as a value to train, read and steer.",
     "eval": "Measure how good a LenVM is, and what steering by it does.",
@@ -106,6 +97,8 @@ def imported(place: str) -> Any:
 # Until version 0.3: old command -> the new one.
 GONE: dict[str, str] = {
     "generate": "`lenvm sample --engine vllm --lenvm DIR --equal N`",
+    "eval control": "`lenvm eval length-control`",
+    "eval lifebench": "`lenvm eval length-control`, which asks LIFEBench's prompts for its targets",
     **{
         f"eval {name}": f"`python -m recipes.paper_grids {name}`, in a clone of the repository"
         for name in ("scaling", "ablation")
@@ -126,4 +119,6 @@ RENAMED: dict[str, dict[str, str]] = {
     "serve": {"--model": "--policy"},
     "view": {"--cut": "--truncated"},
     "eval prediction": {"--heldout": "--rollouts"},
+    "eval length-control": {"--samples": "-n", "--unguided-samples": "--unguided-n"},
+    "eval tradeoff": {"--samples": "-n"},
 }

@@ -76,7 +76,7 @@ def lifebench_official_score(
 
     The percent in the exponent is the program's, not its paper's. The program leaves failed and
     empty generations out of its means; that is the caller's to do, see
-    `evals.lifebench_official`.
+    `lenvm_rl.evals.length_control.lifebench`.
 
     Args:
         length: words or tokens generated, any shape.

@@ -13,9 +13,9 @@ from lenvm_rl.prompts.sets import PROMPT_SETS
 from lenvm_rl.prompts.sets.load import SYNTAX, load_named_set, parse_set_name
 
 
-def resolve_policy(name: str) -> str:
+def resolve_policy(name: str | Path) -> str:
     """`demo` is the shipped policy; anything else is a directory or hub name as it stands."""
-    return str(policy_path()) if name == "demo" else name
+    return str(policy_path()) if str(name) == "demo" else str(name)
 
 
 def demo_prompts(count: int, *, seed: int) -> list[Prompt]:

@@ -4,7 +4,7 @@
     pretrain  a LenVM on the policy's trunk, by `python -m verl.trainer.main_ppo` (recipe `demo`)
     verify    on problems that it has not seen: predictions against many samples of each prompt,
               and values against Monte Carlo continuations from inside responses
-    steer     the same policy's answers made shorter by the LenVM, beside a hard token budget
+    guide     the same policy to shorter answers by the LenVM, beside a hard token budget
 
 Every stage resumes: a demo that was killed continues when it is started again.
 
@@ -30,12 +30,11 @@ from rich.table import Table
 from lenvm_rl.demo import policy_path, task
 from lenvm_rl.demo.launch import recipes_dir, run_trainer
 from lenvm_rl.demo.prompts import demo_prompts
-from lenvm_rl.evals.prediction import evaluate
-from lenvm_rl.evals.prediction.draw import view
+from lenvm_rl.evals.prediction import evaluate as prediction
+from lenvm_rl.evals.prediction.draw import view as prediction_view
 from lenvm_rl.evals.result import Result
-from lenvm_rl.evals.tradeoff.evaluate import TradeoffReport, TradeoffSettings
-from lenvm_rl.evals.tradeoff.run import run_tradeoff
-from lenvm_rl.evals.views import tradeoff_view
+from lenvm_rl.evals.tradeoff import evaluate as tradeoff
+from lenvm_rl.evals.tradeoff.draw import view as tradeoff_view
 from lenvm_rl.model import LengthValueModel, describe_policy, load_tokenizer, save_checkpoint
 from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.rollouts import LengthReport, length_report, report_table, split_by_prompt
@@ -45,7 +44,7 @@ TRAIN_PROMPTS, TRAIN_SAMPLES = 1900, 4
 VALIDATION_PROMPTS = 48  # of the training prompts: what verl's validation looks at
 HELDOUT_PROMPTS, HELDOUT_SAMPLES = 48, 64
 STATES, CONTINUATIONS = 192, 32
-STEERED_PROMPTS, STEERED_SAMPLES = 16, 4
+GUIDED_PROMPTS, GUIDED_SAMPLES = 16, 4
 BETAS = (-25.0, -6.0, -3.0)
 MAX_TOKENS = 512
 EPOCHS, BATCH = 3, 128
@@ -73,8 +72,8 @@ def run_demo(
     lenvm = pretrain(out, rows=lengths.overall.rows, seed=seed, console=console)
     console.rule("3/4  verify on problems it has not seen")
     report = verify(out, lenvm, seed=seed, console=console)
-    console.rule("4/4  steer: shorter answers, beside a hard budget")
-    steered = steer(out, lenvm, seed=seed, console=console).to_dict()
+    console.rule("4/4  guide: shorter answers, beside a hard budget")
+    guided = guide(out, lenvm, seed=seed, console=console).to_dict()
     figures = report.to_dict()
     summary = {
         "setup_s": setup_s,
@@ -88,8 +87,8 @@ def run_demo(
         "mre_naive_linear_corrected": figures["mre_naive_linear_corrected"],
         "r2_monte_carlo": figures["r2_monte_carlo"],
         "r2_monte_carlo_raw": figures["r2_monte_carlo_raw"],
-        "steered_kept": steered["accuracy_kept_there"],
-        "steered_length": steered["half_accuracy_length"],
+        "guided_kept": guided["accuracy_kept_there"],
+        "guided_length": guided["half_accuracy_length"],
         "gamma": figures["gamma"],
         "completions": lengths.overall.rows,
         "share_truncated": lengths.overall.share_truncated,
@@ -164,21 +163,19 @@ def heldout_prompts(seed: int) -> list[Prompt]:
     return [prompt for prompt in fresh if str(prompt.messages) not in taken][:HELDOUT_PROMPTS]
 
 
-def steer(out: Path, lenvm: Path, *, seed: int, console: Console) -> TradeoffReport:
+def guide(out: Path, lenvm: Path, *, seed: int, console: Console) -> Result:
     """Guide the policy to shorter answers of held-out problems."""
-    report = run_tradeoff(
-        str(policy_path()),
-        lenvm,
-        heldout_prompts(seed)[:STEERED_PROMPTS],
+    result = tradeoff.run(
+        policy_path(),
+        heldout_prompts(seed)[:GUIDED_PROMPTS],
         out / "tradeoff",
+        lenvm=lenvm,
         grader=task.grade,
-        settings=TradeoffSettings(
-            betas=BETAS, samples=STEERED_SAMPLES, max_tokens=MAX_TOKENS, seed=seed
-        ),
+        settings=tradeoff.Settings(betas=BETAS, n=GUIDED_SAMPLES, max_tokens=MAX_TOKENS, seed=seed),
         progress=True,
     )
-    console.print(tradeoff_view(report))
-    return report
+    console.print(tradeoff_view(result))
+    return result
 
 
 def verify(out: Path, lenvm: Path, *, seed: int, console: Console) -> Result:
@@ -192,15 +189,15 @@ def verify(out: Path, lenvm: Path, *, seed: int, console: Console) -> Result:
         seed=seed,
         progress=True,
     )
-    result = evaluate.run(
+    result = prediction.run(
         lenvm,
         out / "rollouts" / "heldout",
         out / "prediction",
         train=out / "rollouts" / "train",
         policy=policy_path(),
-        settings=evaluate.Settings(states=STATES, continuations=CONTINUATIONS, seed=seed),
+        settings=prediction.Settings(states=STATES, continuations=CONTINUATIONS, seed=seed),
     )
-    console.print(view(result))
+    console.print(prediction_view(result))
     return result
 
 
@@ -228,8 +225,8 @@ def summary_table(summary: dict[str, Any], out: Path, lenvm: Path) -> Table:
     )
     table.add_row(
         "shorter by guidance",
-        f"keeps {100 * summary['steered_kept']:.0f} % of the accuracy at "
-        f"{summary['steered_length']:.0f} tokens, where a hard cut keeps half",
+        f"keeps {100 * summary['guided_kept']:.0f} % of the accuracy at "
+        f"{summary['guided_length']:.0f} tokens, where a hard budget keeps half",
     )
     table.add_row(
         "trained on",

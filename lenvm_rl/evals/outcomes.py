@@ -1,7 +1,7 @@
-"""What became of sampled completions? Length, correctness, and how far the text left the policy.
+"""Outcomes of sampled completions: length, correctness, and how far the text left the policy.
 
-The same few numbers for guided and unguided completions, so that evaluations of control compare
-like with like. Lengths here are response tokens without EOS, the count that targets ask for.
+The same few numbers for guided and unguided completions, so that evaluations compare like with
+like. Lengths here are response tokens without EOS, the count that targets ask for.
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from lenvm_rl.sampling.transformers.sampler import Completion
+from lenvm_rl.prompts.prompt import Prompt
+from lenvm_rl.rollouts import Rollout, RolloutReader
+from lenvm_rl.sampling.run import forced_end
 
 Grader = Callable[[str, str], bool]
-"""(response text, ground truth) -> right or wrong; never raises."""
+"""(response text, ground truth) -> correct or wrong; never raises."""
 
 _PASS_TOKENS = 16_384  # padded tokens per forward pass of the policy
 
@@ -28,59 +30,88 @@ class Outcome:
 
     prompt: int
     """Index of its prompt."""
-    length: int
-    """Response tokens without EOS."""
-    ended: bool
-    """Whether EOS came before the token limit."""
-    right: bool | None
+    token_ids: Sequence[int] = ()
+    """Of the response, without EOS."""
+    text: str = ""
+    """The same as text."""
+    ended: bool = False
+    """Whether it ended before the token limit, by itself or because guidance forced EOS."""
+    came: bool = True
+    """Whether there is a completion at all: False where an engine could not make it."""
+    correct: bool | None = None
     """Whether the grader accepts it; an unfinished answer is wrong. None without a grader."""
-    logprob: float
+    logprob: float = math.nan
     """Mean log-probability (nats) of its tokens under the unguided policy, EOS included."""
 
+    @property
+    def length(self) -> int:
+        """Response tokens without EOS."""
+        return len(self.token_ids)
 
-def share_right(judged: Sequence[bool | None]) -> float:
-    """Accuracy; NaN where nothing was judged."""
-    known = [right for right in judged if right is not None]
-    return sum(known) / len(known) if known else math.nan
 
-
-def measure(
-    policy: Any | None,
+def read_outcomes(
+    path: str | Path,
+    prompts: Sequence[Prompt],
     tokenizer: Any,
-    prompt_ids: Sequence[Sequence[int]],
-    ground_truths: Sequence[str | None],
-    completions: Sequence[tuple[int, Completion]],
-    grader: Grader | None,
+    *,
+    policy: Any | None = None,
+    grader: Grader | None = None,
+    n: int | None = None,
 ) -> list[Outcome]:
-    """Outcomes of `completions`, given as (index of the prompt, completion), in their order.
+    """Outcomes of a rollout file: `n` of each prompt side by side, missing ones too.
 
     Args:
+        prompts: of which the file holds completions; `ground_truth` is what the grader gets.
         policy: the unguided transformers causal LM; None leaves log-probabilities undefined.
         grader: None judges nothing.
+        n: completions of each prompt, sample_id 0 to n - 1; None: as many as the file has.
+    Raises:
+        ValueError: a prompt that is none of `prompts`; and see `RolloutReader`.
     """
-    logprobs = [math.nan] * len(completions)
-    if policy is not None:
-        rows = [(prompt_ids[i], completion.token_ids) for i, completion in completions]
-        logprobs = policy_logprobs(policy, rows)
-    outcomes = []
-    for (index, completion), logprob in zip(completions, logprobs, strict=True):
-        ended = completion.finish_reason == "stop"
-        truth = ground_truths[index]
-        text = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-        outcomes.append(
-            Outcome(
-                prompt=index,
-                length=len(completion.token_ids) - ended,
-                ended=ended,
-                right=None if grader is None else _right(grader, text, truth, ended),
-                logprob=logprob,
+    index = {prompt.prompt_id: i for i, prompt in enumerate(prompts)}
+    reader = RolloutReader(path)
+    rows: dict[tuple[int, int], Rollout] = {}
+    for row in reader.iter_rows():
+        if row.prompt_id not in index:
+            raise ValueError(
+                f"{path} holds completions of prompt {row.prompt_id!r}, which is not among the "
+                f"{len(prompts)} prompts given: name the prompts that it was sampled from."
             )
+        rows[index[row.prompt_id], row.sample_id] = row
+    if n is None:
+        n = 1 + max(sample_id for _, sample_id in rows)
+    keys = [(i, k) for i in range(len(prompts)) for k in range(n)]
+    logprobs = dict.fromkeys(rows, math.nan)
+    if policy is not None:
+        found = [key for key in keys if key in rows]
+        eos = list(reader.metadata["eos_ids"] or ())[:1]
+        texts = [(rows[key].prompt_ids, _with_end(rows[key], eos)) for key in found]
+        logprobs |= zip(found, policy_logprobs(policy, texts), strict=True)
+
+    def outcome(key: tuple[int, int]) -> Outcome:
+        if key not in rows:
+            return Outcome(prompt=key[0], came=False, correct=None if grader is None else False)
+        row, truth = rows[key], prompts[key[0]].ground_truth
+        content = row.response_ids[: row.length - (row.finish_reason == "stop")]
+        ended, correct = row.finish_reason == "stop" or forced_end(row), None
+        if grader is not None:
+            text = tokenizer.decode(row.response_ids, skip_special_tokens=True)
+            correct = ended and truth is not None and bool(grader(text, truth))
+        return Outcome(
+            prompt=key[0],
+            token_ids=content,
+            text=tokenizer.decode(content, skip_special_tokens=True),
+            ended=ended,
+            correct=correct,
+            logprob=logprobs[key],
         )
-    return outcomes
+
+    return [outcome(key) for key in keys]
 
 
-def _right(grader: Grader, text: str, truth: str | None, ended: bool) -> bool:
-    return ended and truth is not None and bool(grader(text, truth))
+def _with_end(row: Rollout, eos: Sequence[int]) -> list[int]:
+    """Response tokens with the EOS that guidance forced, which is not in the row."""
+    return [*row.response_ids, *(eos if forced_end(row) else ())]
 
 
 @torch.inference_mode()
@@ -125,30 +156,7 @@ def _mean_logprobs(policy: Any, rows: Sequence[tuple[Sequence[int], Sequence[int
     return (taken.masked_fill(~mask, 0).sum(1) / mask.sum(1)).tolist()
 
 
-def pass_at_k(samples: int, right: int, k: int) -> float:
-    """Probability that k of the samples, drawn without replacement, hold a right one.
-
-        1 - C(n - c, k) / C(n, k)
-
-    The unbiased estimate of pass@k from n samples of which c are right (Chen et al., 2107.03374).
-
-    Raises:
-        ValueError: k outside [1, n], or c outside [0, n].
-    """
-    if not 1 <= k <= samples or not 0 <= right <= samples:
-        raise ValueError(
-            f"pass@{k} of {samples} samples with {right} right is not defined: k must be in "
-            f"[1, {samples}] and the right ones in [0, {samples}]."
-        )
-    return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)
-
-
-def lengths_of(outcomes: Sequence[Outcome]) -> Tensor:
-    """[n] float64 lengths in tokens."""
-    return torch.tensor([outcome.length for outcome in outcomes], dtype=torch.float64)
-
-
-def mean_of(outcomes: Sequence[Outcome], name: str) -> float:
-    """Mean of one field; NaN over nothing."""
-    values = [float(getattr(outcome, name)) for outcome in outcomes]
-    return sum(values) / len(values) if values else float("nan")
+def mean(values: Sequence[float | bool | None]) -> float:
+    """Mean of those that are defined; NaN where none is."""
+    known = [x for x in values if x is not None and not math.isnan(x)]
+    return sum(known) / len(known) if known else math.nan

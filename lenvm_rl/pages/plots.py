@@ -1,4 +1,4 @@
-"""What figures share: their file, and labels of points that do not cover each other."""
+"""What figures share: how their file is written."""
 
 from __future__ import annotations
 

@@ -1,16 +1,42 @@
 """Outcomes of completions by hand, and log-probabilities against one row at a time."""
 
+import math
+
 import pytest
 import torch
 
-from lenvm_rl.evals.outcomes import measure, policy_logprobs
-from lenvm_rl.sampling.transformers.sampler import Completion
+from lenvm_rl.evals.outcomes import policy_logprobs, read_outcomes
+from lenvm_rl.guidance import GuidanceSettings
+from lenvm_rl.prompts.prompt import Prompt
+from lenvm_rl.rollouts import Rollout, RolloutWriter
 from tests.tiny import make_policy, make_tokenizer
 
 
 @pytest.fixture(scope="module")
 def policy():
     return make_policy("llama").eval()
+
+
+def row(prompt, sample, ids, reason="stop", **fields):
+    return Rollout(
+        prompt_id=prompt,
+        sample_id=sample,
+        prompt_ids=[3, 4],
+        response_ids=ids,
+        finish_reason=reason,
+        sampling={"max_tokens": 8},
+        **fields,
+    )
+
+
+def file_of(path, *rows):
+    with RolloutWriter(path, tokenizer_sha="x", vocab_size=32, eos_ids=[1]) as writer:
+        writer.append(rows)
+    return path
+
+
+def prompts(**truths):
+    return [Prompt(prompt_id=name, messages=[], ground_truth=truths[name]) for name in truths]
 
 
 def test_logprobs_equal_those_of_one_row_at_a_time(policy):
@@ -23,21 +49,38 @@ def test_logprobs_equal_those_of_one_row_at_a_time(policy):
         assert ours == pytest.approx(theirs / len(response), abs=1e-5)
 
 
-def test_length_leaves_eos_out_and_an_unfinished_answer_is_wrong(policy):
-    tokenizer = make_tokenizer()
-    done = Completion([5, 6, 1], "stop", [0.0] * 3)
-    truncated = Completion([5, 6, 7], "length", [0.0] * 3)
-    seen = []
+def test_length_leaves_eos_out_and_an_unfinished_answer_is_wrong(policy, tmp_path):
+    tokenizer, seen = make_tokenizer(), []
 
     def accept(text, truth):
         seen.append((text, truth))
         return True
 
-    first, second, third = measure(
-        policy, tokenizer, [[3], [4]], ["x", None], [(0, done), (0, truncated), (1, done)], accept
+    path = file_of(
+        tmp_path / "file.parquet",
+        row("b", 0, [5, 6, 1]),
+        row("a", 1, [5, 6, 7], "length"),
+        row("a", 0, [5, 6, 1]),
     )
-    assert (first.length, first.ended, first.right) == (2, True, True)
-    assert (second.length, second.ended, second.right) == (3, False, False)
-    assert third.prompt == 1 and not third.right  # nothing to grade against
+    given = {"policy": policy, "grader": accept}
+    first, second, third, fourth = read_outcomes(path, prompts(a="x", b=None), tokenizer, **given)
+    assert (first.length, first.ended, first.correct, first.text) == (2, True, True, "w5 w6")
+    assert (second.length, second.ended, second.correct) == (3, False, False)
+    assert third.prompt == 1 and not third.correct  # nothing to grade against
     assert seen == [(tokenizer.decode([5, 6], skip_special_tokens=True), "x")]
-    assert measure(policy, tokenizer, [[3]], ["x"], [(0, done)], None)[0].right is None
+    assert (fourth.came, fourth.length, fourth.correct) == (False, 0, False)
+    assert math.isnan(fourth.logprob) and first.logprob == third.logprob < 0
+    assert read_outcomes(path, prompts(a="x", b=None), tokenizer)[0].correct is None
+
+
+def test_an_end_that_guidance_forced_is_an_end(policy, tmp_path):
+    """Such a row has no EOS; its log-probability counts it all the same."""
+    guidance = GuidanceSettings(mode="at_most", target=2).to_args()
+    path = file_of(
+        tmp_path / "file.parquet",
+        row("a", 0, [5, 6, 1]),
+        row("a", 1, [5, 6], "length", guidance={"lenvm": "x", **guidance}),
+    )
+    own, forced = read_outcomes(path, prompts(a="x"), make_tokenizer(), policy=policy)
+    assert forced.ended and forced.length == own.length == 2
+    assert forced.logprob == own.logprob

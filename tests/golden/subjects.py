@@ -12,13 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from lenvm_rl.demo import lenvm_path, policy_path
 from lenvm_rl.demo.prompts import demo_prompts
-from lenvm_rl.evals.guided_runs import run_control
-from lenvm_rl.evals.length_control.control import ControlSettings
-from lenvm_rl.evals.length_control.lifebench_run import run_lifebench
-from lenvm_rl.evals.length_control.lifebench_settings import LifebenchSettings
+from lenvm_rl.evals.length_control import evaluate as length_control
 from lenvm_rl.evals.prediction import evaluate as prediction_of
-from lenvm_rl.evals.tradeoff.evaluate import TradeoffSettings
-from lenvm_rl.evals.tradeoff.run import run_tradeoff
+from lenvm_rl.evals.tradeoff import evaluate as tradeoff_of
 from lenvm_rl.model import load_tokenizer, tokenizer_sha
 from lenvm_rl.rollouts import Rollout, RolloutReader, RolloutStream, RolloutWriter
 from lenvm_rl.sampling.predict import predict_prompts
@@ -77,40 +73,51 @@ def predictions() -> list[dict[str, Any]]:
 
 
 def control(out: Path) -> dict[str, Any]:
-    report = run_control(
+    """Targets that the prompts can reach."""
+    result = length_control.run(
         policy_path(),
-        lenvm_path(),
         demo_prompts(3, seed=7),
         out,
+        lenvm=lenvm_path(),
         grader=get_grader("demo"),
-        settings=ControlSettings(
-            quantiles=(0.3, 0.7), samples=1, unguided_samples=4, max_tokens=160
+        settings=length_control.Settings(
+            quantiles=(0.3, 0.7),
+            methods=("unguided", "truncated", "guided"),
+            n=1,
+            unguided_n=4,
+            max_tokens=160,
         ),
     )
-    return {"figures": report.to_dict(), "summary": report.tables["summary"]}
+    return {"figures": result.to_dict(), "summary": result.tables["summary"]}
 
 
 def lifebench(out: Path) -> dict[str, Any]:
-    report = run_lifebench(
+    """Given targets."""
+    result = length_control.run(
         policy_path(),
-        lenvm_path(),
         demo_prompts(2, seed=8),
         out,
-        settings=LifebenchSettings(targets=(40, 90), max_tokens=160),
+        lenvm=lenvm_path(),
+        grader=None,
+        settings=length_control.Settings(
+            targets=(40, 90),
+            methods=("unguided", "guided", "truncated", "countdown"),
+            max_tokens=160,
+        ),
     )
-    return {"figures": report.to_dict(), "summary": report.tables["summary"]}
+    return {"figures": result.to_dict(), "summary": result.tables["summary"]}
 
 
 def tradeoff(out: Path) -> dict[str, Any]:
-    report = run_tradeoff(
+    result = tradeoff_of.run(
         policy_path(),
-        lenvm_path(),
         demo_prompts(4, seed=9),
         out,
+        lenvm=lenvm_path(),
         grader=get_grader("demo"),
-        settings=TradeoffSettings(betas=(-25.0, -6.0), samples=2, max_tokens=160),
+        settings=tradeoff_of.Settings(betas=(-25.0, -6.0), n=2, max_tokens=160),
     )
-    return {"figures": report.to_dict(), "guided": report.tables["guided"]}
+    return {"figures": result.to_dict(), "guided": result.tables["guided"]}
 
 
 def stream_order(folder: Path) -> list[str]:

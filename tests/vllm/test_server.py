@@ -14,10 +14,9 @@ import pytest
 
 from lenvm_rl.demo import policy_path
 from lenvm_rl.demo.prompts import demo_prompts
-from lenvm_rl.evals.length_control.lifebench_run import run_lifebench
-from lenvm_rl.evals.length_control.lifebench_settings import LifebenchSettings
-from lenvm_rl.sampling.served import ServedPolicy, ServedSampler
-from lenvm_rl.sampling.transformers.sampler import Request
+from lenvm_rl.evals.length_control import evaluate as length_control
+from lenvm_rl.evals.tradeoff import evaluate as tradeoff
+from lenvm_rl.sampling.server.engine import ServerSettings
 
 pytestmark = pytest.mark.slow
 NAME = str(policy_path())
@@ -189,22 +188,20 @@ def test_a_client_that_hangs_up_leaves_the_server_well(server, prompts):
 
 def test_evaluations_sample_from_it(server, tmp_path):
     """The control that a prompt asks for reaches the guide, and the run can be repeated."""
-    settings = LifebenchSettings(
-        controls=("at_most", "at_least"),
-        targets=(12,),
-        methods=("unguided", "guided", "truncated"),
-        max_tokens=100,
+    settings = length_control.Settings(
+        controls=("at_most", "at_least"), targets=(12,), max_tokens=100
     )
-    sampler = ServedSampler(ServedPolicy(server), NAME)
     prompts = demo_prompts(4, seed=5)
-    report = run_lifebench(NAME, None, prompts, tmp_path, settings=settings, server=sampler)
-    assert report.figures["at_most_guided_score"] == 100
-    at_least = [row for row in report.tables["points"] if row["control"] == "at_least"]
+    given = {"grader": None, "connection": ServerSettings(server=(server,))}
+    result = length_control.run(NAME, prompts, tmp_path, settings=settings, **given)
+    assert result.figures["at_most_guided_score"] == 100
+    at_least = [row for row in result.tables["points"] if row["control"] == "at_least"]
     guided = [row for row in at_least if row["method"] == "guided"]
     assert guided and all(row["length"] >= 12 for row in guided)
-    assert report.figures["failed_requests"] == {}
-    again = run_lifebench(NAME, None, prompts, tmp_path, settings=settings, server=sampler)
-    assert again.to_dict() == report.to_dict(), "kept completions are read"
-    limited = sampler.with_fields(thinking_token_budget=8)
+    assert result.figures["failed_requests"] == {}
+    again = length_control.run(NAME, prompts, tmp_path, settings=settings, **given)
+    assert again.to_dict() == result.to_dict(), "completions that are there are read"
+    given["grader"] = lambda text, truth: True
+    limited = tradeoff.Settings(betas=(), thinking_budgets=(8,), n=1, max_tokens=8)
     with pytest.raises(ValueError, match="reasoning"):
-        limited.generate([Request([5, 6, 7], 8)], [None])
+        tradeoff.run(NAME, prompts, tmp_path / "tradeoff", settings=limited, **given)

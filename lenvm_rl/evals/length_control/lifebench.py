@@ -1,268 +1,201 @@
-"""LIFEBench: does a policy write as long as it is asked to, in tokens or in words?
+"""LIFEBench (arXiv 2505.16234): its sentences, its count, its program's figures, and its table.
 
-Every prompt is asked for every target in every way (equal to, at most, at least), and the guide
-gets the same control as the sentence. (The reference's shipped configuration guides by `equal`
-throughout; table 2 has an At Least below the unguided policy's, which agrees with that.) Methods:
+Sentences: a task holds the places `{word_count_type}` (equal to, at most, at least) and
+`{word_count}`. Its original unit is words (characters in Chinese); asked in tokens, the unit in
+the sentence changes as in LenVM's evaluation: "128 words long" -> "128 tokens long", 字数 ->
+token数, and 128字 -> 128. Tasks without these places (the demo's, whose policy reads no
+instructions) stay as they are.
 
-    unguided    the sentence alone
-    guided      the sentence, and the LenVM with the control and target that it names
-    cut         the unguided samples, cut at the target (`max_tokens`)
-    countdown   the sentence and CAPEL's countdown (`lifebench_tasks`), unguided, markers removed
+The countdown prompt follows CAPEL (arXiv 2508.13805) in format, not in wording: the response counts
+markers <n> ... <1> down, one word (Chinese: one character) after each, and ends with <0>. Markers
+are taken out before anything is counted.
 
-A completion fails, and scores 0, when it does not end within `max_tokens`, when it is at most one
-token (word) long, or when none came; failures are never dropped. Lengths are tokens without EOS, or
-words by the benchmark's own count. What the two official programs would print is in the table
-`official`. One ratio per language, tokens per word of the unguided samples, gives the guide and the
-cut their tokens when targets are words, and the countdown its words when targets are tokens.
+Official figures come with the program's own filter, means and rounding, by two scorers:
+
+    percent    LIFEBench itself: percent in the exponent (`core.lifebench_official_score`)
+    fraction   LenVM's fork, which its table 2 is made with (`core.lifebench_score`)
+
+Both leave out generations that are missing or at most one word long, which `length_control` scores
+0; take the mean of every target length, round it, and take the mean of these.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
-from lenvm_rl.evals.length_control.lifebench_report import LifebenchReport, lifebench_report
-from lenvm_rl.evals.length_control.lifebench_settings import LifebenchSettings
-from lenvm_rl.evals.length_control.lifebench_tasks import (
-    asking,
-    asks_for_length,
-    count_words,
-    counting_down,
-    language,
-    without_markers,
-)
-from lenvm_rl.evals.outcomes import Grader, measure
-from lenvm_rl.guidance import GuidanceSettings
+import numpy as np
+import torch
+
+from lenvm_rl.core import lifebench_official_score, lifebench_score
 from lenvm_rl.prompts.prompt import Prompt
-from lenvm_rl.sampling.completion_cache import Generate
-from lenvm_rl.sampling.each_prompt import sample_each
-from lenvm_rl.sampling.encoding import encode_prompt
-from lenvm_rl.sampling.transformers.sampler import Completion
 
-_TOKENS_PER_COUNT = 8  # a marker like <128> and its word: a countdown gets at least so much room
+UNITS = ("tokens", "words")
+TARGETS = (32, 64, 128, 256, 512, 1024)
+"""Of the paper's table 2, in tokens."""
+OFFICIAL_TARGETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+"""The benchmark's own, in words."""
+SCORERS = {"percent": lifebench_official_score, "fraction": lifebench_score}
+WAYS = {
+    "en": {"equal": "equal to", "at_most": "at most", "at_least": "at least"},
+    "cn": {"equal": "等于", "at_most": "至多有", "at_least": "至少有"},
+}
+COUNTDOWN = {
+    "en": (
+        "\n\nWrite the answer as a countdown. For every number k from {target} down to 1, write "
+        "the marker <k> and right after it one word; punctuation may stick to the word, blanks "
+        "may not be inside it. Markers go down by one: none is skipped, repeated or left without "
+        "a word, and none counts as a word. After the word of <1> write <0> and stop there. "
+        "The answer begins with <{target}>."
+    ),
+    "cn": (
+        "\n\n请用倒计数的方式书写回答。从{target}到1，每个数字k先写标记<k>，紧接着写一个汉字，"
+        "标点可以跟在汉字后面。标记逐一递减，不得跳过、重复或缺少汉字，标记本身不计入字数。"
+        "写完<1>后面的汉字，写<0>并立即停止。回答以<{target}>开头。"
+    ),
+}
+_MARKER = re.compile(r"<\d{1,6}>")
+_CHINESE = re.compile(r"[\u4e00-\u9fff]")
+_ENGLISH = re.compile(r"\b[a-zA-Z0-9'-]+\b")
 
 
-def evaluate_lifebench(
-    generate: Generate,
-    policy: Any | None,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    *,
-    grader: Grader | None = None,
-    settings: LifebenchSettings | None = None,
-    notify: Callable[[str], None] = lambda what: None,
-) -> LifebenchReport:
-    """Ask, sample and score everything.
+def language(prompt: Prompt) -> str:
+    """ "en" or "cn": of LIFEBench's field `lang`; English where there is none.
+
+    Raises:
+        ValueError: another language.
+    """
+    lang = str(prompt.extra.get("lang", "en"))
+    if lang not in WAYS:
+        raise ValueError(
+            f"prompt {prompt.prompt_id!r} has lang {lang!r}: LIFEBench knows {', '.join(WAYS)}."
+        )
+    return lang
+
+
+def asks_for_length(prompt: Prompt) -> bool:
+    """Whether the prompt has a place where the length is asked for."""
+    return "{word_count}" in prompt.messages[-1]["content"]
+
+
+def asking(prompt: Prompt, control: str, target: int, *, unit: str = "tokens") -> Prompt:
+    """The prompt with its length asked for in words; itself where it has no place for that.
 
     Args:
-        generate: guided sampling of the policy, in process or by a server. A completion that could
-            not be made has finish_reason "error".
-        policy: the same policy as a transformers causal LM, for log-probabilities; None leaves
-            them undefined.
-        prompts: with places for control and target (`lifebench_tasks`), or without: a policy that
-            reads no instructions is asked nothing, and guided all the same.
-        grader: None leaves accuracy undefined.
-        notify: told what is sampled next.
+        control: one of `lenvm_rl.core.CONTROLS`.
+        target: length in `unit`.
     """
-    run = _Run(generate, policy, tokenizer, prompts, grader, settings or LifebenchSettings())
-    return run.report(notify)
-
-
-class _Run:
-    """The samples of one evaluation; equal requests are sampled once."""
-
-    def __init__(
-        self,
-        generate: Generate,
-        policy: Any | None,
-        tokenizer: Any,
-        prompts: Sequence[Prompt],
-        grader: Grader | None,
-        settings: LifebenchSettings,
-    ):
-        self.generate, self.policy, self.tokenizer = generate, policy, tokenizer
-        self.prompts, self.grader, self.settings = prompts, grader, settings
-        self.languages = [language(prompt) for prompt in prompts]
-        self._sampled: dict[Any, list[_Answer]] = {}
-
-    def report(self, notify: Callable[[str], None]) -> LifebenchReport:
-        """Sample every cell; unguided comes first, because ratios are read off it."""
-        cells = [(c, n) for c in self.settings.controls for n in self.settings.targets]
-        free = {}
-        for control, target in cells:
-            notify(f"unguided {control} {target}")
-            free[control, target] = self._sample(self._asked(control, target), "unguided")
-        ratios = self._tokens_per_word([a for answers in free.values() for a in answers])
-        points: list[dict[str, Any]] = []
-        for control, target in cells:
-            for method in self.settings.methods:
-                notify(f"{method} {control} {target}")
-                answers = self._answers(method, control, target, free[control, target], ratios)
-                points += [self._row(method, control, target, answer) for answer in answers]
-        return lifebench_report(points, self.settings, ratios, asked=self._in_words)
-
-    @property
-    def _in_words(self) -> bool:
-        return any(map(asks_for_length, self.prompts))
-
-    def _answers(
-        self,
-        method: str,
-        control: str,
-        target: int,
-        free: list[_Answer],
-        ratios: dict[str, float],
-    ) -> list[_Answer]:
-        if method == "unguided":
-            return free
-        words = self.settings.unit == "words"
-        scale = {lang: ratio if words else 1.0 for lang, ratio in ratios.items()}
-        tokens = [max(1, round(target * scale[lang])) for lang in self.languages]
-        if method == "truncated":
-            return [self._truncated(answer, tokens[answer.prompt]) for answer in free]
-        asked = self._asked(control, target)
-        if method == "guided":
-            guides = [
-                GuidanceSettings(
-                    mode=control,
-                    target=n,
-                    top_k=self.settings.top_k,
-                    min_p=self.settings.min_p,
-                    short_weight=self.settings.short_weight,
-                )
-                for n in tokens
-            ]
-            return self._sample(asked, f"guided-{control}-{target}", guides)
-        counts = [
-            target if words else max(1, round(target / ratios[lang])) for lang in self.languages
-        ]
-        counting = [counting_down(p, n) for p, n in zip(asked, counts, strict=True)]
-        room = max(self.settings.max_tokens, _TOKENS_PER_COUNT * max(counts))
-        counted = self._sample(counting, "countdown", max_tokens=room)
-        return [self._uncounted(answer) for answer in counted]
-
-    def _asked(self, control: str, target: int) -> list[Prompt]:
-        asked = (asking(p, control, target, unit=self.settings.unit) for p in self.prompts)
-        return [_prefixed(prompt, self.settings.prefix) for prompt in asked]
-
-    def _sample(
-        self,
-        prompts: Sequence[Prompt],
-        name: str,
-        guides: Sequence[GuidanceSettings] | None = None,
-        max_tokens: int | None = None,
-    ) -> list[_Answer]:
-        ids = [encode_prompt(self.tokenizer, prompt) for prompt in prompts]
-        key = (name, tuple(map(tuple, ids)))
-        if key not in self._sampled:
-            sampled = sample_each(
-                self.generate,
-                prompts,
-                ids,
-                samples=self.settings.samples,
-                max_tokens=max_tokens or self.settings.max_tokens,
-                seed=self.settings.seed,
-                name=name,
-                top_k=self.settings.top_k,
-                min_p=self.settings.min_p,
-                guides=guides or [None] * len(prompts),
-            )
-            self._sampled[key] = self._measured(ids, sampled)
-        return self._sampled[key]
-
-    def _measured(
-        self, ids: Sequence[Sequence[int]], sampled: list[tuple[int, Completion]]
-    ) -> list[_Answer]:
-        truths = [prompt.ground_truth for prompt in self.prompts]
-        outcomes = measure(self.policy, self.tokenizer, ids, truths, sampled, self.grader)
-        answers = []
-        for outcome, (index, completion) in zip(outcomes, sampled, strict=True):
-            content = completion.token_ids[: outcome.length]
-            answers.append(
-                _Answer(
-                    prompt=index,
-                    token_ids=content,
-                    text=self.tokenizer.decode(content, skip_special_tokens=True),
-                    tokens=outcome.length,
-                    ended=outcome.ended,
-                    came=completion.finish_reason != "error",
-                    right=outcome.right,
-                    logprob=outcome.logprob,
-                )
-            )
-        return answers
-
-    def _truncated(self, answer: _Answer, limit: int) -> _Answer:
-        """What `max_tokens=limit` leaves; it counts as ended, as it stops where it was told to."""
-        if answer.tokens <= limit and answer.ended:
-            return answer
-        kept = answer.token_ids[:limit]
-        return _Answer(
-            prompt=answer.prompt,
-            token_ids=kept,
-            text=self.tokenizer.decode(kept, skip_special_tokens=True),
-            tokens=len(kept),
-            ended=True,
-            came=answer.came,
-            right=None if answer.right is None else False,
-            logprob=answer.logprob,
-        )
-
-    def _uncounted(self, answer: _Answer) -> _Answer:
-        """A countdown without its markers."""
-        text = without_markers(answer.text)
-        kept = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return _Answer(**{**vars(answer), "text": text, "token_ids": kept, "tokens": len(kept)})
-
-    def _tokens_per_word(self, answers: Sequence[_Answer]) -> dict[str, float]:
-        """Per language; 1 where the unguided samples have no words."""
-        ratios = {}
-        for lang in sorted(set(self.languages)):
-            mine = [answer for answer in answers if self.languages[answer.prompt] == lang]
-            words = sum(count_words(answer.text) for answer in mine)
-            tokens = sum(answer.tokens for answer in mine)
-            ratios[lang] = tokens / words if words and tokens else 1.0
-        return ratios
-
-    def _row(self, method: str, control: str, target: int, answer: _Answer) -> dict[str, Any]:
-        words = count_words(answer.text)
-        length = words if self.settings.unit == "words" else answer.tokens
-        extra = self.prompts[answer.prompt].extra
-        return {
-            "control": control,
-            "method": method,
-            "target": target,
-            "prompt": answer.prompt,
-            "language": self.languages[answer.prompt],
-            "category": str(extra.get("category", "")),
-            "length": length,
-            "tokens": answer.tokens,
-            "words": words,
-            "came": answer.came,
-            "failed": not answer.came or not answer.ended or length <= 1,
-            "right": answer.right,
-            "logprob": answer.logprob if answer.came else math.nan,
-        }
-
-
-def _prefixed(prompt: Prompt, prefix: str) -> Prompt:
-    if not prefix:
+    if not asks_for_length(prompt):
         return prompt
+    lang = language(prompt)
     *before, last = prompt.messages
-    return replace(prompt, messages=[*before, {**last, "content": prefix + last["content"]}])
+    text = last["content"].replace("{word_count_type}", WAYS[lang][control])
+    text = text.replace("{word_count}", str(target))
+    if unit == "tokens":
+        text = _in_tokens(text, str(target), lang)
+    return replace(prompt, messages=[*before, {**last, "content": text}])
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Answer:
-    """One completion as it is scored; `ended` is true of a cut, which stops where it should."""
+def _in_tokens(text: str, target: str, lang: str) -> str:
+    if lang == "en":
+        return re.sub(rf"\b{target}\s+words?\b", f"{target} tokens", text)
+    return re.sub(rf"{target}\s*字", target, text).replace("字数", "token数")
 
-    prompt: int
-    token_ids: Sequence[int]
-    text: str
-    tokens: int
-    ended: bool
-    came: bool
-    right: bool | None
-    logprob: float
+
+def countdown(prompt: Prompt, target: int) -> str:
+    """The countdown's rules in the prompt's language, to stand after it.
+
+    Args:
+        target: words (Chinese: characters) to count down from, at least 1.
+    """
+    return COUNTDOWN[language(prompt)].replace("{target}", str(target))
+
+
+def without_markers(text: str) -> str:
+    """The text of a countdown without its markers."""
+    return _MARKER.sub(" ", text)
+
+
+def count_words(text: str) -> int:
+    """LIFEBench's count: Chinese characters plus English words.
+
+    A word is a run of ASCII letters, digits, apostrophes and hyphens between word boundaries. As
+    Chinese characters are word characters too, a run that touches one is not counted (`用AI写` is
+    2): that is the benchmark's own count.
+
+    Source: LIFEBench, `count_words`, with its two patterns.
+    """
+    return len(_CHINESE.findall(text)) + len(_ENGLISH.findall(text))
+
+
+def official_figures(
+    lengths: Mapping[int, Sequence[int | None]], *, control: str, scorer: str
+) -> dict[str, float]:
+    """Score and deviation of one control as the program prints them.
+
+    Args:
+        lengths: target -> lengths of its generations in the target's unit, None where none came.
+        control: one of `lenvm_rl.core.CONTROLS`.
+        scorer: a key of `SCORERS`.
+    Returns:
+        `score`, mean over targets of means rounded to 0.1, itself rounded to 0.1; `deviation`,
+        mean |deviation| in whole percent; NaN where nothing is left. `kept`, the share of
+        generations that are not left out.
+    Source: LIFEBench, evaluate/evaluate_all_results.py and filters.py at 143e1d6.
+    """
+    scores, deviations, kept = [], [], 0
+    for target, found in lengths.items():
+        counted = [length for length in found if length is not None and length > 1]
+        kept += len(counted)
+        if not counted:
+            continue
+        length = torch.tensor(counted, dtype=torch.float64)
+        asked = torch.full_like(length, target)
+        found_scores = SCORERS[scorer](length, asked, control=control).numpy()
+        scores.append(round(np.mean(found_scores), 1))  # numpy's mean and rounding, as theirs
+        deviations.append(((length - asked) / asked * 100).abs().mean().item())
+    total = sum(map(len, lengths.values()))
+    if not scores:
+        return {"score": float("nan"), "deviation": float("nan"), "kept": 0.0}
+    return {
+        "score": float(round(np.mean(scores), 1)),
+        "deviation": float(round(sum(deviations) / len(deviations))),
+        "kept": kept / total,
+    }
+
+
+class Table2Row(NamedTuple):
+    """One line of table 2: LIFEBench in tokens, targets 32 to 1,024."""
+
+    model: str
+    deviation: float
+    """Of Equal To, mean |d| in percent."""
+    equal: float
+    at_most: float
+    at_least: float
+
+
+TABLE_2 = (
+    Table2Row("GPT-4o", 74, 35.5, 77.9, 98.5),
+    Table2Row("GPT-5.4", 135, 37.4, 65.4, 98.9),
+    Table2Row("GPT-5.4-thinking", 131, 47.8, 72.7, 98.9),
+    Table2Row("Claude-Sonnet-4-6", 105, 34.1, 62.9, 100.0),
+    Table2Row("Claude-Sonnet-4-6-thinking", 124, 51.3, 69.3, 100.0),
+    Table2Row("Claude-Opus-4-6", 66, 35.5, 51.5, 100.0),
+    Table2Row("Claude-Opus-4-6-thinking", 87, 53.2, 67.4, 100.0),
+    Table2Row("Gemini-3-Flash-Preview", 123, 40.3, 57.3, 99.6),
+    Table2Row("Gemini-3.1-Pro-Preview", 91, 49.3, 70.7, 100.0),
+    Table2Row("Qwen2.5-3B", 83, 25.6, 92.1, 94.6),
+    Table2Row("Qwen2.5-3B + LenVM 1.5B", 56, 62.6, 93.0, 93.1),
+    Table2Row("Qwen2.5-7B", 71, 30.9, 98.5, 89.1),
+    Table2Row("Qwen2.5-7B + LenVM 1.5B", 44, 64.8, 96.1, 99.5),
+    Table2Row("Qwen3-30B-A3B", 90, 36.8, 87.0, 99.3),
+    Table2Row("Qwen3-30B-A3B + LenVM 1.7B", 57, 67.2, 99.4, 99.8),
+)
+
+
+def table_2_rows() -> list[dict[str, Any]]:
+    """Table 2 as rows of a results table; source is "paper"."""
+    return [{"source": "paper", **row._asdict()} for row in TABLE_2]

@@ -1,105 +1,203 @@
-"""Figure of the trade-off in the layout of the paper's figure 2, drawn from its tables alone."""
+"""Figure of the trade-off in the layout of the paper's figure 2, and its terminal tables.
+
+Figure 2 has no table in the paper: its points are read off the vector paths of the PDF. Lengths
+there are mean tokens, accuracies Pass@1.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 
-from lenvm_rl.evals.length_control.control_plots import STYLE, save_figure
-from lenvm_rl.evals.length_control.paper_control import paper_panel
-from lenvm_rl.pages.labels import Series, place_labels
+from lenvm_rl.evals.length_control.draw import STYLE
+from lenvm_rl.evals.result import Result
+from lenvm_rl.pages.plots import save_png
 
-Table = Sequence[Mapping[str, Any]]
-Points = list[tuple[float, float]]
+Rows = Sequence[Mapping[str, Any]]
 
-_GUIDED, _BUDGET, _PROMPTED = STYLE["guided"][0], STYLE["truncated"][0], STYLE["prompted"][0]
+_GUIDED, _BUDGET, _PROMPTED = (STYLE[name][0] for name in ("guided", "truncated", "in_words"))
 _THINKING = "#8a5a9e"
 _BUDGET_LABELS = 6
+_SAME = 9.0  # pixels: closer points share a label
 
 
-def plot_tradeoff(tables: Mapping[str, Table], figures: Mapping[str, Any], file: Path) -> Path:
-    """Accuracy against mean length: beta, the hard budget, and the budgets that are asked for.
+class Panel(NamedTuple):
+    """One panel of figure 2; every point is (its label, mean tokens, Pass@1)."""
+
+    models: str
+    guided: tuple[tuple[int, float, float], ...]
+    """Labelled by beta."""
+    budget: tuple[tuple[int, float, float], ...]
+    """Labelled by the hard budget B; unlimited is the beta 0 of `guided`."""
+
+
+FIGURE_2 = {
+    "gsm8k": Panel(
+        "Qwen2.5-3B + LenVM 1.5B",
+        (
+            (-1000, 201.1, 0.628),
+            (-100, 263.4, 0.761),
+            (-50, 296.0, 0.801),
+            (-20, 320.9, 0.811),
+            (0, 341.0, 0.816),
+        ),
+        (
+            (200, 199.0, 0.053),
+            (250, 242.8, 0.191),
+            (300, 277.7, 0.363),
+            (350, 302.2, 0.545),
+            (400, 317.5, 0.671),
+            (450, 326.5, 0.738),
+        ),
+    ),
+    "math500": Panel(
+        "Qwen2.5-7B + LenVM 1.5B",
+        (
+            (-1000, 324.7, 0.406),
+            (-100, 417.7, 0.496),
+            (-50, 459.3, 0.512),
+            (-20, 502.2, 0.523),
+            (0, 547.0, 0.533),
+        ),
+        (
+            (300, 291.7, 0.118),
+            (400, 363.4, 0.260),
+            (500, 415.1, 0.355),
+            (600, 453.9, 0.413),
+            (800, 505.1, 0.488),
+        ),
+    ),
+    "mathvista": Panel(
+        "Qwen2.5-VL-7B + LenVM VL-3B",
+        (
+            (-1000, 151.1, 0.234),
+            (-100, 193.0, 0.264),
+            (-50, 210.5, 0.269),
+            (-20, 230.8, 0.272),
+            (0, 245.8, 0.274),
+        ),
+        (
+            (150, 142.1, 0.075),
+            (200, 175.0, 0.172),
+            (300, 212.9, 0.237),
+            (400, 232.0, 0.258),
+        ),
+    ),
+}
+
+
+def paper_panel(sources: set[str]) -> Panel | None:
+    """Figure 2's panel of a set of `data_source`s; None unless they all name one of its sets."""
+    names = {"".join(c for c in source.lower() if c.isalnum()) for source in sources}
+    for key, panel in FIGURE_2.items():
+        if names and all(key in name for name in names):
+            return panel
+    return None
+
+
+def draw(result: Result, out: str | Path) -> list[Path]:
+    """tradeoff.png: accuracy against mean length for beta, the hard budget, and the budgets that
+    are asked for.
 
     Points carry their beta or their budget B. The paper's own curves are drawn beside, pale, where
     the prompts are one of its sets.
     """
-    paper = paper_panel(set(figures.get("data_sources") or ()))
+    tables, figures = result.tables, result.figures
     figure = Figure(figsize=(7.2, 5.0), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    curves = [_hard_budget(axes, tables["budget"]), _guided(axes, tables["guided"])]
-    series = [
-        Series(
-            points=curves[1],
-            labels=[f"β {row['beta']:g}" for row in tables["guided"]],
-            colour=_GUIDED,
-        ),
-        _budget_labels(tables["budget"]),
-    ]
-    axes.plot(*_xy([*series[1].points]), color=_BUDGET, ls="", marker="v", ms=4, zorder=1)
-    for name, colour, label in (
-        ("prompted", _PROMPTED, "budget in the prompt"),
-        ("thinking", _THINKING, "thinking-token budget of vLLM"),
-    ):
-        rows = sorted(tables.get(name, ()), key=lambda row: row["length"])
-        if rows:
-            points = _points(rows)
-            axes.plot(*_xy(points), color=colour, marker="^", ms=5, lw=1, label=label)
-            curves.append(points)
-            texts = [f"B {row['budget']}" for row in rows]
-            series.append(Series(points=points, labels=texts, colour=colour))
-    if paper is not None:
-        for triples, colour, label in (
-            (paper.guided, _GUIDED, f"paper: {paper.models}"),
-            (paper.budget, _BUDGET, "paper: hard budget"),
-        ):
-            points = [(x, y) for _, x, y in triples]
-            axes.plot(*_xy(points), color=colour, alpha=0.35, ls="--", marker=".", label=label)
-            curves.append(points)
     free = figures["unguided_accuracy"]
     axes.axhline(free, color="#9a9a9a", linewidth=0.8, linestyle=":")
-    axes.set_xlabel("mean response length (tokens, without EOS)")
-    axes.set_ylabel("accuracy (pass@1)")
-    axes.set_ylim(0, 1.05)
-    axes.set_xlim(left=0)
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=2, fontsize=8)
-    curves.append([(0.0, free), (axes.get_xlim()[1], free)])
-    for row in tables["guided"]:
-        if not math.isnan(row["accuracy_se"]):
-            low, high = (row["accuracy"] + sign * row["accuracy_se"] for sign in (-1, 1))
-            curves.append([(row["length"], low), (row["length"], high)])
-    place_labels(axes, series, curves=curves)
-    return save_figure(figure, file)
-
-
-def _hard_budget(axes: Axes, rows: Table) -> Points:
-    points = _points(rows)
-    axes.plot(*_xy(points), color=_BUDGET, label="hard budget (max_tokens B)", zorder=1)
-    return points
-
-
-def _guided(axes: Axes, rows: Table) -> Points:
-    points = _points(rows)
+    axes.plot(*_xy(tables["budget"]), color=_BUDGET, label="hard budget (max_tokens B)", zorder=1)
+    marked = _spread(tables["budget"])
+    axes.plot(*_xy(marked), color=_BUDGET, ls="", marker="v", ms=4, zorder=1)
     axes.errorbar(
-        *_xy(points),
-        yerr=[row["accuracy_se"] for row in rows],
+        *_xy(tables["guided"]),
+        yerr=[row["accuracy_se"] for row in tables["guided"]],
         color=_GUIDED,
         marker="o",
         markersize=4,
         label="LenVM, sweep of β (bars: one standard error)",
         zorder=2,
     )
-    return points
+    labelled = [(row, f"β {row['beta']:g}", _GUIDED) for row in tables["guided"]]
+    labelled += [(row, f"B {row['budget']}", _BUDGET) for row in marked]
+    for name, colour, label in (
+        ("prompted", _PROMPTED, "budget in the prompt"),
+        ("thinking", _THINKING, "thinking-token budget of vLLM"),
+    ):
+        rows = sorted(tables.get(name, ()), key=lambda row: row["length"])
+        if rows:
+            axes.plot(*_xy(rows), color=colour, marker="^", ms=5, lw=1, label=label)
+            labelled += [(row, f"B {row['budget']}", colour) for row in rows]
+    paper = paper_panel(set(figures.get("data_sources") or ()))
+    if paper is not None:
+        for triples, colour, label in (
+            (paper.guided, _GUIDED, f"paper: {paper.models}"),
+            (paper.budget, _BUDGET, "paper: hard budget"),
+        ):
+            _, x, y = zip(*triples, strict=True)
+            axes.plot(x, y, color=colour, alpha=0.35, ls="--", marker=".", label=label)
+    axes.set_xlabel("mean response length (tokens, without EOS)")
+    axes.set_ylabel("accuracy (pass@1)")
+    axes.set_ylim(0, 1.05)
+    axes.set_xlim(left=0)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=8)
+    figure.draw_without_rendering()  # settles the layout, on which the places of labels depend
+    place_labels(axes, labelled)
+    return [save_png(figure, Path(out) / "tradeoff.png")]
 
 
-def _budget_labels(rows: Table) -> Series:
+def place_labels(axes: Axes, labelled: Sequence[tuple[Mapping[str, Any], str, str]]) -> list[Any]:
+    """Write labels beside points so that none covers another or a point; points of one colour that
+    lie on each other share one. Limits and layout must be final.
+
+    Args:
+        labelled: (row with its length and accuracy, label, colour), in the order of the curves.
+    """
+    groups: list[tuple[tuple[float, float], str, list[str]]] = []
+    for row, label, colour in labelled:
+        here = row["length"], row["accuracy"]
+        for there, its_colour, labels in groups:
+            ends = axes.transData.transform([here, there])
+            if colour == its_colour and math.dist(*ends) < _SAME:
+                labels.append(label)
+                break
+        else:
+            groups.append((here, colour, [label]))
+    texts = [
+        axes.text(*point, _joined(labels), color=colour, fontsize=7)
+        for point, colour, labels in groups
+    ]
+    bars = [path for lines in axes.collections for path in lines.get_paths()]
+    paths = [*(line.get_path() for line in axes.get_lines()), *bars]
+    curves = [path.interpolated(20).vertices for path in paths]
+    points = [point for curve in curves for point in curve if all(map(math.isfinite, point))]
+    x, y = zip(*points, strict=True)
+    arrows = {"arrowstyle": "-", "color": "#9a9a9a", "lw": 0.5}
+    adjust_text(texts, x, y, ax=axes, arrowprops=arrows, expand=(1.2, 1.5))
+    return texts
+
+
+def _joined(labels: Sequence[str]) -> str:
+    """ "β -200", "β -100", "β -50" as "β -200 … -50"."""
+    if len(labels) == 1:
+        return labels[0]
+    sign = ", " if len(labels) == 2 else " … "
+    return f"{labels[0]}{sign}{labels[-1].split()[-1]}"
+
+
+def _spread(rows: Rows) -> list[Mapping[str, Any]]:
     """A few budgets along the curve, evenly by accuracy, so that the steep part has most."""
     chosen: list[Mapping[str, Any]] = []
     top = max(row["accuracy"] for row in rows)
@@ -108,13 +206,50 @@ def _budget_labels(rows: Table) -> Series:
         row = min(rows, key=lambda row: abs(row["accuracy"] - aim))
         if row not in chosen:
             chosen.append(row)
-    labels = [f"B {row['budget']}" for row in chosen]
-    return Series(points=_points(chosen), labels=labels, colour=_BUDGET)
+    return chosen
 
 
-def _points(rows: Table) -> Points:
-    return [(row["length"], row["accuracy"]) for row in rows]
+def _xy(rows: Rows) -> tuple[list[float], list[float]]:
+    return [row["length"] for row in rows], [row["accuracy"] for row in rows]
 
 
-def _xy(points: Points) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [y for _, y in points]
+def view(result: Result) -> Group:
+    """One line per beta, and where the curves lie."""
+    figures = result.figures
+    table = Table(title=f"Accuracy against length, {figures['prompts']} prompts")
+    for name in ("beta", "mean length", "accuracy", "hard budget there", "log-prob"):
+        table.add_column(name, justify="right")
+    for row in result.tables["guided"]:
+        table.add_row(
+            f"{row['beta']:g}",
+            *_length_and_accuracy(row),
+            _cell(row["budget_accuracy"], ".1%"),
+            _cell(row["logprob"], ".2f"),
+        )
+    line = (
+        f"where the hard budget keeps half of the accuracy ({figures['half_accuracy_length']:.1f} "
+        f"tokens), guidance keeps {_cell(figures['accuracy_kept_there'], '.1%')}"
+    )
+    return Group(table, *_budgets(result), Text(line))
+
+
+def _budgets(result: Result) -> list[Table]:
+    """Budgets that were asked for, in the prompt or of thinking tokens."""
+    found = []
+    for name, title in (("prompted", "in the prompt"), ("thinking", "of thinking tokens")):
+        rows = result.tables.get(name)
+        if rows:
+            found.append(Table(title=f"Budget {title}"))
+            for column in ("B", "mean length", "accuracy"):
+                found[-1].add_column(column, justify="right")
+            for row in rows:
+                found[-1].add_row(str(row["budget"]), *_length_and_accuracy(row))
+    return found
+
+
+def _length_and_accuracy(row: Mapping[str, Any]) -> tuple[str, str]:
+    return f"{row['length']:.1f}", f"{row['accuracy']:.1%} ± {_cell(row['accuracy_se'], '.1%')}"
+
+
+def _cell(x: float | None, form: str) -> str:
+    return "-" if x is None or math.isnan(x) else format(x, form)

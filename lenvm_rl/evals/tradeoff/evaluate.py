@@ -1,36 +1,39 @@
-"""What does a shorter answer cost? Accuracy against length: the tilt, beside budgets.
+"""Trade-off: what does a shorter answer cost? Accuracy against length, beside budgets.
 
     guided     p' ~ p exp(beta u) for a sweep of beta (LenVM figure 2)
-    budget     the unguided samples cut at B tokens, for a sweep of B: unfinished counts as wrong
+    budget     the unguided samples truncated at B tokens, for a sweep of B: unfinished is wrong
     prompted   the budget B in the prompt, unguided (optional, for policies that read instructions)
     thinking   vLLM's `thinking_token_budget` B, unguided (optional, by a server whose policy thinks
                between marks: the server ends the thinking after B tokens, the answer stays free)
 
-Same prompts and candidates throughout, and beta = 0 is the very sample that the budget cuts.
-Lengths are response tokens without EOS; the hard budget's mean length is that of the cut samples.
-Accuracy is pass@1; pass@k is estimated without bias from all samples of a prompt.
+Same prompts and candidates throughout, and beta = 0 is the very sample that the budget truncates.
+Lengths are response tokens without EOS; the hard budget's mean length is that of the truncated
+samples. Accuracy is pass@1; pass@k is estimated without bias from all samples of a prompt.
+
+    OUT/rollouts/ARM   completions of one beta or budget: a rollout file
+    OUT/tradeoff.*     figures, tables, picture
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lenvm_rl.evals.outcomes import Grader, Outcome, mean_of, measure, pass_at_k
-from lenvm_rl.evals.result import finite, save_results
+from lenvm_rl.evals.arms import Arm, open_source
+from lenvm_rl.evals.outcomes import Grader, Outcome, mean, read_outcomes
+from lenvm_rl.evals.result import Result
 from lenvm_rl.guidance import GuidanceSettings
 from lenvm_rl.prompts.prompt import Prompt
-from lenvm_rl.sampling.completion_cache import Generate
-from lenvm_rl.sampling.each_prompt import MIN_P, sample_each
-from lenvm_rl.sampling.encoding import encode_prompt
+from lenvm_rl.sampling.run import TokenSampling
+from lenvm_rl.sampling.server.engine import ServerSettings
 
 BETAS = (-200.0, -100.0, -50.0, -25.0, -12.0, -6.0, -3.0, 0.0, 3.0, 6.0)
-
-
+SMALL = {"prompts": "demo:48", "n": 4}
 HEADLINE = (
     ("unguided_accuracy", "accuracy unguided", ".1%"),
     ("unguided_length", "tokens unguided", ".0f"),
@@ -40,29 +43,32 @@ HEADLINE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class TradeoffSettings:
+class Settings:
     """What to sample."""
 
     betas: Sequence[float] = BETAS
-    """Strengths; 0 is added, as the budget needs the unguided samples."""
+    """Strengths of the tilt; 0 is added, as the budget needs the unguided samples."""
     prompt_budgets: Sequence[int] = ()
-    """Tokens asked for in the prompt."""
+    """Baseline: budgets in tokens, asked for in the prompt."""
     prompt_template: str = "\n\nUse at most {budget} tokens."
-    """Appended to the user message, with `{budget}` in it."""
+    """How: appended to the user message, with {budget} in it."""
     thinking_budgets: Sequence[int] = ()
-    """Thinking tokens that the server allows."""
-    samples: int = 8
+    """Baseline: thinking tokens that a server allows."""
+    n: int = 8
     """Completions per prompt and setting; every beta uses the same random numbers."""
     max_tokens: int = 512
+    """Longest response in tokens, EOS included."""
     top_k: int = 20
-    """Candidates per step, see `lenvm_rl.guidance.GuidanceSettings`."""
-    min_p: float = MIN_P
-    """The same (the paper's trade-off: min-p 0.01, no top-k)."""
+    """Maximum number of candidates per step, see `lenvm_rl.guidance.GuidanceSettings`."""
+    min_p: float = GuidanceSettings.min_p
+    """Their least share of the most probable one's probability (the paper: 0.01, no top-k)."""
     seed: int = 0
+    """Seed of all samples."""
 
     def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ValueError(f"samples must be at least 1 per prompt, got {self.samples}.")
+        for name in ("n", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         for name in ("prompt_budgets", "thinking_budgets"):
             if not all(budget >= 1 for budget in getattr(self, name)):
                 raise ValueError(f"{name} must be at least 1 token, got {getattr(self, name)}.")
@@ -73,148 +79,184 @@ class TradeoffSettings:
             )
         GuidanceSettings(top_k=self.top_k, min_p=self.min_p)
 
+    @property
+    def sampling(self) -> TokenSampling:
+        """Of unguided completions: the candidates that guided ones name in their settings."""
+        return TokenSampling(top_k=self.top_k, min_p=self.min_p, seed=self.seed)
 
-@dataclass(frozen=True, eq=False)
-class TradeoffReport:
-    """Figures and tables of one evaluation."""
+    def arms(self, prompts: Sequence[Prompt]) -> list[tuple[str, float, Arm]]:
+        """(table, beta or B, arm) of everything that is sampled."""
 
-    figures: dict[str, Any]
-    tables: dict[str, list[dict[str, Any]]]
-    """guided (per beta), budget (per B), and prompted and thinking where they were asked for."""
+        def arm(name: str, asked: Sequence[Prompt], stream: str, **fields: Any) -> Arm:
+            common = {"n": self.n, "max_tokens": self.max_tokens}
+            return Arm(name=name, prompts=asked, stream=stream, **common, **fields)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Figures for JSON: None where a number is not defined."""
-        return finite(self.figures)
+        found: list[tuple[str, float, Arm]] = []
+        for beta in sorted({*map(float, self.betas), 0.0}):
+            guide = GuidanceSettings(mode="tilt", beta=beta, top_k=self.top_k, min_p=self.min_p)
+            guides = [guide] * len(prompts) if beta else None
+            name = f"beta{beta:g}" if beta else "unguided"
+            found.append(("guided", beta, arm(name, prompts, "tradeoff", guides=guides)))
+        for b in self.prompt_budgets:
+            said = [_asking(prompt, self.prompt_template, b) for prompt in prompts]
+            found.append(("prompted", b, arm(f"prompted{b}", said, "prompted")))
+        for b in self.thinking_budgets:
+            limited = arm(f"thinking{b}", prompts, "thinking", fields={"thinking_token_budget": b})
+            found.append(("thinking", b, limited))
+        return found
 
-    def save(self, out: str | Path) -> list[Path]:
-        """Write tradeoff.json, .jsonl, one CSV per table, and tradeoff.png into `out`."""
-        from lenvm_rl.evals.tradeoff.draw import plot_tradeoff
 
-        paths = save_results(out, "tradeoff", self.figures, self.tables, HEADLINE)
-        return [*paths, plot_tradeoff(self.tables, self.figures, Path(out) / "tradeoff.png")]
-
-
-def evaluate_tradeoff(
-    generate: Generate,
-    policy: Any | None,
-    tokenizer: Any,
+def run(
+    policy: str | Path,
     prompts: Sequence[Prompt],
+    out: str | Path,
     *,
-    grader: Grader,
-    settings: TradeoffSettings | None = None,
-    thinking: Callable[[int], Generate] | None = None,
-    pictures: bool = False,
-    notify: Callable[[str], None] = lambda what: None,
-) -> TradeoffReport:
-    """Sample the sweep and compare.
+    grader: Grader | None,
+    lenvm: str | Path | None = None,
+    rollouts: str | Path | None = None,
+    settings: Settings = Settings(),  # noqa: B008 (frozen)
+    connection: ServerSettings = ServerSettings(),  # noqa: B008
+    batch_size: int = 64,
+    chat_template_args: dict[str, Any] | None = None,
+    progress: bool = False,
+) -> Result:
+    """Accuracy against length: a sweep of beta beside budgets, pass@1 and pass@k.
+
+    Killed at any moment, the same command goes on where it stopped.
+
+    Example: `lenvm eval tradeoff --policy demo --lenvm demo --prompts demo:64 --seed 7 --out
+    runs/tradeoff`
+
+    Example: `lenvm eval tradeoff --policy Qwen/Qwen2.5-3B-Instruct --server http://gpu:8000
+    --prompts gsm8k --betas=-1000,-100,-50,-20 --max-tokens 2048 -n 64 --min-p 0.01
+    --prompt-budgets 200,300,400 --out runs/gsm8k`
 
     Args:
-        generate: guided sampling of the policy, in process or by an engine.
-        policy: the same policy as a transformers causal LM, for log-probabilities; None leaves
-            them undefined.
-        thinking: B -> unguided sampling with at most B thinking tokens.
-        pictures: `generate` takes `pictures.PicturedRequest`; else pictures are refused.
+        policy: directory or hub name; with a server, of its tokenizer.
+        prompts: with reference answers.
+        out: directory to write to.
+        lenvm: directory of the value model; not read with a server, which has its own.
+        rollouts: directory with a rollout file of each arm; they are evaluated, nothing is sampled.
+        grader: of the prompts.
+        settings: what to ask for, and how to sample.
+        connection: servers that sample instead of this process.
+        batch_size: rows generated at once in this process.
+        chat_template_args: what the chat template gets besides the messages.
     Raises:
-        ValueError: a prompt without ground truth, thinking budgets without `thinking`, or
-            completions that a server could not make.
+        ValueError: neither a value model nor a server nor rollouts; no grader; prompts without
+            ground truth; completions that could not be made.
     """
-    settings = settings or TradeoffSettings()
-    _check(prompts, settings, thinking)
-    truths = [prompt.ground_truth for prompt in prompts]
+    from lenvm_rl.evals.tradeoff.draw import draw
 
-    def outcomes(
-        name: str,
-        generate: Generate,
-        prompts: Sequence[Prompt],
-        guide: GuidanceSettings | None = None,
-    ) -> list[Outcome]:
-        texts = [replace(prompt, images=[]) if pictures else prompt for prompt in prompts]
-        ids = [encode_prompt(tokenizer, prompt) for prompt in texts]
-        sampled = sample_each(
-            generate,
-            prompts,
-            ids,
-            samples=settings.samples,
-            max_tokens=settings.max_tokens,
-            seed=settings.seed,
-            name=name,
-            top_k=settings.top_k,
-            min_p=settings.min_p,
-            guides=[guide] * len(prompts),
+    _check(prompts, grader)
+    if settings.thinking_budgets and rollouts is None and not connection.server:
+        raise ValueError(
+            "thinking budgets are kept by vLLM's server (a policy with a reasoning parser): name "
+            "one with --server, or leave --thinking-budgets out."
         )
-        failed = sum(completion.finish_reason == "error" for _, completion in sampled)
-        if failed:
-            raise ValueError(
-                f"{failed} of {len(sampled)} completions could not be made: run the same command "
-                "again, what is done is kept."
-            )
-        return measure(policy, tokenizer, ids, truths, sampled, grader)
+    source = open_source(
+        policy,
+        lenvm,
+        prompts,
+        max_tokens=settings.max_tokens,
+        sampling=settings.sampling,
+        rollouts=rollouts,
+        connection=connection,
+        max_batch=batch_size,
+        chat_template_args=chat_template_args,
+        progress=progress,
+    )
+    folder = Path(rollouts or Path(out) / "rollouts")
+    for _, _, arm in settings.arms(prompts):
+        source.fill(arm, folder, whole=True)
+    result = evaluate(
+        folder, prompts, source.tokenizer, policy=source.policy, grader=grader, settings=settings
+    )
+    result.save(out)
+    draw(result, out)
+    return result
 
-    by_beta: dict[float, list[Outcome]] = {}
-    for beta in sorted({*map(float, settings.betas), 0.0}):
-        notify(f"beta {beta:g}")
-        guide = GuidanceSettings(mode="tilt", beta=beta, top_k=settings.top_k, min_p=settings.min_p)
-        by_beta[beta] = outcomes("tradeoff", generate, prompts, guide)
-    n = settings.samples
-    guided = [{"beta": beta, **_row(found, n)} for beta, found in by_beta.items()]
-    budget = budget_curve(by_beta[0.0], samples=n)
-    for row in guided:
-        row["budget_accuracy"] = _accuracy_at(budget, row["length"])
-    tables = {"guided": guided, "budget": budget}
-    for b in settings.prompt_budgets:
-        notify(f"budget {b} in the prompt")
-        said = [_asking(prompt, settings.prompt_template, b) for prompt in prompts]
-        row = {"budget": b, **_row(outcomes("prompted", generate, said), n)}
-        tables.setdefault("prompted", []).append(row)
-    for b in settings.thinking_budgets:
-        notify(f"{b} thinking tokens")
-        assert thinking is not None
-        row = {"budget": b, **_row(outcomes("thinking", thinking(b), prompts), n)}
-        tables.setdefault("thinking", []).append(row)
-    figures = _figures(guided, budget, len(prompts))
+
+def evaluate(
+    rollouts: str | Path,
+    prompts: Sequence[Prompt],
+    tokenizer: Any,
+    *,
+    grader: Grader,
+    policy: Any | None = None,
+    settings: Settings = Settings(),  # noqa: B008 (frozen)
+) -> Result:
+    """Compare the completions of every arm.
+
+    Args:
+        rollouts: directory with a rollout file of each arm (`Settings.arms`).
+        policy: the policy as a transformers causal LM, for log-probabilities; None leaves them
+            undefined.
+    Returns:
+        Tables guided (per beta), budget (per B), and prompted and thinking where they were asked
+        for.
+    Raises:
+        ValueError: a prompt without ground truth, or with other numbers of completions than others.
+    """
+    _check(prompts, grader)
+    tables: dict[str, list[dict[str, Any]]] = {"guided": [], "budget": []}
+    for table, x, arm in settings.arms(prompts):
+        path = Path(rollouts) / arm.name
+        outcomes = read_outcomes(path, prompts, tokenizer, policy=policy, grader=grader)
+        missing = sum(not outcome.came for outcome in outcomes)
+        if missing:
+            raise ValueError(
+                f"{path} lacks {missing} of {len(outcomes)} completions, which are no answers of "
+                "length zero: sample them, every prompt with as many as the others."
+            )
+        n = len(outcomes) // len(prompts)
+        key = "beta" if table == "guided" else "budget"
+        tables.setdefault(table, []).append({key: x, **_row(outcomes, n)})
+        if arm.name == "unguided":
+            tables["budget"] = budget_curve(outcomes, n=n)
+    for row in tables["guided"]:
+        row["budget_accuracy"] = _accuracy_at(tables["budget"], row["length"])
+    figures = _figures(tables["guided"], tables["budget"], len(prompts))
     figures["data_sources"] = sorted({prompt.data_source for prompt in prompts})
-    return TradeoffReport(figures, tables)
+    return Result("tradeoff", figures, tables, HEADLINE)
 
 
 def budget_curve(
-    outcomes: Sequence[Outcome], points: int = 60, *, samples: int = 1
+    outcomes: Sequence[Outcome], points: int = 60, *, n: int = 1
 ) -> list[dict[str, Any]]:
-    """Accuracy and mean length when the same samples are cut at B tokens, for `points` budgets.
+    """Accuracy and mean length of the same samples truncated at B tokens, for `points` budgets.
 
     Args:
-        outcomes: `samples` of each prompt side by side.
+        outcomes: `n` of each prompt side by side.
     """
     lengths = np.array([outcome.length for outcome in outcomes])
-    right = np.array([bool(outcome.right) for outcome in outcomes])
+    correct = np.array([bool(outcome.correct) for outcome in outcomes])
     quantiles = np.quantile(lengths, np.linspace(0, 1, points)).astype(int)
     budgets = np.unique(np.append(quantiles, 0))
     return [
         {
             "budget": int(budget),
             "length": float(np.minimum(lengths, budget).mean()),
-            "accuracy": float((right & (lengths <= budget)).mean()),
+            "accuracy": float((correct & (lengths <= budget)).mean()),
             "finished": float((lengths <= budget).mean()),
-            **_pass_at(right & (lengths <= budget), samples),
+            **_pass_at(correct & (lengths <= budget), n),
         }
         for budget in budgets
     ]
 
 
-def _check(
-    prompts: Sequence[Prompt],
-    settings: TradeoffSettings,
-    thinking: Callable[[int], Generate] | None,
-) -> None:
+def _check(prompts: Sequence[Prompt], grader: Grader | None) -> None:
+    if grader is None:
+        raise ValueError(
+            f"nothing grades these prompts (data source {prompts[0].data_source!r}), but "
+            "accuracy is half of the trade-off: name a grader with --grader, or a function as "
+            "package.module:function."
+        )
     missing = [prompt.prompt_id for prompt in prompts if prompt.ground_truth is None]
     if missing:
         raise ValueError(
             f"{len(missing)} prompts have no ground_truth ({missing[0]!r}): accuracy is half of "
             "the trade-off. Give prompts with reference answers."
-        )
-    if settings.thinking_budgets and thinking is None:
-        raise ValueError(
-            "thinking budgets are kept by vLLM's server (a policy with a reasoning parser): name "
-            "one with --server, or leave --thinking-budgets out."
         )
 
 
@@ -224,27 +266,44 @@ def _asking(prompt: Prompt, template: str, budget: int) -> Prompt:
     return replace(prompt, messages=[*before, said])
 
 
-def _row(outcomes: Sequence[Outcome], samples: int) -> dict[str, Any]:
-    right = np.array([bool(outcome.right) for outcome in outcomes]).reshape(-1, samples)
+def _row(outcomes: Sequence[Outcome], n: int) -> dict[str, Any]:
+    correct = np.array([bool(outcome.correct) for outcome in outcomes]).reshape(-1, n)
     # Samples of one prompt go together: the error is that of the mean over prompts.
-    error = right.mean(1).std(ddof=1) / len(right) ** 0.5 if len(right) > 1 else float("nan")
+    several = len(correct) > 1
+    error = correct.mean(1).std(ddof=1) / len(correct) ** 0.5 if several else math.nan
     return {
-        "length": mean_of(outcomes, "length"),
-        "accuracy": float(right.mean()),
+        "length": mean([outcome.length for outcome in outcomes]),
+        "accuracy": float(correct.mean()),
         "accuracy_se": float(error),
-        "ended": mean_of(outcomes, "ended"),
-        "logprob": mean_of(outcomes, "logprob"),
-        **_pass_at(right.reshape(-1), samples),
+        "ended": mean([outcome.ended for outcome in outcomes]),
+        "logprob": mean([outcome.logprob for outcome in outcomes]),
+        **_pass_at(correct.reshape(-1), n),
     }
 
 
-def _pass_at(right: np.ndarray, samples: int) -> dict[str, float]:
-    """pass@k for k = 1, 2, 4, ... up to `samples`, means over prompts."""
-    counts = right.reshape(-1, samples).sum(1)
-    ks = [2**i for i in range(samples.bit_length())]
-    return {
-        f"pass@{k}": float(np.mean([pass_at_k(samples, int(c), k) for c in counts])) for k in ks
-    }
+def _pass_at(correct: np.ndarray, n: int) -> dict[str, float]:
+    """pass@k for k = 1, 2, 4, ... up to `n`, means over prompts."""
+    counts = correct.reshape(-1, n).sum(1)
+    ks = [2**i for i in range(n.bit_length())]
+    return {f"pass@{k}": float(np.mean([pass_at_k(n, int(c), k) for c in counts])) for k in ks}
+
+
+def pass_at_k(samples: int, correct: int, k: int) -> float:
+    """Probability that k of the samples, drawn without replacement, hold a correct one.
+
+        1 - C(n - c, k) / C(n, k)
+
+    The unbiased estimate of pass@k from n samples of which c are correct (Chen et al., 2107.03374).
+
+    Raises:
+        ValueError: k outside [1, n], or c outside [0, n].
+    """
+    if not 1 <= k <= samples or not 0 <= correct <= samples:
+        raise ValueError(
+            f"pass@{k} of {samples} samples with {correct} correct is not defined: k must be in "
+            f"[1, {samples}] and the correct ones in [0, {samples}]."
+        )
+    return 1.0 - math.comb(samples - correct, k) / math.comb(samples, k)
 
 
 def _figures(

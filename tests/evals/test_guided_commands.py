@@ -1,4 +1,4 @@
-"""`lenvm eval lifebench` and `tradeoff` as users call them: the shipped policy, and bad input."""
+"""`lenvm eval length-control` and `tradeoff` as users call them: the demo policy, and bad input."""
 
 import json
 
@@ -18,26 +18,29 @@ def refused(*words):
     return str(refusal.value)
 
 
-@pytest.mark.parametrize("command", ["lifebench", "tradeoff"])
+@pytest.mark.parametrize("command", ["length-control", "tradeoff"])
 def test_help_has_an_example(command):
     result = invoke("eval", command, "--help")
     assert result.exit_code == 0 and "Example" in result.stdout
 
 
-def test_lifebench_of_the_shipped_policy(tmp_path):
-    words = ["eval", "lifebench", *DEMO, "--controls", "at_most", "--targets", "12"]
+def test_length_control_of_the_demo_policy(tmp_path):
+    words = ["eval", "length-control", *DEMO, "--controls", "at_most", "--targets", "12"]
+    words += ["--methods", "unguided,guided,truncated,countdown", "--max-tokens", 100]
     words += ["--out", tmp_path, "--json", tmp_path / "figures.json"]
     figures = run(*words)
     assert figures["at_most_guided_score"] == 100, "12 tokens and the end are forced"
     assert figures["targets"] == [12] and figures["unit"] == "tokens"
     assert json.loads((tmp_path / "figures.json").read_text()) == figures
-    assert (tmp_path / "lifebench.png").stat().st_size > 0
+    assert (tmp_path / "length_control.png").stat().st_size > 0
     assert run(*words) == figures, "what is kept is read, not sampled"
+    words[words.index("--out") + 1] = tmp_path / "again"
+    assert run(*words, "--rollouts", tmp_path / "rollouts") == figures
 
 
-def test_tradeoff_of_the_shipped_policy(tmp_path):
+def test_tradeoff_of_the_demo_policy(tmp_path):
     figures = run(
-        *("eval", "tradeoff", *DEMO, "--betas=-30", "--samples", 2, "--max-tokens", 200),
+        *("eval", "tradeoff", *DEMO, "--betas=-30", "-n", 2, "--max-tokens", 200),
         *("--prompt-budgets", 20, "--out", tmp_path),
     )
     assert 0 <= figures["unguided_pass@1"] <= figures["unguided_pass@2"] <= 1
@@ -48,20 +51,28 @@ def test_tradeoff_of_the_shipped_policy(tmp_path):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--targets", "many"], "--targets must be numbers"),
+        (["--targets", "many"], "--targets must be whole numbers"),
         (["--unit", "letters"], "unit must be some of tokens, words"),
         (["--methods", "pleading"], "methods must be some of"),
         (["--targets", "600", "--max-tokens", "512"], "raise it above the largest target"),
-        (["--server", "http://127.0.0.1:9"], "no OpenAI-compatible server answers"),
+        (["--server", "http://127.0.0.1:9"], "no server answers"),
         (["--grader", "magic"], "give auto, none, one of"),
+        (["--samples", "2"], "--samples of `lenvm eval length-control` is now -n"),
     ],
 )
-def test_what_lifebench_refuses(words, sentence, tmp_path):
-    assert sentence in refused("eval", "lifebench", *DEMO, "--out", tmp_path, *words)
+def test_what_length_control_refuses(words, sentence, tmp_path):
+    assert sentence in refused("eval", "length-control", *DEMO, "--out", tmp_path, *words)
+
+
+@pytest.mark.parametrize("name", ["control", "lifebench"])
+def test_old_names_say_the_new_one(name):
+    assert f"`lenvm eval {name}` is now `lenvm eval length-control`" in refused(
+        "eval", name, "-n", 2
+    )
 
 
 def test_a_value_model_or_a_server_is_needed(tmp_path):
-    for command in ("lifebench", "tradeoff"):
+    for command in ("length-control", "tradeoff"):
         words = ["eval", command, "--policy", "demo", "--prompts", "demo:2", "--out", tmp_path]
         assert "there is nothing to guide by" in refused(*words)
 
@@ -70,7 +81,7 @@ def test_accuracy_needs_a_grader(tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text(json.dumps({"prompt": "w3", "ground_truth": "w4"}) + "\n")
     words = ["eval", "tradeoff", "--policy", "demo", "--lenvm", "demo", "--out", tmp_path]
-    assert "grades nothing here (data source 'prompts')" in refused(*words, "--prompts", file)
+    assert "grades these prompts (data source 'prompts')" in refused(*words, "--prompts", file)
     words += ["--prompts", "demo:2", "--thinking-budgets", 10]
     assert "kept by vLLM's server" in refused(*words)
 
