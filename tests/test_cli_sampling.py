@@ -9,7 +9,7 @@ import time
 import pytest
 
 from lenvm_rl.rollouts import RolloutReader
-from tests.command_line import invoke
+from tests.command_line import invoke, run
 from tests.sampling.openai_fake import serving, status
 from tests.tiny import make_policy, make_tokenizer
 
@@ -80,6 +80,11 @@ def test_failures_are_listed_by_kind_and_the_exit_status_says_so(sample, policy,
         (["--server", ",", "--policy", "demo"], "no server given"),
         (["--server", "localhost:8000", "--policy", "demo"], "write http://HOST:PORT"),
         (["--server", "http://127.0.0.1:9", "--policy", "demo"], "no server answers"),
+        (["--policy", "demo", "--equal", "9"], r"nothing to guide by: .* \(--lenvm\)"),
+        (["--policy", "demo", "--equal", "9", "--at-most", "9"], "choose one of equal, at_most"),
+        (["--policy", "demo", "--beta", "-9"], "--beta of `lenvm sample` is now --tilt"),
+        (["--policy", "demo", "--rollouts", "x"], "exactly one of --prompts and --rollouts"),
+        (["--policy", "demo", "--top-p", "0"], "top_p must be in"),
         (["--engine", "vllm", "--policy", "demo", "--engine-args", "{x"], "is not JSON"),
         (["--engine", "vllm", "--policy", "demo", "--engine-args", "[1]"], "must be a JSON object"),
         (
@@ -92,6 +97,32 @@ def test_mistakes_end_with_a_sentence(sample, words, sentence, tmp_path):
     with pytest.raises(ValueError, match=sentence):
         sample(*words)
     assert not list((tmp_path / "out").glob("part-*"))
+
+
+def test_generate_says_what_does_its_work_now():
+    with pytest.raises(ValueError, match="`lenvm generate` is now `lenvm sample --engine vllm"):
+        invoke("generate", "--model", "demo")
+
+
+def test_a_guided_file_and_one_of_its_prompts(tmp_path):
+    """Guided by the shipped LenVM in this process; its prompts are then completed unguided."""
+    words = ["sample", "--policy", "demo", "-n", 2, "--max-tokens", 30]
+    guided = [*words, "--lenvm", "demo", "--prompts", "demo:3", "--at-most", 12]
+    figures = run(*guided, "--out", tmp_path / "guided")
+    assert figures["rows"] == 6 and 0 <= figures["mean_deviation"] < 1
+    assert run(*guided, "--out", tmp_path / "guided")["rows_resumed"] == 6
+    rows = list(RolloutReader(tmp_path / "guided").iter_rows())
+    for row in rows:
+        assert row.length <= 12 + (row.finish_reason == "stop")
+        assert (row.guidance["lenvm_mode"], row.guidance["lenvm_target"]) == ("at_most", 12)
+        assert row.guidance["weights"] and len(row.response_logprobs) == row.length
+    with pytest.raises(ValueError, match="holds completions with guidance .* this run's is None"):
+        run(*words, "--prompts", "demo:3", "--out", tmp_path / "guided")
+    again = [*words, "--rollouts", tmp_path / "guided", "--out", tmp_path / "free"]
+    figures = run(*again, "--limit", 2, "--tilt", 0, "--top-k", 5)
+    assert figures["rows"] == 4 and figures["mean_deviation"] is None
+    for row in RolloutReader(tmp_path / "free").iter_rows():
+        assert row.guidance is None and row.sampling["top_k"] == 5
 
 
 @pytest.mark.slow

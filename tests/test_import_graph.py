@@ -38,6 +38,7 @@ EDGES = {
     "tensordict": {"verl"},
     "transfer_queue": {"verl"},
     "vllm": {"vllm"},
+    "openai": {"sampling"},
     "tyro": {"cli"},
 }
 MAY_USE_REWARD_FNS = {"demo", "verl", "cli"}

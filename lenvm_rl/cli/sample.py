@@ -130,38 +130,28 @@ def sample(
         tokenizer: with servers: tokenizer of the policy; policy or model by default.
         limit: maximum number of prompts.
     """
-    if server.server:
-        engine = "server"
-    if engine == "server" and not server.server:
-        raise ValueError("engine server: say its address, --server http://HOST:PORT.")
-    named = policy or (server.model if engine == "server" else None)
-    if named is None:
-        raise ValueError(f"--policy is missing: {engine} needs it (a server: --policy or --model).")
-    if engine != "server" and (server.end_token or server.think_tags or server.vocab_size):
-        raise ValueError(
-            "--end-token, --think-tags and --vocab-size are for --server: the other engines take "
-            "token ids as they are, and the ends from the policy's own files."
-        )
     if (prompts is None) == (rollouts is None):
         raise ValueError("give exactly one of --prompts and --rollouts.")
-    named = named if engine != "server" else tokenizer or named
-    tokens = load_tokenizer(named, chat_template_args=chat_template_args)
+    engine = "server" if server.server else engine
+    named = _policy_of(engine, policy, server)
     steering = guidance.settings(**sampling.candidates())
+    free = steering is None or steering.changes_nothing
+    if not free and lenvm is None and engine != "server":
+        raise ValueError(
+            "there is nothing to guide by: name the value model's directory (--lenvm)."
+        )
+    place = named if engine != "server" else tokenizer or named
+    tokens = load_tokenizer(place, chat_template_args=chat_template_args)
     size: dict[str, Any] = {"n": sampling.n, "max_tokens": sampling.max_tokens}
     if rollouts is not None:
         tasks = tasks_of_rollouts(rollouts, limit=limit, guidance=steering, **size)
     else:
         tasks = tasks_of_prompts(tokens, (prompts or ())[:limit], guidance=steering, **size)
-    drawn = TokenSampling(
-        temperature=sampling.temperature,
-        seed=sampling.seed,
-        **({} if steering else sampling.candidates()),
-    )
     if engine == "server":
         settings = replace(server, model=server.model or policy)
-        opened: Engine = ServerEngine.open(settings, named, tokenizer=tokens, lenvm=lenvm)
+        opened: Engine = ServerEngine.open(settings, place, tokenizer=tokens, lenvm=lenvm)
     elif engine == "transformers":
-        opened = _transformers(named, tokens, tasks, lenvm if steering else None, sampling)
+        opened = _transformers(named, tokens, tasks, None if free else lenvm, sampling)
     else:
         opened = open_engine(
             named,
@@ -173,6 +163,11 @@ def sample(
             batch_size=sampling.batch_size,
             ray=engine == "ray",
         )
+    drawn = TokenSampling(
+        temperature=sampling.temperature,
+        seed=sampling.seed,
+        **(sampling.candidates() if free else {}),
+    )
     examples: dict[str, str] = {}
     report = fill(
         SamplingRun.of(opened, tasks, drawn),
@@ -187,6 +182,21 @@ def sample(
         complaint=_missing(report, examples),
         warnings=_unknown_ids(report.rows_with_unknown_ids),
     )
+
+
+def _policy_of(engine: str, policy: str | None, server: ServerSettings) -> str:
+    """The policy's name, once engine and options go together."""
+    if engine == "server" and not server.server:
+        raise ValueError("engine server: say its address, --server http://HOST:PORT.")
+    named = policy or (server.model if engine == "server" else None)
+    if named is None:
+        raise ValueError(f"--policy is missing: {engine} needs it (a server: --policy or --model).")
+    if engine != "server" and (server.end_token or server.think_tags or server.vocab_size):
+        raise ValueError(
+            "--end-token, --think-tags and --vocab-size are for --server: the other engines take "
+            "token ids as they are, and the ends from the policy's own files."
+        )
+    return named
 
 
 def _missing(report: SamplingReport, examples: Mapping[str, str]) -> str:
