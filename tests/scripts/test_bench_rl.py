@@ -80,8 +80,8 @@ def graded(**changed) -> Graded:
 def test_states_and_tokens_lie_where_they_belong():
     grid = Grid.of(PROMPTS, completions())
     assert grid.ids.tolist() == [[3, 4, 5, 6, 7], [3, 4, 10, 8, 0]]
-    assert grid.mask.tolist() == [[0, 1, 1, 1, 1], [0, 0, 1, 1, 0]]
-    assert grid.next_ids[grid.mask].tolist() == [5, 6, 7, 1, 8, 9]
+    assert grid.states.tolist() == [[0, 1, 1, 1, 1], [0, 0, 1, 1, 0]]
+    assert grid.next_ids[grid.states].tolist() == [5, 6, 7, 1, 8, 9]
     assert grid.finished.tolist() == [True, False]
 
 
@@ -92,8 +92,8 @@ def test_values_do_not_depend_on_the_batch(lenvm):
         grid = Grid.of([prompt], [completion])
         alone, _ = length_values(model, grid)
         here = torch.zeros(together.shape[1], dtype=torch.bool)
-        here[: grid.mask.shape[1]] = grid.mask[0]
-        torch.testing.assert_close(together[i][here], alone[grid.mask], atol=FORWARD, rtol=0)
+        here[: grid.states.shape[1]] = grid.states[0]
+        torch.testing.assert_close(together[i][here], alone[grid.states], atol=FORWARD, rtol=0)
         assert (together[i][~here] == 0).all() and (lengths[i][here] > 0).all()
 
 

@@ -195,7 +195,7 @@ class World:
             correct=[float(self.right(p, c)) for p, c in zip(owners, completions, strict=True)],
             lengths=[len(c.token_ids) for c in completions],
             prompt_ids=[p.prompt_id for p in owners],
-            mask=grid.mask,
+            mask=grid.states,
             finished=grid.finished,
             values=values,
             lengths_left=lengths_left,

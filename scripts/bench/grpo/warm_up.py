@@ -66,7 +66,7 @@ def warm_up(
             order = rng.sample(rows, len(rows))
         batch, order = order[:ROWS], order[ROWS:]
         grid = Grid.of([ids for ids, _ in batch], [completion for _, completion in batch])
-        policy_gradient(policy, grid, torch.ones(grid.mask.shape))  # likelihood: A = 1
+        policy_gradient(policy, grid, torch.ones(grid.states.shape))  # likelihood: A = 1
         value_loss(lenvm, grid)
         for model, optimizer in zip(models, optimizers, strict=True):
             for group in optimizer.param_groups:
