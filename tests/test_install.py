@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import lenvm_rl
-from lenvm_rl.cli import missing
+from lenvm_rl import cli
 from tests.command_line import invoke
 
 ROOT = Path(__file__).parents[1]
@@ -39,16 +39,16 @@ def test_recipes_are_listed_and_found_by_name():
 
 
 def test_what_an_extra_would_bring_is_said():
-    assert missing.what_is_missing(ModuleNotFoundError(name="no_such_package")) is None
-    sentence = missing.what_is_missing(ModuleNotFoundError(name="scipy.stats"))
+    assert cli.what_is_missing(ModuleNotFoundError(name="no_such_package")) is None
+    sentence = cli.what_is_missing(ModuleNotFoundError(name="scipy.stats"))
     assert "'scipy.stats' is not installed" in sentence and 'pip install ".[evals]"' in sentence
-    assert ".[evals]" in missing.what_is_missing(ModuleNotFoundError(name="math_verify"))
+    assert ".[evals]" in cli.what_is_missing(ModuleNotFoundError(name="math_verify"))
 
 
 def test_an_extra_that_leaves_a_package_out_on_this_python_says_so(monkeypatch):
     line = "verl<0.9.2,>=0.9.1; python_version < '3.13' and extra == 'verl'"
-    monkeypatch.setattr(missing, "requires", lambda name: [line])
-    sentence = missing.what_is_missing(ModuleNotFoundError(name="verl.trainer"))
+    monkeypatch.setattr(cli, "requires", lambda name: [line])
+    sentence = cli.what_is_missing(ModuleNotFoundError(name="verl.trainer"))
     assert "where python_version < '3.13'" in sentence and "this is Python 3." in sentence
 
 

@@ -10,8 +10,9 @@ and exit status 2; work that failed in part, with exit status 1.
     options     options of a function, by tyro
     words       the vocabulary
     commands    commands that put several functions together
+    sample      lenvm sample, by every engine
+    eval_all    lenvm eval all
     graders     which grader judges these prompts
-    missing     which extra brings a package that is not there
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import difflib
 import json
 import sys
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
-from lenvm_rl.cli.missing import what_is_missing
 from lenvm_rl.cli.table import COMMANDS, GONE, GROUPS, RENAMED, Answer, imported
 
 __all__ = ["COMMANDS", "GROUPS", "call", "main", "options_of_command"]
@@ -158,8 +159,6 @@ def _show(answer: Answer, json_file: Path | None, console: Any, errors: Any) -> 
 
 def versions() -> str:
     """The version of this package and of those that it rests on, on one line."""
-    from importlib.metadata import PackageNotFoundError, version
-
     from lenvm_rl import __version__
 
     found = [f"lenvm-rl {__version__}", f"Python {sys.version.split()[0]}"]
@@ -181,3 +180,50 @@ def _refuse(sentence: str) -> int:
         said = escape(sentence)  # a row or a path may hold square brackets
         Console(stderr=True).print("[bold red]error[/]:", said, highlight=False, soft_wrap=True)
     return 2
+
+
+def what_is_missing(error: ModuleNotFoundError) -> str | None:
+    """The sentence for a package that one of the extras names; None for any other.
+
+    A package that an extra leaves out on this Python (verl from 3.13 on) is said to be so.
+    """
+    wanted = _canonical((error.name or "").partition(".")[0])
+    extras = _extras_of(wanted)
+    if not extras:
+        return None
+    extra, marker = extras[0]
+    if "python_version" in marker:
+        import sys
+
+        running = f"{sys.version_info.major}.{sys.version_info.minor}"
+        return (
+            f"the package {error.name!r} is not installed; the extra {extra!r} brings it where "
+            f"{marker}, and this is Python {running}."
+        )
+    return (
+        f"the package {error.name!r} is not installed; the extra {extra!r} brings it: "
+        f'pip install ".[{extra}]" in a clone of lenvm-rl.'
+    )
+
+
+def _extras_of(package: str) -> list[tuple[str, str]]:
+    """(extra, the rest of its marker) of every extra that names `package`, in their order."""
+    try:
+        lines = requires("lenvm-rl") or []
+    except PackageNotFoundError:  # run from a folder, never installed
+        return []
+    found = []
+    for line in lines:
+        requirement, _, marker = line.partition(";")
+        name = requirement
+        for sign in "[<>=!~ (":
+            name = name.partition(sign)[0]
+        if _canonical(name) == package and "extra ==" in marker:
+            extra = marker.partition("extra ==")[2].strip().split()[0].strip("\"')")
+            rest = marker.replace(f"extra == '{extra}'", "").replace(f'extra == "{extra}"', "")
+            found.append((extra, rest.strip().removeprefix("and").removesuffix("and").strip()))
+    return found
+
+
+def _canonical(name: str) -> str:
+    return name.strip().lower().replace("_", "-").replace(".", "-")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lenvm_rl.cli.table import Answer
-from lenvm_rl.cli.words import text_of
 
 
 def demo(
@@ -562,13 +561,23 @@ def view(
         if prompt_id:
             raise ValueError("--prompt-id chooses within --rollouts, which was not given.")
         assert prompt is not None and response is not None
-        figures = view_text(lenvm, text_of(prompt), text_of(response), out, ended=not truncated)
+        figures = view_text(lenvm, _text(prompt), _text(response), out, ended=not truncated)
     left = f"; {figures['left_out']:,} more responses left out" if figures["left_out"] else ""
     return Answer(
         figures,
         f"{figures['responses']} responses, {figures['tokens']:,} tokens, {figures['models']} "
         f"models: {out} ({figures['bytes'] / 1e6:.1f} MB){left}",
     )
+
+
+def _text(given: str) -> str:
+    """The text itself, or what `@FILE` holds."""
+    if not given.startswith("@"):
+        return given
+    path = Path(given[1:])
+    if not path.is_file():
+        raise ValueError(f"{given!r} names a file that does not exist: {path}.")
+    return path.read_text(encoding="utf-8")
 
 
 def serve(

@@ -1,4 +1,4 @@
-"""Which grader judges these prompts? Chosen by `--grader`, or by where the prompts come from."""
+"""Graders of prompts and completions, chosen by `--grader` or by where the prompts come from."""
 
 from __future__ import annotations
 

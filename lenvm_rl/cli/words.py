@@ -10,7 +10,6 @@ import inspect
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 
@@ -145,13 +144,3 @@ def template_args(given: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             found[name.strip()] = value
     return found
-
-
-def text_of(given: str) -> str:
-    """The text itself, or what `@FILE` holds."""
-    if not given.startswith("@"):
-        return given
-    path = Path(given[1:])
-    if not path.is_file():
-        raise ValueError(f"{given!r} names a file that does not exist: {path}.")
-    return path.read_text(encoding="utf-8")
