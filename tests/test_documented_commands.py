@@ -30,9 +30,10 @@ def pages():
     return [name for name in names if (ROOT / name).is_file()]
 
 
-def shown(text):
-    """The command lines of a page, continuations joined."""
-    found = QUOTED.findall(text) + LINE.findall(text)
+def shown(page):
+    """The command lines of a page, continuations joined; in Python those in backticks."""
+    text = (ROOT / page).read_text()
+    found = QUOTED.findall(text) + (LINE.findall(text) if not page.endswith(".py") else [])
     found += re.findall(r'"command": "(lenvm [^"]+)"', text)
     return {" ".join(line.replace("\\\n", " ").split()) for line in found}
 
@@ -61,7 +62,7 @@ def wrong(line):
 
 @pytest.mark.parametrize("page", [p for p in pages() if "lenvm " in (ROOT / p).read_text()])
 def test_its_commands_are_those_of_today(page):
-    found = {line: wrong(line) for line in shown((ROOT / page).read_text())}
+    found = {line: wrong(line) for line in shown(page)}
     assert not {line: reason for line, reason in found.items() if reason}
 
 
