@@ -35,6 +35,7 @@ from lenvm_rl.core.correct_answers import (
 )
 from lenvm_rl.core.guidance import MODES, Guided, RowNumbers, forbids_eos, guide, tokens_left
 from lenvm_rl.core.length_terms import (
+    AUTO,
     LengthTerm,
     LengthValues,
     TermSettings,
@@ -114,6 +115,7 @@ from lenvm_rl.core.values import (
 )
 
 __all__ = [
+    "AUTO",
     "BASELINES",
     "BUDGETS",
     "CLAMP",

@@ -6,6 +6,7 @@ that verl 0.9 silently ignores for critics either take effect here or are refuse
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,11 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.config import CriticConfig
 
-from lenvm_rl.core import TARGETS, TRUNCATIONS, check_gamma
+from lenvm_rl.core import AUTO, TARGETS, TRUNCATIONS, check_gamma
 from lenvm_rl.verl.cpu.platform import wants_cpu
 
 MODES = ("offline", "on_policy")
-AUTO = "auto"
 TOOL_AGENT = "tool_agent"
 """verl's agent loop whose responses hold a tool's answers."""
 
@@ -141,23 +141,20 @@ def check_verl_settings(config: DictConfig) -> None:
     Raises:
         ValueError: with the key, its value, the reason and the remedy.
     """
-    critic = config.critic
-    for holds, sentence in _refusals(config, critic):
+    refuse(_of_critic(config.critic, batch=config.data.train_batch_size))
+    refuse(_of_run(config))
+
+
+def refuse(conditions: Iterable[tuple[bool, str]]) -> None:
+    """Raise ValueError with the sentence of the first condition that does not hold."""
+    for holds, sentence in conditions:
         if not holds:
             raise ValueError(sentence)
 
 
-def _refusals(config: DictConfig, critic: DictConfig) -> list[tuple[bool, str]]:
-    """(what must hold, the sentence otherwise)."""
-    batch, rollout = config.data.train_batch_size, config.actor_rollout_ref.rollout
+def _of_critic(critic: DictConfig, *, batch: int) -> list[tuple[bool, str]]:
+    """What must hold of verl's critic block, and the sentences otherwise."""
     return [
-        (
-            config.lenvm.mode == "offline" or not uses_tools(rollout),
-            "lenvm.mode=on_policy writes responses that are the policy's own words, but "
-            f"rollout.multi_turn.enable={rollout.multi_turn.enable}, rollout.agent."
-            f"default_agent_loop={rollout.agent.default_agent_loop} put a tool's answers among "
-            "them. Use single_turn_agent, or train offline on the turns.",
-        ),
         (
             critic.strategy == "fsdp2" or (critic.strategy == "fsdp" and not wants_cpu()),
             f"critic.strategy={critic.strategy} is not supported"
@@ -193,11 +190,6 @@ def _refusals(config: DictConfig, critic: DictConfig) -> list[tuple[bool, str]]:
             "clipping. Leave it at verl's default.",
         ),
         (
-            config.algorithm.gamma == 1.0 and config.algorithm.lam == 1.0,
-            f"algorithm.gamma={config.algorithm.gamma}, algorithm.lam={config.algorithm.lam} "
-            "belong to a task reward, which this run has not. Set lenvm.gamma and lenvm.lam.",
-        ),
-        (
             1.0 in (critic.grad_clip, critic.optim.clip_grad)
             or critic.grad_clip == critic.optim.clip_grad,
             f"critic.grad_clip={critic.grad_clip} and critic.optim.clip_grad="
@@ -214,11 +206,6 @@ def _refusals(config: DictConfig, critic: DictConfig) -> list[tuple[bool, str]]:
             "resumed from exactly. Keep model, optimizer and extra.",
         ),
         (
-            config.trainer.default_hdfs_dir is None,
-            f"trainer.default_hdfs_dir={config.trainer.default_hdfs_dir}: checkpoints are written "
-            "to trainer.default_local_dir only. Unset it, and copy the directory afterwards.",
-        ),
-        (
             not (critic.model.use_fused_kernels or critic.model.use_liger),
             "critic.model.use_fused_kernels and use_liger replace kernels of a language-model "
             "head, which a length value model does not have. Set both to false.",
@@ -226,6 +213,30 @@ def _refusals(config: DictConfig, critic: DictConfig) -> list[tuple[bool, str]]:
         (
             not critic.fsdp.forward_only,
             "critic.fsdp.forward_only=true has no optimiser. Set it to false.",
+        ),
+    ]
+
+
+def _of_run(config: DictConfig) -> list[tuple[bool, str]]:
+    """What must hold of the rest of the configuration, and the sentences otherwise."""
+    rollout = config.actor_rollout_ref.rollout
+    return [
+        (
+            config.lenvm.mode == "offline" or not uses_tools(rollout),
+            "lenvm.mode=on_policy writes responses that are the policy's own words, but "
+            f"rollout.multi_turn.enable={rollout.multi_turn.enable}, rollout.agent."
+            f"default_agent_loop={rollout.agent.default_agent_loop} put a tool's answers among "
+            "them. Use single_turn_agent, or train offline on the turns.",
+        ),
+        (
+            config.algorithm.gamma == 1.0 and config.algorithm.lam == 1.0,
+            f"algorithm.gamma={config.algorithm.gamma}, algorithm.lam={config.algorithm.lam} "
+            "belong to a task reward, which this run has not. Set lenvm.gamma and lenvm.lam.",
+        ),
+        (
+            config.trainer.default_hdfs_dir is None,
+            f"trainer.default_hdfs_dir={config.trainer.default_hdfs_dir}: checkpoints are written "
+            "to trainer.default_local_dir only. Unset it, and copy the directory afterwards.",
         ),
         (
             config.trainer.rollout_data_dir is None and not config.trainer.log_val_generations,

@@ -26,7 +26,14 @@ from lenvm_rl.core import (
     make_controller,
 )
 from lenvm_rl.model import is_lenvm_checkpoint
-from lenvm_rl.verl.pretrain.settings import AUTO, check_choice, number, read_block, uses_tools
+from lenvm_rl.verl.pretrain.settings import (
+    AUTO,
+    check_choice,
+    number,
+    read_block,
+    refuse,
+    uses_tools,
+)
 from lenvm_rl.verl.rl.rollout_guidance import RolloutGuidance
 
 logger = logging.getLogger(__name__)
@@ -288,9 +295,7 @@ def check_against_verl(config: DictConfig, settings: PolicyLengthSettings) -> No
     guidance = settings.guidance()
     if guidance is not None:
         guidance.check(config)
-    for holds, sentence in _refusals(config, settings):
-        if not holds:
-            raise ValueError(sentence)
+    refuse(_refusals(config, settings))
     aggregation = config.actor_rollout_ref.actor.loss_agg_mode
     if settings.use in ("objective", "budget") and aggregation == "seq-mean-token-mean":
         logger.warning(

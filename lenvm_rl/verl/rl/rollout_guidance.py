@@ -25,6 +25,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from lenvm_rl.guidance import GuidanceSettings
+from lenvm_rl.verl.pretrain.settings import refuse
 
 ENGINE = "vllm"
 PROCESSOR = "lenvm_rl.vllm:LengthGuidance"
@@ -144,9 +145,7 @@ class RolloutGuidance:
                 f"max_response_length={highest} truncates responses before. Raise that.",
             ),
         )
-        for holds, sentence in needed:
-            if not holds:
-                raise ValueError(sentence)
+        refuse(needed)
 
     def highest(self, config: DictConfig) -> int | None:
         """Largest target that responses can reach; None where a larger one does no harm."""
