@@ -36,7 +36,7 @@ def resolve_prompts(name: str, *, seed: int, limit: int | None = None) -> list[P
 
     Args:
         seed: of the demo's problems, and of what is drawn from a set.
-        limit: at most so many.
+        limit: maximum number of prompts.
     Raises:
         ValueError: COUNT is not a positive number, nothing has that name, or what is there lacks
             something.

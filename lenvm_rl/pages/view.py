@@ -59,7 +59,7 @@ def view_rollouts(
         rollouts: rollout file of the same tokenizer.
         out: HTML file to write.
         prompt_ids: only completions of these prompts.
-        limit: at most so many completions; a page of 20 long ones has some megabytes.
+        limit: maximum number of completions; a page of 20 long ones has some megabytes.
     Returns:
         Figures: responses, tokens, left_out, bytes, and the path.
     """

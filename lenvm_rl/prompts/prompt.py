@@ -74,7 +74,7 @@ def read_prompts(path: str | Path, *, limit: int | None = None) -> list[Prompt]:
     """Prompts of a `.jsonl`, `.parquet` or other file of `row_files`, in order, with unique ids.
 
     Args:
-        limit: read at most so many.
+        limit: maximum number of prompts.
 
     Raises:
         ValueError: missing or empty file, unknown ending, a bad row (named by its number), or an

@@ -62,15 +62,16 @@ class Settings:
     """What is simulated."""
 
     loads: Sequence[float] = LOADS
-    """Tokens asked for per token that the server can write, each positive."""
+    """Offered loads, each positive (1.0 = server saturated)."""
     requests: int = 1000
     """Requests per simulation, drawn from the rows (with replacement when there are fewer)."""
     seeds: int = 5
     """Draws of requests and arrivals; the spread is over them."""
     preempt_until: float = 0.8
-    """Share of the first prediction after which a request keeps its slot (TRAIL's c); 0: always."""
+    """Preempt only before this fraction of the first predicted length (TRAIL's c); 0: never."""
     server: Server = Server()
     seed: int = 0
+    """Seed of requests and arrivals."""
 
     def __post_init__(self) -> None:
         if self.requests < 2 or self.seeds < 1 or not self.loads:

@@ -90,7 +90,7 @@ def load_prompt_set(
         which: a name of `PROMPT_SETS`, or a set.
         source: folder, file or hub name of the data; None is the set's place on the hub.
         split: of the data set; None is the set's usual one.
-        limit: at most so many prompts, and at most so many held-out ones.
+        limit: maximum number of prompts, and of held-out ones.
         seed: of the order; None keeps the order of the rows.
         heldout: share of the prompts to hold out, in [0, 1), by chance of each prompt.
         exclude: prompts that may not occur, e.g. those of another split.
@@ -239,7 +239,7 @@ def load_named_set(name: SetName, *, seed: int, limit: int | None = None) -> lis
 
     Args:
         seed: draws the prompts where fewer than all are wanted; else they stay in order.
-        limit: at most so many, whatever the name says.
+        limit: maximum number of prompts, whatever the name says.
     """
     wanted = min((n for n in (name.count, limit) if n is not None), default=None)
     loaded = load_prompt_set(
