@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lenvm_rl.model import tokenizer_sha
+from lenvm_rl.model import find_lenvm, tokenizer_sha
 from lenvm_rl.model.policy_facts import policy_facts
 from lenvm_rl.sampling.run import EngineFacts, Task, lenvm_facts
 from lenvm_rl.vllm.offline import AHEAD, VllmEngine, start_llm
@@ -99,6 +99,7 @@ def open_engine(
             raise ValueError(
                 "there is nothing to guide by: name the value model's directory (--lenvm)."
             )
+        lenvm = find_lenvm(lenvm)
         options = GuidanceOptions(
             checkpoint=str(lenvm),
             max_candidates=max(40, *(guide.top_k for guide in steered)),

@@ -16,7 +16,12 @@ from lenvm_rl.demo import policy_path
 from lenvm_rl.demo.prompts import demo_prompts
 from lenvm_rl.evals.length_control import evaluate as length_control
 from lenvm_rl.evals.tradeoff import evaluate as tradeoff
-from lenvm_rl.sampling.server.engine import ServerSettings
+from lenvm_rl.guidance import GuidanceSettings
+from lenvm_rl.rollouts import RolloutReader
+from lenvm_rl.sampling.encoding import tasks_of_prompts
+from lenvm_rl.sampling.fill import fill
+from lenvm_rl.sampling.run import SamplingRun
+from lenvm_rl.sampling.server.engine import ServerEngine, ServerSettings
 
 pytestmark = pytest.mark.slow
 NAME = str(policy_path())
@@ -205,3 +210,17 @@ def test_evaluations_sample_from_it(server, tmp_path):
     limited = tradeoff.Settings(betas=(), thinking_budgets=(8,), n=1, max_tokens=8)
     with pytest.raises(ValueError, match="reasoning"):
         tradeoff.run(NAME, prompts, tmp_path / "tradeoff", settings=limited, **given)
+
+
+def test_samples_of_a_prompt_are_guided_together(server, lenvm, tmp_path):
+    """Several completions in one request: each is steered, and each draws its own tokens."""
+    guide = GuidanceSettings(mode="at_least", target=30)
+    engine = ServerEngine.open(ServerSettings(server=[server], per_request=4), NAME, lenvm=lenvm)
+    tasks = tasks_of_prompts(
+        engine.tokenizer, demo_prompts(2, seed=6), n=4, max_tokens=80, guidance=guide
+    )
+    report = fill(SamplingRun.of(engine, tasks), tmp_path / "out", engine)
+    assert report.rows == 8 and report.mean_deviation is not None
+    rows = list(RolloutReader(tmp_path / "out").iter_rows())
+    assert all(row.length >= 30 and row.guidance["lenvm_target"] == 30 for row in rows)
+    assert len({tuple(row.response_ids) for row in rows}) > 4

@@ -126,11 +126,13 @@ class ServerPool:
         Raises:
             Problem: there is none.
         """
-        endpoint = server.client.chat.completions if chat else server.client.completions
-        named = {name: body[name] for name in ("model", "messages", "prompt") if name in body}
-        further = {name: value for name, value in body.items() if name not in named}
+        create = server.client.completions.with_raw_response.create
+        if chat:
+            create = server.client.chat.completions.with_raw_response.create
+        # As extra_body nothing is walked through: of 8,000 prompt tokens that takes 60 ms of CPU.
+        empty: dict[str, Any] = {"messages": []} if chat else {"prompt": ""}
         try:
-            answer = await endpoint.with_raw_response.create(**named, extra_body=further)
+            answer = await create(model=body["model"], **empty, extra_body=body)
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             if type(cause).__name__ in ("ConnectError", "ConnectTimeout"):

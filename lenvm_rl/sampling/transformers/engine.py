@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lenvm_rl.guidance import GuidanceSettings, Guide, GuidedRow, History
 from lenvm_rl.guidance.heads.q_head import load_lenvm, make_scorer
-from lenvm_rl.model import check_tokenizer, load_tokenizer, tokenizer_sha
+from lenvm_rl.model import check_tokenizer, find_lenvm, load_tokenizer, tokenizer_sha
 from lenvm_rl.model.decoder import context_length
 from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.rollouts.ends import token_count
@@ -133,6 +133,7 @@ class TransformersEngine:
         )
         guide = None
         if lenvm is not None:
+            lenvm = find_lenvm(lenvm)
             model = load_lenvm(lenvm, sampler.model.dtype).to(sampler.device)
             check_tokenizer(model.config, tokenizer)
             context = context_length(sampler.model.config)
