@@ -60,7 +60,7 @@ class Options(Settings, harness.Options):
     jobs: int = 2
     """Runs at a time."""
     reduced: bool = False
-    """One seed, the middle strength, 16 updates."""
+    """One seed, the middle strength, 16 updates, 64 held-out problems."""
     out: Path = Path("runs/bench_rl")
     """Results."""
 

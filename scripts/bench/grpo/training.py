@@ -40,6 +40,7 @@ class Settings:
     lenvm: Path = field(default_factory=lenvm_path)
     """Directory of the length value model, frozen; the shipped policy's by default."""
     updates: int = 24
+    """Updates per run."""
     prompts: int = 16
     """Prompts per update."""
     samples: int = 8
