@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install if needed, then lint, types and all tests: those with real workers too (--fast leaves
-# them out). Further arguments go to pytest:  scripts/test.sh --fast -k horizon
+# them out). Further arguments go to pytest:  scripts/test.sh --fast -k length_terms
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 fast=false
