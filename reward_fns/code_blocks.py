@@ -1,4 +1,4 @@
-r"""Which part of a response is its program? Told by what the parts define, not by where they stand.
+r"""The part of a response that is its program, told by what the parts define, not where they stand.
 
 A response is cut at its fences (``` or ~~~). A part is a candidate if it parses as Python and the
 fence before it names no other language (`text`, `bash`, `output`, ...); prose does not parse, so a

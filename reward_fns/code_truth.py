@@ -1,4 +1,4 @@
-"""Which tests does the ground truth of a program hold? Read from the shapes that data sets have.
+"""Tests that the ground truth of a program holds, read from the shapes that data sets have.
 
     {"asserts": ["assert f(1) == 2", ...]}                   statements after the solution
     {"test": "def check(candidate): ...", "entry_point": f}  HumanEval's own; check(f) is called

@@ -1,4 +1,4 @@
-"""How large is the scale of the length term at this update? Schedules and a dual ascent.
+"""Controllers of the scale of the length term: constant, schedules, a dual ascent.
 
 A controller is a small state machine: read `scale`, use it for one update of the policy, then call
 `update` with what was measured in that update. Its state is a dictionary of plain numbers, so that

@@ -1,4 +1,4 @@
-"""How well was a requested length met? LIFEBench's deviation and score, in tokens.
+"""LIFEBench's deviation and score, in tokens: how well a requested length was met.
 
     d = (length - requested) / requested
 

@@ -1,4 +1,4 @@
-"""How do a training step's weights reach the transformers rollout server? Through Ray, whole.
+"""Way of a training step's weights to the transformers rollout server: through Ray, whole.
 
 verl gives every training worker an adapter of its rollout engine. This one gathers the parameters
 (all ranks take part) and lets the first rank of a replica hand them to that replica's server. It

@@ -1,4 +1,4 @@
-"""What did the policy just sample? verl's batch as the tensors that length terms are made of.
+"""Completions that the policy just sampled: verl's batch as the tensors of length terms.
 
 B completions (rows that verl added to make the batch divide are left out), T the longest response.
 """
