@@ -645,7 +645,7 @@ def recipes(name: str | None = None) -> Answer:
     if name is not None:
         if name not in known:
             raise ValueError(f"there is no recipe {name!r}: {', '.join(known)}.")
-        return Answer({}, str(known[name]))
+        return Answer({name: str(known[name])}, str(known[name]), silent=True)
     table = Table("recipe", "what", "configurations", box=None, pad_edge=False)
     for folder in folders:
         title = (folder / "README.md").read_text(encoding="utf-8").splitlines()[0].lstrip("# ")

@@ -42,7 +42,7 @@ class Answer:
     warnings: tuple[str, ...] = ()
     """Lines on stderr that change nothing."""
     silent: bool = False
-    """Whether the last line is left out, because the screen has rows of JSON."""
+    """Whether the last line is left out, because scripts read what stands on the screen."""
 
 
 COMMANDS = {

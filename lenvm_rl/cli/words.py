@@ -1,7 +1,7 @@
 """The vocabulary of the command line: words that mean the same in every command.
 
 A word's help stands where a docstring says nothing; `read` turns what was typed into what functions
-takes: `demo` into a directory, `gsm8k@hub:100` into prompts.
+take: `demo` into a directory, `gsm8k@hub:100` into prompts.
 """
 
 from __future__ import annotations
