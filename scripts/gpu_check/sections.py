@@ -39,6 +39,7 @@ from scripts.bench.step_cost.floor import (
 GAMMA = 0.997
 SMALL = Shape(hidden=256, layers=3, heads=4, kv_heads=2, intermediate=512, vocab=2048)
 TESTS = Path(__file__).resolve().parents[2] / "tests"
+TEST_FOLDERS = ("guidance", "model", "verl", "vllm")
 _CLOSE = 0.15  # logits of order 1 in bfloat16, over three layers
 
 
@@ -307,9 +308,7 @@ def tests(device: str, quick: bool) -> dict[str, Any]:
     if not importlib.util.find_spec("pytest"):
         raise Skipped("pytest is not installed")
     missing = [name for name in ("verl", "vllm") if not importlib.util.find_spec(name)]
-    folders = ["scoring"]
-    if not quick:
-        folders += ["model", *(x for x in ("verl", "vllm") if x not in missing)]
+    folders = [x for x in TEST_FOLDERS[: 1 if quick else None] if x not in missing]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
     command += ["-o", "addopts=", *(str(TESTS / folder) for folder in folders)]
     done = subprocess.run(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scripts.gpu_check import __main__ as runner
-from scripts.gpu_check.sections import SECTIONS, Skipped
+from scripts.gpu_check.sections import SECTIONS, TEST_FOLDERS, TESTS, Skipped
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -99,6 +99,11 @@ def test_a_rehearsal_on_a_cpu(name):
         assert all(row["extra_passes"] == 0 for row in found["by_requests"].values())
     if name == "training":
         assert 0 < found["mfu"] < 1 and found["tokens_per_s"] > 0
+
+
+def test_the_folders_of_the_gpu_tests_are_there():
+    for folder in TEST_FOLDERS:
+        assert (TESTS / folder).is_dir()
 
 
 @pytest.mark.slow
