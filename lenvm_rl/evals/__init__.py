@@ -5,6 +5,7 @@ length_control   does a guided policy end where it is asked to
 tradeoff         accuracy against length under guidance
 scheduling       what predictions are worth to a server's queue
 length_tokens    which words change the expected length
+arms             completions of guided evaluations, one rollout file for each method and setting
 result           figures and tables of one evaluation, and their files
 run_all          several evaluations, each once, whatever happens to the others
 

@@ -1,31 +1,48 @@
-"""Arms of an evaluation: completions of one method at one setting, each arm a rollout file.
+"""Arms of an evaluation: completions of one method at one setting, and what became of them.
 
-    source = open_source(policy, lenvm, prompts, max_tokens=512, top_k=20)
+    source = open_source(policy, lenvm, prompts, max_tokens=512, sampling=TokenSampling(top_k=20))
     source.fill(arm, "runs/control/rollouts")
+    outcomes = read_outcomes("runs/control/rollouts/guided-equal-64", prompts, source.tokenizer)
 
+Each arm is a rollout file; a run that was killed goes on with the completions that are missing.
 Unguided completions choose among the same candidates as guided ones: dropping improbable tokens
-alone makes a policy better, and guidance shall not get the credit for it. A run that was killed
-goes on with the completions that are missing.
+alone makes a policy better, and guidance shall not get the credit for it. Outcomes are the same few
+numbers for both. Lengths are response tokens without EOS, the count that targets ask for.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from lenvm_rl.guidance import GuidanceSettings
 from lenvm_rl.model import load_tokenizer
+from lenvm_rl.model.forward import Padded, by_length
 from lenvm_rl.prompts.prompt import Prompt
+from lenvm_rl.rollouts import Rollout, RolloutReader
 from lenvm_rl.sampling.encoding import encode_prompt, tasks_of_prompts
 from lenvm_rl.sampling.fill import fill
-from lenvm_rl.sampling.run import OVER_CONTEXT, Engine, Failure, SamplingRun, TokenSampling
+from lenvm_rl.sampling.run import (
+    OVER_CONTEXT,
+    Engine,
+    Failure,
+    SamplingRun,
+    TokenSampling,
+    forced_end,
+)
 from lenvm_rl.sampling.server.engine import ServerEngine, ServerSettings
 from lenvm_rl.sampling.transformers.engine import TransformersEngine
 
+Grader = Callable[[str, str], bool]
+"""(response text, ground truth) -> correct or wrong; never raises."""
 _ROOM = 128  # tokens that a target in words may add to a prompt
+_PASS_TOKENS = 16_384  # padded tokens per forward pass of the policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +179,7 @@ def open_source(
     longest = max(len(encode_prompt(tokenizer, prompt)) for prompt in prompts)
     here = TransformersEngine.load(
         policy,
-        lenvm if rollouts is None else None,
+        None if rollouts is not None else lenvm,
         max_length=longest + _ROOM + max_tokens,
         max_candidates=sampling.top_k,
         max_batch=max_batch,
@@ -170,3 +187,124 @@ def open_source(
     )
     engine = (lambda fields: here) if rollouts is None else None
     return Source(engine=engine, policy=here.model, **common)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One completion, measured."""
+
+    prompt: int
+    """Index of its prompt."""
+    token_ids: Sequence[int] = ()
+    """Of the response, without EOS."""
+    text: str = ""
+    """The same as text."""
+    ended: bool = False
+    """Whether it ended before the token limit, by itself or because guidance forced EOS."""
+    came: bool = True
+    """Whether there is a completion at all: False where an engine could not make it."""
+    correct: bool | None = None
+    """Whether the grader accepts it; an unfinished answer is wrong. None without a grader."""
+    logprob: float = math.nan
+    """Mean log-probability (nats) of its tokens under the unguided policy, EOS included."""
+
+    @property
+    def length(self) -> int:
+        """Response tokens without EOS."""
+        return len(self.token_ids)
+
+
+def read_outcomes(
+    path: str | Path,
+    prompts: Sequence[Prompt],
+    tokenizer: Any,
+    *,
+    policy: Any | None = None,
+    grader: Grader | None = None,
+    n: int | None = None,
+) -> list[Outcome]:
+    """Outcomes of a rollout file: `n` of each prompt side by side, missing ones too.
+
+    Args:
+        prompts: of which the file holds completions; `ground_truth` is what the grader gets.
+        policy: the unguided transformers causal LM; None leaves log-probabilities undefined.
+        grader: None judges nothing.
+        n: completions of each prompt, sample_id 0 to n - 1; None: as many as the file has.
+    Raises:
+        ValueError: a prompt that is none of `prompts`; and see `RolloutReader`.
+    """
+    index = {prompt.prompt_id: i for i, prompt in enumerate(prompts)}
+    reader = RolloutReader(path)
+    rows: dict[tuple[int, int], Rollout] = {}
+    for row in reader.iter_rows():
+        if row.prompt_id not in index:
+            raise ValueError(
+                f"{path} holds completions of prompt {row.prompt_id!r}, which is not among the "
+                f"{len(prompts)} prompts given: name the prompts that it was sampled from."
+            )
+        rows[index[row.prompt_id], row.sample_id] = row
+    if n is None:
+        n = 1 + max(sample_id for _, sample_id in rows)
+    keys = [(i, k) for i in range(len(prompts)) for k in range(n)]
+    logprobs = dict.fromkeys(rows, math.nan)
+    if policy is not None:
+        found = [key for key in keys if key in rows]
+        eos = list(reader.metadata["eos_ids"] or ())[:1]
+        texts = [(rows[key].prompt_ids, _with_end(rows[key], eos)) for key in found]
+        logprobs |= zip(found, policy_logprobs(policy, texts), strict=True)
+
+    def outcome(key: tuple[int, int]) -> Outcome:
+        if key not in rows:
+            return Outcome(prompt=key[0], came=False, correct=None if grader is None else False)
+        row, truth = rows[key], prompts[key[0]].ground_truth
+        content = row.response_ids[: row.length - (row.finish_reason == "stop")]
+        ended, correct = row.finish_reason == "stop" or forced_end(row), None
+        if grader is not None:
+            text = tokenizer.decode(row.response_ids, skip_special_tokens=True)
+            correct = ended and truth is not None and bool(grader(text, truth))
+        return Outcome(
+            prompt=key[0],
+            token_ids=content,
+            text=tokenizer.decode(content, skip_special_tokens=True),
+            ended=ended,
+            correct=correct,
+            logprob=logprobs[key],
+        )
+
+    return [outcome(key) for key in keys]
+
+
+def _with_end(row: Rollout, eos: Sequence[int]) -> list[int]:
+    """Response tokens with the EOS that guidance forced, which is not in the row."""
+    return [*row.response_ids, *(eos if forced_end(row) else ())]
+
+
+@torch.inference_mode()
+def policy_logprobs(
+    policy: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> list[float]:
+    """Mean log-probability (nats per token, temperature 1) of each response given its prompt.
+
+    Args:
+        policy: a transformers causal LM.
+        rows: (prompt ids, response ids), each with at least one token.
+    """
+    device = next(policy.parameters()).device
+    means = [0.0] * len(rows)
+    for batch in by_length(
+        [len(prompt) + len(response) for prompt, response in rows], _PASS_TOKENS
+    ):
+        padded = Padded.of([rows[i] for i in batch])
+        states = padded.states.to(device)
+        logits = policy(input_ids=padded.ids.to(device), use_cache=False).logits.float()
+        taken = logits.gather(-1, padded.next_ids.to(device)[..., None])[..., 0]
+        logprobs = (taken - logits.logsumexp(-1)).masked_fill(~states, 0)
+        for i, logprob in zip(batch, (logprobs.sum(1) / states.sum(1)).tolist(), strict=True):
+            means[i] = logprob
+    return means
+
+
+def mean(values: Sequence[float | bool | None]) -> float:
+    """Mean of those that are defined; NaN where none is."""
+    known = [x for x in values if x is not None and not math.isnan(x)]
+    return sum(known) / len(known) if known else math.nan

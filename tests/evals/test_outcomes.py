@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lenvm_rl.evals.outcomes import policy_logprobs, read_outcomes
+from lenvm_rl.evals.arms import policy_logprobs, read_outcomes
 from lenvm_rl.guidance import GuidanceSettings
 from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.rollouts import Rollout, RolloutWriter

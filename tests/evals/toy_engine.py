@@ -2,8 +2,7 @@
 
 import random
 
-from lenvm_rl.evals.arms import Source
-from lenvm_rl.evals.outcomes import Outcome
+from lenvm_rl.evals.arms import Outcome, Source
 from lenvm_rl.model import tokenizer_sha
 from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.sampling.run import EngineFacts

@@ -36,10 +36,9 @@ from typing import Any
 import torch
 
 from lenvm_rl.core import CONTROLS, lifebench_deviation, lifebench_score
-from lenvm_rl.evals.arms import Source, open_source
+from lenvm_rl.evals.arms import Grader, Outcome, Source, mean, open_source, read_outcomes
 from lenvm_rl.evals.length_control import lifebench
 from lenvm_rl.evals.length_control.plan import Goal, Plan, Settings
-from lenvm_rl.evals.outcomes import Grader, Outcome, mean, read_outcomes
 from lenvm_rl.evals.result import Result
 from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.sampling.server.engine import ServerSettings

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lenvm_rl.core import CONTROLS
-from lenvm_rl.evals.arms import Arm
+from lenvm_rl.evals.arms import Arm, Outcome
 from lenvm_rl.evals.length_control import lifebench
-from lenvm_rl.evals.outcomes import Outcome
 from lenvm_rl.guidance import GuidanceSettings
 from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.sampling.run import TokenSampling

@@ -24,8 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from lenvm_rl.evals.arms import Arm, open_source
-from lenvm_rl.evals.outcomes import Grader, Outcome, mean, read_outcomes
+from lenvm_rl.evals.arms import Arm, Grader, Outcome, mean, open_source, read_outcomes
 from lenvm_rl.evals.result import Result
 from lenvm_rl.guidance import GuidanceSettings
 from lenvm_rl.prompts.prompt import Prompt
