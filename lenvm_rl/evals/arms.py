@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -236,7 +236,7 @@ def read_outcomes(
     index = {prompt.prompt_id: i for i, prompt in enumerate(prompts)}
     reader = RolloutReader(path)
     rows: dict[tuple[int, int], Rollout] = {}
-    for row in reader.iter_rows():
+    for row in cast(Iterator[Rollout], reader.iter_rows()):
         if row.prompt_id not in index:
             raise ValueError(
                 f"{path} holds completions of prompt {row.prompt_id!r}, which is not among the "

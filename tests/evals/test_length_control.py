@@ -2,6 +2,7 @@
 
 import io
 import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -24,8 +25,10 @@ def policy():
 def controlled(folder, answer=None, *, prompts=PROMPTS, policy=None, grader=None, **fields):
     """The result of a toy engine's completions, and the engine."""
     engine = ToyEngine() if answer is None else ToyEngine(answer)
-    settings = Settings(**fields).of(prompts)
-    sample(Plan(prompts, settings), source(engine, settings), folder)
+    settings = Settings(**fields)
+    plan = Plan(prompts, settings)
+    sample(plan, source(engine, settings), folder)
+    settings = replace(settings, n=plan.n, unguided_n=plan.unguided_n)
     result = evaluate(
         folder, prompts, make_tokenizer(), policy=policy, grader=grader, settings=settings
     )
@@ -261,21 +264,22 @@ def test_files_and_screen(tmp_path):
 
 
 def test_what_is_asked_for_is_chosen_by_the_prompts():
-    plain, asking = Settings().of(PROMPTS), Settings().of([ENGLISH])
-    assert plain.targets is None and plain.quantiles[0] == 0.1 and plain.max_tokens == 512
+    plain, asking = Plan(PROMPTS, Settings()), Plan([ENGLISH], Settings())
+    assert not plain.fixed and plain.quantiles[0] == 0.1 and plain.max_tokens == 512
     assert (plain.n, plain.unguided_n) == (4, 32)
     assert list(plain.methods) == ["unguided", "guided", "truncated"]
     assert asking.targets == lifebench.TARGETS and asking.max_tokens == 4096
     assert (asking.n, asking.unguided_n) == (1, 1) and "countdown" in asking.methods
-    official = Settings(official=True, unit="words").of([ENGLISH])
+    official = Plan([ENGLISH], Settings(official=True, unit="words"))
     assert official.targets == lifebench.OFFICIAL_TARGETS
-    assert "in_words" in Settings(prompt_template="{target}").of(PROMPTS).methods
-    for settings in (plain, asking, official):
-        assert settings.of(PROMPTS if settings is plain else [ENGLISH]) == settings
-    with pytest.raises(ValueError, match="ask for a length in words"):
-        Settings(quantiles=(0.5,)).of([ENGLISH])
-    with pytest.raises(ValueError, match="unguided_n is 2"):
-        Settings(unguided_n=2).of(PROMPTS)
+    assert "in_words" in Plan(PROMPTS, Settings(prompt_template="{target}")).methods
+    for fields, prompts, message in (
+        ({"quantiles": (0.5,)}, [ENGLISH], "ask for a length in words"),
+        ({"unguided_n": 2}, PROMPTS, "unguided_n is 2"),
+        ({"max_tokens": 900}, [ENGLISH], "a response shall have 1024 tokens and an end"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Plan(prompts, Settings(**fields))
 
 
 @pytest.mark.parametrize(

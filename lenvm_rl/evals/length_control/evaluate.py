@@ -94,13 +94,13 @@ def run(
     """
     from lenvm_rl.evals.length_control.draw import draw
 
-    whole = settings.of(prompts)
+    plan = Plan(prompts, settings)
     source = open_source(
         policy,
         lenvm,
         prompts,
-        max_tokens=whole.max_tokens,
-        sampling=whole.sampling,
+        max_tokens=plan.max_tokens,
+        sampling=settings.sampling,
         rollouts=rollouts,
         connection=connection,
         max_batch=batch_size,
@@ -109,14 +109,15 @@ def run(
     )
     folder = Path(rollouts or Path(out) / "rollouts")
     if rollouts is None:
-        sample(Plan(prompts, whole), source, folder)
+        sample(plan, source, folder)
+        settings = replace(settings, n=plan.n, unguided_n=plan.unguided_n)
     result = evaluate(
         folder,
         prompts,
         source.tokenizer,
         policy=source.policy,
         grader=grader,
-        settings=settings if rollouts is not None else whole,
+        settings=settings,
     )
     if connection.server and rollouts is None:
         failed = {"failed_requests": dict(source.failures)}
@@ -145,7 +146,7 @@ def evaluate(
         grader: None leaves accuracy undefined.
         settings: where `n` is None, all completions of a file are taken.
     """
-    plan = Plan(prompts, settings.of(prompts))
+    plan = Plan(prompts, settings)
 
     @cache
     def read(name: str) -> list[Outcome]:
@@ -157,7 +158,7 @@ def evaluate(
     goals = plan.goals(unguided)
     points: list[Row] = []
     for control, name in plan.cells:
-        for method in plan.settings.methods:
+        for method in plan.methods:
             outcomes = read(plan.arm(method, control, goals[name]).name)
             if method == "truncated":
                 limits = goals[name].tokens
@@ -175,7 +176,7 @@ def sample(plan: Plan, source: Source, folder: Path) -> None:
         source.fill(arm, folder)
         unguided += read_outcomes(folder / arm.name, plan.prompts, source.tokenizer, n=arm.n)
     goals = plan.goals(unguided)
-    arms = [plan.arm(m, c, goals[name]) for c, name in plan.cells for m in plan.settings.methods]
+    arms = [plan.arm(m, c, goals[name]) for c, name in plan.cells for m in plan.methods]
     for arm in {arm.name: arm for arm in arms}.values():
         source.fill(arm, folder)
 
@@ -243,7 +244,7 @@ def _result(plan: Plan, points: list[Row], unguided: Sequence[Outcome]) -> Resul
         "prompts": len(plan.prompts),
         "samples": own[0]["completions"] // len(plan.prompts),
         "unit": settings.unit,
-        "targets": list(settings.targets or [name for _, name in plan.cells]),
+        "targets": list(plan.targets or [name for _, name in plan.cells]),
         "asked_in_words": plan.asks,
         "tokens_per_word": plan.tokens_per_word(unguided),
         "unguided_accuracy": mean([outcome.correct for outcome in unguided]),
@@ -259,7 +260,7 @@ def _result(plan: Plan, points: list[Row], unguided: Sequence[Outcome]) -> Resul
         "languages": grouped("control", "method", "language"),
     }
     if plan.fixed:
-        tables["table2"] = [*_table_2(summary, settings.methods), *lifebench.table_2_rows()]
+        tables["table2"] = [*_table_2(summary, plan.methods), *lifebench.table_2_rows()]
         tables["official"] = _official(points)
         for row in tables["official"]:
             name = f"{row['control']}_{row['method']}_official_{row['scorer']}_score"

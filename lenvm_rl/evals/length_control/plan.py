@@ -20,7 +20,7 @@ _TOKENS_PER_COUNT = 8  # a marker like <128> and its word: a countdown gets at l
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What to ask for and how to sample; None is decided by the prompts (`of`)."""
+    """What to ask for and how to sample; None is decided by the prompts, see `Plan`."""
 
     controls: Sequence[str] = CONTROLS
     """Ways to ask: equal, at_most, at_least."""
@@ -102,41 +102,6 @@ class Settings:
         """Of unguided completions: the candidates that guided ones name in their settings."""
         return TokenSampling(top_k=self.top_k, min_p=self.min_p, seed=self.seed)
 
-    def of(self, prompts: Sequence[Prompt]) -> Settings:
-        """The settings for these prompts, with nothing left open.
-
-        Raises:
-            ValueError: quantiles, but the prompts have places for a length; or fewer than 4
-                unguided completions to read quantiles from.
-        """
-        asks = any(map(lifebench.asks_for_length, prompts))
-        if asks and self.quantiles is not None:
-            raise ValueError(
-                "these prompts ask for a length in words, and quantiles of what they are answered "
-                "with need an answer first: give --targets instead of --quantiles."
-            )
-        fixed = asks or self.targets is not None or self.official or self.unit == "words"
-        targets = self.targets
-        if fixed and targets is None:
-            targets = lifebench.OFFICIAL_TARGETS if self.official else lifebench.TARGETS
-        n = self.n or (1 if fixed else 4)
-        unguided_n = self.unguided_n or (n if fixed else 32)
-        if not fixed and unguided_n < 4:
-            raise ValueError(
-                f"unguided_n is {unguided_n}: the range of lengths that a prompt "
-                "can reach is read off them, take at least 4."
-            )
-        optional = {"in_words": self.prompt_template is not None, "countdown": asks}
-        return replace(
-            self,
-            targets=targets,
-            quantiles=None if fixed else self.quantiles or QUANTILES,
-            methods=self.methods or [name for name in METHODS if optional.get(name, True)],
-            n=n,
-            unguided_n=unguided_n,
-            max_tokens=self.max_tokens or max(512, 4 * max(targets or [0])),
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
@@ -157,15 +122,36 @@ class Plan:
 
     Streams of random numbers are named as in version 0.1, so that its figures can be repeated.
 
-    Args:
-        settings: `of` these prompts.
+    Raises:
+        ValueError: quantiles, but the prompts have places for a length; fewer than 4 unguided
+            completions to read quantiles from; too few tokens for the largest target.
     """
 
     def __init__(self, prompts: Sequence[Prompt], settings: Settings):
-        self.prompts, self.settings = prompts, settings
-        self.fixed = settings.targets is not None
+        self.prompts = prompts
         self.asks = any(map(lifebench.asks_for_length, prompts))
-        named = self.asks or "countdown" in settings.methods
+        if self.asks and settings.quantiles is not None:
+            raise ValueError(
+                "these prompts ask for a length in words, and quantiles of what they are answered "
+                "with need an answer first: give --targets instead of --quantiles."
+            )
+        given = settings.targets is not None or settings.official or settings.unit == "words"
+        self.fixed = self.asks or given
+        standard = lifebench.OFFICIAL_TARGETS if settings.official else lifebench.TARGETS
+        self.targets = tuple(settings.targets or standard) if self.fixed else ()
+        self.quantiles = () if self.fixed else tuple(settings.quantiles or QUANTILES)
+        self.n = settings.n or (1 if self.fixed else 4)
+        self.unguided_n = settings.unguided_n or (self.n if self.fixed else 32)
+        if not self.fixed and self.unguided_n < 4:
+            raise ValueError(
+                f"unguided_n is {self.unguided_n}: the range of lengths that a prompt "
+                "can reach is read off them, take at least 4."
+            )
+        optional = {"in_words": settings.prompt_template is not None, "countdown": self.asks}
+        self.methods = settings.methods or [name for name in METHODS if optional.get(name, True)]
+        self.max_tokens = settings.max_tokens or max(512, 4 * max(self.targets, default=0))
+        self.settings = replace(settings, targets=self.targets or None, max_tokens=self.max_tokens)
+        named = self.asks or "countdown" in self.methods
         self.languages = [
             lifebench.language(p) if named else str(p.extra.get("lang", "en")) for p in prompts
         ]
@@ -173,8 +159,7 @@ class Plan:
     @property
     def cells(self) -> list[tuple[str, str]]:
         """(control, name of the goal) of everything that is asked for."""
-        names = [str(n) for n in self.settings.targets or ()]
-        names = names or [quantile_name(q) for q in self.settings.quantiles]
+        names = [*map(str, self.targets), *map(quantile_name, self.quantiles)]
         return [(control, name) for control in self.settings.controls for name in names]
 
     def goals(self, unguided: Sequence[Outcome]) -> dict[str, Goal]:
@@ -185,9 +170,9 @@ class Plan:
         """
         prompts, ratios = len(self.prompts), self.tokens_per_word(unguided)
         if self.fixed:
-            targets = {str(n): [n] * prompts for n in self.settings.targets}
+            targets = {str(n): [n] * prompts for n in self.targets}
         else:
-            targets = reachable_targets(unguided, prompts, self.settings.quantiles)
+            targets = reachable_targets(unguided, prompts, self.quantiles)
         words = self.settings.unit == "words"
 
         def scaled(asked: Sequence[int], power: int) -> list[int]:
@@ -247,7 +232,7 @@ class Plan:
                 f"countdown-{name if self.asks else goal.name}",
                 counting,
                 stream="countdown",
-                max_tokens=max(self.settings.max_tokens, _TOKENS_PER_COUNT * max(goal.words)),
+                max_tokens=max(self.max_tokens, _TOKENS_PER_COUNT * max(goal.words)),
             )
         return self._unguided(control, goal.name)
 
@@ -256,7 +241,7 @@ class Plan:
             f"unguided-{control}-{goal}" if self.asks else "unguided",
             self._asked(control, goal),
             stream="unguided" if self.fixed else "free",
-            n=self.settings.unguided_n,
+            n=self.unguided_n,
         )
 
     def _asked(self, control: str, goal: str) -> list[Prompt]:
@@ -267,7 +252,7 @@ class Plan:
         return [_around(prompt, prefix, "") for prompt in asked]
 
     def _arm(self, name: str, prompts: Sequence[Prompt], **fields: Any) -> Arm:
-        defaults = {"n": self.settings.n, "max_tokens": self.settings.max_tokens}
+        defaults = {"n": self.n, "max_tokens": self.max_tokens}
         return Arm(name=name, prompts=prompts, **{**defaults, **fields})
 
 

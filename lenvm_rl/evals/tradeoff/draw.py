@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -181,9 +182,8 @@ def place_labels(axes: Axes, labelled: Sequence[tuple[Mapping[str, Any], str, st
     ]
     bars = [path for lines in axes.collections for path in lines.get_paths()]
     paths = [*(line.get_path() for line in axes.get_lines()), *bars]
-    curves = [path.interpolated(20).vertices for path in paths]
-    points = [point for curve in curves for point in curve if all(map(math.isfinite, point))]
-    x, y = zip(*points, strict=True)
+    points = np.concatenate([path.interpolated(20).vertices for path in paths])
+    x, y = points[np.isfinite(points).all(1)].T
     arrows = {"arrowstyle": "-", "color": "#9a9a9a", "lw": 0.5}
     adjust_text(texts, x, y, ax=axes, arrowprops=arrows, expand=(1.2, 1.5))
     return texts

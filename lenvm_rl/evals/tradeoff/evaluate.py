@@ -181,7 +181,7 @@ def evaluate(
     prompts: Sequence[Prompt],
     tokenizer: Any,
     *,
-    grader: Grader,
+    grader: Grader | None,
     policy: Any | None = None,
     settings: Settings = Settings(),  # noqa: B008 (frozen)
 ) -> Result:
