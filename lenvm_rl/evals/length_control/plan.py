@@ -173,21 +173,17 @@ class Plan:
             targets = {str(n): [n] * prompts for n in self.targets}
         else:
             targets = reachable_targets(unguided, prompts, self.quantiles)
-        words = self.settings.unit == "words"
+        per_word = [ratios[lang] for lang in self.languages]
 
-        def scaled(asked: Sequence[int], power: int) -> list[int]:
-            pairs = zip(asked, self.languages, strict=True)
-            return [max(1, round(n * ratios[lang] ** power)) for n, lang in pairs]
+        def goal(name: str, asked: Sequence[int]) -> Goal:
+            pairs = list(zip(asked, per_word, strict=True))
+            if self.settings.unit == "words":
+                tokens, words = [max(1, round(n * ratio)) for n, ratio in pairs], asked
+            else:
+                tokens, words = asked, [max(1, round(n / ratio)) for n, ratio in pairs]
+            return Goal(name=name, targets=asked, tokens=tokens, words=words)
 
-        return {
-            name: Goal(
-                name=name,
-                targets=asked,
-                tokens=scaled(asked, 1) if words else asked,
-                words=asked if words else scaled(asked, -1),
-            )
-            for name, asked in targets.items()
-        }
+        return {name: goal(name, asked) for name, asked in targets.items()}
 
     def tokens_per_word(self, unguided: Sequence[Outcome]) -> dict[str, float]:
         """Language -> ratio in unguided completions; 1 where they have no words."""
