@@ -260,7 +260,7 @@ def convert(
     """
     from lenvm_rl import rollouts
     from lenvm_rl.model import load_tokenizer, tokenizer_sha
-    from lenvm_rl.model.policy_facts import policy_configs
+    from lenvm_rl.model.policy import policy_configs
     from lenvm_rl.model.tokens import token_ids_of
 
     converters = {

@@ -1,4 +1,6 @@
-"""Errors on held-out responses, in a few numbers that every kind of target has.
+"""Errors on held-out responses, and the baselines beside them.
+
+In a few numbers that every kind of target has (`heldout_errors`):
 
     mse                   mean of (V - G)**2 over all tokens of finished responses
     length_error          mean of |l_hat - l| over the same tokens, in tokens
@@ -10,21 +12,144 @@ best constant has. The paper's loss is a Huber loss that is quadratic on values:
 
 `outcome_errors` is what work on serving reports: TRAIL and PLP the mean absolute error in tokens,
 vllm-ltr Kendall's tau, each against one outcome per request.
+
+Guesses that do not read a single token's meaning (`NaivePredictors`):
+
+    mean       the training mean of u = 1 - gamma**L: the same guess for every prompt
+    linear     least squares of u on the prompt's length in tokens
+    survival   mean u of what is left of the training responses that are still going after t tokens
+               (mean residual life): knows how far the response is, but not what it says
+
+`mean` and `linear` guess a total length; after t tokens they guess what is left of it, at least 1.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lenvm_rl.core import ValueErrors, predicted_length, value_of_logit
+from lenvm_rl.core import (
+    ValueErrors,
+    check_gamma,
+    length_to_u,
+    predicted_length,
+    u_to_length,
+    value_of_logit,
+)
 from lenvm_rl.model import LengthValueModel
 from lenvm_rl.model.forward import iter_logits, model_space
-from lenvm_rl.rollouts import Rollout
+from lenvm_rl.rollouts import Rollout, RolloutReader
+
+NAIVE = ("mean", "linear", "survival")
+
+
+@dataclass(frozen=True, eq=False)
+class NaivePredictors:
+    """Fitted on training completions; see the module."""
+
+    gamma: float
+    """Per-token discount in (0, 1)."""
+    mean_u: float
+    """Mean of u(L) = 1 - gamma**L."""
+    intercept: float
+    """Of u(L) on prompt length."""
+    slope: float
+    """Horizon per prompt token."""
+    bounds: tuple[float, float]
+    """Smallest and largest u seen; linear guesses are clipped to it."""
+    survival: Tensor
+    """[longest] mean of u(L - t) over responses with L > t, at t = 0, 1, ..."""
+
+    @classmethod
+    def fit(
+        cls, prompt_lengths: Sequence[int], lengths: Sequence[int], *, gamma: float
+    ) -> NaivePredictors:
+        """Fit on completions that ended by themselves.
+
+        Args:
+            prompt_lengths: [M] prompt tokens.
+            lengths: [M] response tokens, EOS included.
+            gamma: per-token discount in (0, 1).
+        Raises:
+            ValueError: no completion.
+        """
+        check_gamma(gamma)
+        if len(lengths) == 0:
+            raise ValueError(
+                "no finished training completion to fit the naive predictors on: give the rollout "
+                "file that the LenVM was trained on."
+            )
+        x = torch.as_tensor(prompt_lengths, dtype=torch.float64)
+        total = torch.as_tensor(lengths, dtype=torch.long)
+        u = length_to_u(total.double(), gamma=gamma)
+        spread = (x - x.mean()).square().mean()
+        covariance = ((x - x.mean()) * (u - u.mean())).mean()
+        slope = (covariance / spread).item() if spread > 0 else 0.0
+        return cls(
+            gamma=gamma,
+            mean_u=u.mean().item(),
+            intercept=u.mean().item() - slope * x.mean().item(),
+            slope=slope,
+            bounds=(u.min().item(), u.max().item()),
+            survival=_mean_residual_u(total, gamma),
+        )
+
+    @classmethod
+    def of_rollouts(cls, reader: RolloutReader, *, gamma: float) -> NaivePredictors:
+        """`fit` on the finished completions of a rollout file, read as a stream."""
+        prompts, lengths = [], []
+        for row in reader.iter_rows(["prompt_ids", "response_ids", "finish_reason", "loss_mask"]):
+            if row["finish_reason"] == "stop":
+                context = sum((row["loss_mask"] or ())[1::2])
+                prompts.append(len(row["prompt_ids"]))
+                lengths.append(len(row["response_ids"]) - context)
+        return cls.fit(prompts, lengths, gamma=gamma)
+
+    def total_lengths(self, prompt_lengths: Tensor) -> dict[str, Tensor]:
+        """Guessed response lengths at s_0: `{"mean", "linear"}`, each [M] tokens."""
+        x = prompt_lengths.double()
+        linear = (self.intercept + self.slope * x).clamp(*self.bounds)
+        mean = torch.full_like(linear, self.mean_u)
+        return {
+            "mean": u_to_length(mean, gamma=self.gamma),
+            "linear": u_to_length(linear, gamma=self.gamma),
+        }
+
+    def remaining_lengths(self, prompt_lengths: Tensor, offsets: Tensor) -> dict[str, Tensor]:
+        """Guessed remaining tokens at s_t, all [M, P], for `NAIVE`.
+
+        Args:
+            prompt_lengths: [M] prompt tokens.
+            offsets: [M, P] response tokens written so far, t.
+        """
+        guesses = {
+            name: (total[:, None] - offsets).clamp(min=1.0)
+            for name, total in self.total_lengths(prompt_lengths).items()
+        }
+        last = len(self.survival) - 1  # beyond the longest training response: as at its last token
+        u = self.survival[offsets.long().clamp(max=last)]
+        guesses["survival"] = u_to_length(u, gamma=self.gamma)
+        return guesses
+
+
+def _mean_residual_u(lengths: Tensor, gamma: float) -> Tensor:
+    """[longest] mean of 1 - gamma**(L - t) over L > t, by a recursion from the longest down:
+    with n_t responses longer than t, S_t = sum of gamma**(L - t) = gamma (S_{t+1} + #{L = t+1})."""
+    longest = int(lengths.max())
+    ends = torch.bincount(lengths, minlength=longest + 1).double()
+    survivors = ends.flip(0).cumsum(0).flip(0)  # [t]: responses with L >= t
+    u = torch.zeros(longest, dtype=torch.float64)
+    discounted = 0.0
+    for t in range(longest - 1, -1, -1):
+        discounted = gamma * (discounted + ends[t + 1].item())
+        u[t] = 1.0 - discounted / survivors[t + 1].item()
+    return u
+
 
 POSITIONS = (0.0, 0.25, 0.5, 0.75)
 """Of the paper's figure 6."""

@@ -22,12 +22,10 @@ from transformers.modeling_outputs import TokenClassifierOutput
 from transformers.utils import is_flash_attn_2_available
 
 from lenvm_rl.core import predict, predicted_length, value_of_logit
-from lenvm_rl.model.card import model_card
-from lenvm_rl.model.config import LengthValueConfig
-from lenvm_rl.model.decoder import FOREIGN
+from lenvm_rl.model.config import LengthValueConfig, model_card
+from lenvm_rl.model.decoder import FOREIGN, is_causal
 from lenvm_rl.model.heads import ValueHead, make_head
 from lenvm_rl.model.hub import find_lenvm
-from lenvm_rl.model.probes import is_causal
 from lenvm_rl.model.tokens import check_tokenizer
 
 

@@ -16,8 +16,7 @@ from torch import Tensor
 from lenvm_rl.guidance.heads.q_head import make_scorer
 from lenvm_rl.guidance.interface import History
 from lenvm_rl.model import LengthValueModel
-from lenvm_rl.model.decoder import FOREIGN
-from lenvm_rl.model.probes import packs
+from lenvm_rl.model.decoder import FOREIGN, packs
 from lenvm_rl.sampling.transformers.decode_batch import check_batching
 
 _HISTORIES = ((3, 5, 8), (4, 6, 7, 9, 2))  # token ids; unlike in length, so that rows are padded

@@ -35,8 +35,7 @@ from verl.workers.engine.fsdp.transformer_impl import (
 )
 
 from lenvm_rl.model import LengthValueConfig, LengthValueModel
-from lenvm_rl.model.decoder import FOREIGN
-from lenvm_rl.model.probes import packs
+from lenvm_rl.model.decoder import FOREIGN, packs
 from lenvm_rl.verl.cpu.packed_attention import PACKED_SDPA
 from lenvm_rl.verl.cpu.platform import PLATFORM
 

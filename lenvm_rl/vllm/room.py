@@ -16,7 +16,7 @@ import torch
 
 from lenvm_rl.guidance.exact.memory import available_memory, in_units
 from lenvm_rl.guidance.heads.q_head import scorer_memory
-from lenvm_rl.model.policy_facts import policy_configs
+from lenvm_rl.model.policy import policy_configs
 from lenvm_rl.sampling.run import Task
 from lenvm_rl.vllm.options import GuidanceOptions, checkpoint_config
 

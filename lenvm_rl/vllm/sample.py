@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lenvm_rl.model import find_lenvm, tokenizer_sha
-from lenvm_rl.model.policy_facts import policy_facts
+from lenvm_rl.model.policy import policy_facts
 from lenvm_rl.sampling.run import EngineFacts, Task, lenvm_facts
 from lenvm_rl.vllm.offline import AHEAD, VllmEngine, start_llm
 from lenvm_rl.vllm.options import GuidanceOptions

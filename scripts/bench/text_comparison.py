@@ -27,8 +27,8 @@ from lenvm_rl.core import (
     r2,
 )
 from lenvm_rl.model import LengthValueModel
-from lenvm_rl.model.baselines import NaivePredictors
 from lenvm_rl.model.forward import iter_logits
+from lenvm_rl.model.heldout import NaivePredictors
 from lenvm_rl.rollouts import Rollout, RolloutReader
 
 BARS = ("mean", "linear")

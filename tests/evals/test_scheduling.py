@@ -18,9 +18,8 @@ from lenvm_rl.evals.scheduling.evaluate import (
     prompt_means,
 )
 from lenvm_rl.evals.scheduling.queueing import Server
-from lenvm_rl.model.baselines import NaivePredictors
-from lenvm_rl.model.heldout import outcome_errors
-from lenvm_rl.model.policy_check import open_rollouts
+from lenvm_rl.model.heldout import NaivePredictors, outcome_errors
+from lenvm_rl.model.policy import open_rollouts
 from lenvm_rl.rollouts import RolloutReader
 from tests.evals.geometric import GAMMA, Oracle, rollouts, write
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lenvm_rl.core import length_to_u
-from lenvm_rl.model.baselines import NaivePredictors
+from lenvm_rl.model.heldout import NaivePredictors
 
 GAMMA = 0.9
 

@@ -3,7 +3,7 @@
 import pytest
 
 from lenvm_rl.model import LengthValueConfig, LengthValueModel, describe_policy, save_checkpoint
-from lenvm_rl.model.card import model_card
+from lenvm_rl.model.config import model_card
 from tests.tiny import make_policy, make_tokenizer
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from lenvm_rl.model.probes import packs, tokens_read
+from lenvm_rl.model.decoder import packs, tokens_read
 
 SMALL = {
     "vocab_size": 48,

@@ -39,7 +39,7 @@ from lenvm_rl.core import td_scores, u_to_length, value_of_logit
 from lenvm_rl.evals.result import Result
 from lenvm_rl.model import LengthValueModel, check_tokenizer, find_lenvm, load_tokenizer
 from lenvm_rl.model.forward import iter_logits, model_space
-from lenvm_rl.model.policy_check import open_rollouts
+from lenvm_rl.model.policy import open_rollouts
 from lenvm_rl.pages.token_text import token_texts, visible, word_label, word_starts
 from lenvm_rl.rollouts import Rollout
 from lenvm_rl.rollouts.progress import progress_bar

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from lenvm_rl.evals.prediction.errors import PREDICTORS, figure_key
 from lenvm_rl.evals.result import Result
-from lenvm_rl.model.baselines import NAIVE
+from lenvm_rl.model.heldout import NAIVE
 from lenvm_rl.pages.plots import save_png
 
 Table = Sequence[Mapping[str, Any]]

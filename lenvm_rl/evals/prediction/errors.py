@@ -41,9 +41,8 @@ from lenvm_rl.core import (
     value_of_logit,
 )
 from lenvm_rl.model import LengthValueModel
-from lenvm_rl.model.baselines import NaivePredictors
 from lenvm_rl.model.forward import model_space
-from lenvm_rl.model.heldout import outcome_errors
+from lenvm_rl.model.heldout import NaivePredictors, outcome_errors
 from lenvm_rl.rollouts import Rollout
 
 Along = tuple[Rollout, Tensor]

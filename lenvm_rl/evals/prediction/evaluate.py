@@ -38,9 +38,9 @@ from lenvm_rl.evals.prediction.errors import (
 from lenvm_rl.evals.prediction.states import sample_states, state_metrics, state_table
 from lenvm_rl.evals.result import Result
 from lenvm_rl.model import LengthValueModel
-from lenvm_rl.model.baselines import NaivePredictors
 from lenvm_rl.model.forward import iter_logits, model_space
-from lenvm_rl.model.policy_check import open_rollouts
+from lenvm_rl.model.heldout import NaivePredictors
+from lenvm_rl.model.policy import open_rollouts
 from lenvm_rl.rollouts import Rollout
 from lenvm_rl.sampling.transformers.sampler import ContinuousSampler
 

@@ -37,10 +37,9 @@ from lenvm_rl.core import predicted_length
 from lenvm_rl.evals.result import Result
 from lenvm_rl.evals.scheduling.queueing import Served, Server, poisson_arrivals, serve
 from lenvm_rl.model import LengthValueModel
-from lenvm_rl.model.baselines import NaivePredictors
 from lenvm_rl.model.forward import iter_logits, model_space
-from lenvm_rl.model.heldout import outcome_errors
-from lenvm_rl.model.policy_check import open_rollouts
+from lenvm_rl.model.heldout import NaivePredictors, outcome_errors
+from lenvm_rl.model.policy import open_rollouts
 from lenvm_rl.rollouts import Rollout
 from lenvm_rl.rollouts.progress import progress_bar
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from lenvm_rl.model import load_tokenizer, tokenizer_sha
-from lenvm_rl.model.policy_facts import policy_configs, policy_facts
+from lenvm_rl.model.policy import policy_configs, policy_facts
 from lenvm_rl.model.tokens import token_ids_of
 from lenvm_rl.rollouts.record import Rollout
 from lenvm_rl.rollouts.text import TextCodec
