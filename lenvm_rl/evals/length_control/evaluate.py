@@ -84,6 +84,7 @@ def run(
         out: directory to write to.
         lenvm: directory of the value model; not read with a server, which has its own.
         rollouts: directory with a rollout file of each arm; they are evaluated, nothing is sampled.
+            The policy is loaded for log-probabilities, unless a server is named.
         grader: None leaves accuracy undefined.
         settings: what to ask for, and how to sample.
         connection: servers that sample instead of this process.
