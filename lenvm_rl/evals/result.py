@@ -67,14 +67,3 @@ class Result:
         path = Path(path)
         figures, headline = read_figures(path)
         return cls(path.stem, figures, load_tables(path.with_suffix(".jsonl")), headline)
-
-
-def save_results(
-    out: str | Path,
-    name: str,
-    figures: Mapping[str, Any],
-    tables: Mapping[str, Sequence[Row]],
-    headline: Sequence[tuple[str, str, str]] = (),
-) -> list[Path]:
-    """`Result.save` of these."""
-    return Result(name, figures, tables, headline).save(out)

@@ -9,6 +9,7 @@ White space and special tokens are left out; they are in the tables.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +51,18 @@ def view(result: Result) -> Group:
             table.add_column(sign, no_wrap=True)
             for name in ("mean", "over", "of"):
                 table.add_column(name, justify="right")
-        sides = [_rows(result, sign, by)[:_SCREEN_ROWS] for sign in ("positive", "negative")]
-        for i in range(max(map(len, sides))):
-            cells: list[str] = []
-            for sign, rows in zip(("positive", "negative"), sides, strict=True):
-                if i < len(rows):
-                    row = rows[i]
-                    cells += [escape(row["text"]), f"{row['mean']:+.3f}"]
-                    cells += [f"{row[sign]:,}", f"{row['count']:,}"]
-                else:
-                    cells += [""] * 4
-            table.add_row(*cells)
+        sides = [
+            [_screen_row(row, sign) for row in _rows(result, sign, by)[:_SCREEN_ROWS]]
+            for sign in ("positive", "negative")
+        ]
+        for left, right in zip_longest(*sides, fillvalue=("",) * 4):
+            table.add_row(*left, *right)
         parts.append(table)
     return Group(*parts)
+
+
+def _screen_row(row: Mapping[str, Any], sign: str) -> tuple[str, ...]:
+    return escape(row["text"]), f"{row['mean']:+.3f}", f"{row[sign]:,}", f"{row['count']:,}"
 
 
 def _page(result: Result, out: Path) -> Path:

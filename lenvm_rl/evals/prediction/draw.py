@@ -7,21 +7,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from rich.console import Group
 from rich.markup import escape
-from rich.table import Table as Screen
+from rich.table import Table
 from rich.text import Text
 
 from lenvm_rl.evals.prediction.errors import PREDICTORS, figure_key
 from lenvm_rl.evals.result import Result
 from lenvm_rl.model.heldout import NAIVE
-from lenvm_rl.pages.plots import save_png
+from lenvm_rl.pages.plots import number, save_png, screen
 
-Table = Sequence[Mapping[str, Any]]
+Figures = Mapping[str, Any]
+Rows = Sequence[Mapping[str, Any]]
 
 _COLOURS = {"lenvm": "#2b5c8a", "mean": "#9a9a9a", "linear": "#d1603d", "survival": "#5d8a4a"}
 _LABELS = {
@@ -50,12 +52,169 @@ def draw(result: Result, out: str | Path) -> list[Path]:
     drawn |= {"states": _states, "state_positions": _state_positions}
     drawn |= {"domains": _domains, "position_calibration": _position_calibration}
     paths = []
-    for table, fill in drawn.items():
-        if result.tables.get(table):
+    for name, fill in drawn.items():
+        if rows := result.tables.get(name):
             figure = Figure(figsize=(6.4, 5.0), layout="constrained")
-            fill(figure.add_subplot(), result.tables[table], result.figures)
-            paths.append(save_png(figure, Path(out) / f"prediction_{table}.png"))
+            fill(figure.add_subplot(), pd.DataFrame(rows), result.figures)
+            paths.append(save_png(figure, Path(out) / f"prediction_{name}.png"))
     return paths
+
+
+def paper_rows() -> list[dict[str, Any]]:
+    """Table 3 of the paper in the form of table `domains`; MRE as a fraction."""
+    return [
+        {"domain": domain, "predictor": name, "mre": mre / 100}
+        for name, values in PAPER_TABLE_3.items()
+        for domain, mre in zip(PAPER_DOMAINS, values, strict=True)
+    ]
+
+
+def _prompts(axes: Axes, table: pd.DataFrame, figures: Figures) -> None:
+    for name in ("mean", "linear", "lenvm"):
+        if name in table:
+            axes.scatter(
+                table.measured,
+                table[name],
+                color=_COLOURS[name],
+                label=f"{_LABELS[name]}, MRE {figures[f'mre_{figure_key(name)}']:.3f}",
+                s=26 if name == "lenvm" else 14,
+                alpha=0.85,
+                zorder=2,
+            )
+    values = table[["measured", "lenvm"]].to_numpy()
+    _diagonal(axes, 0.9 * values.min(), 1.1 * values.max())
+    _log_axes(axes, "x", "y")
+    axes.set_xlabel("measured, L_GT: length of the mean u (tokens)")
+    axes.set_ylabel("predicted at the prompt boundary (tokens)")
+    floor = figures.get("mre_noise_floor", math.nan)
+    noise = "" if math.isnan(floor) else f", noise floor of MRE {floor:.3f}"
+    samples = figures["samples_per_prompt"]
+    axes.set_title(f"{len(table)} prompts x {samples:.0f} samples{noise}", fontsize=10)
+    axes.legend(fontsize=8)
+
+
+def _states(axes: Axes, table: pd.DataFrame, figures: Figures) -> None:
+    truth, predicted = table.monte_carlo, table.lenvm
+    bars = {"ecolor": "#c8c8c8", "elinewidth": 0.8, "zorder": 1}
+    axes.errorbar(truth, predicted, xerr=table.std_of_mean, fmt="none", **bars)
+    points = axes.scatter(truth, predicted, c=table.position, cmap="viridis", s=18, zorder=2)
+    axes.figure.colorbar(points, ax=axes, label="relative position of the state, t / L")
+    _diagonal(axes, 0.0, 1.02 * max(truth.max(), predicted.max()))
+    axes.set_xlabel("Monte Carlo: mean of u = 1 - gamma^l (bars: 1 standard error)")
+    axes.set_ylabel("predicted u, -V")
+    axes.set_title(
+        f"{len(table)} states x {figures['continuations_per_state']:.0f} continuations: R2 "
+        f"{figures['r2_monte_carlo']:.3f} noise-corrected, {figures['r2_monte_carlo_raw']:.3f} raw",
+        fontsize=10,
+    )
+
+
+def _positions(axes: Axes, table: pd.DataFrame, figures: Figures) -> None:
+    for name in ("lenvm", *NAIVE):
+        rows = table[table.predictor == name]
+        # the mean may lie on the linear fit: let both be seen
+        style = {"linestyle": "--", "zorder": 3} if name == "mean" else {"zorder": 2}
+        if len(rows):
+            style |= {"marker": "o", "color": _COLOURS[name], "label": _LABELS[name]}
+            axes.plot(100 * rows.position, rows.relative_error, **style)
+    _log_axes(axes, "y")
+    axes.set_xlabel("relative position in the response (%)")
+    axes.set_ylabel("mean relative error of the remaining length")
+    responses = table.responses[0]
+    axes.set_title(f"{responses:,} held-out responses, against single outcomes", fontsize=10)
+    axes.grid(alpha=0.3, which="both", linewidth=0.5)
+    axes.legend(fontsize=8)
+
+
+def _calibration(axes: Axes, table: pd.DataFrame, figures: Figures) -> None:
+    axes.plot(table.predicted, table.actual, marker="o", color=_COLOURS["lenvm"])
+    _calibrated(axes, table)
+    axes.set_title(
+        f"{table.tokens.sum():,} tokens in {len(table)} bins of equal count, calibration error "
+        f"{figures['calibration_error']:.4f}",
+        fontsize=10,
+    )
+
+
+def _position_calibration(axes: Axes, table: pd.DataFrame, figures: Figures) -> None:
+    positions = sorted(set(table.position))
+    for k, position in enumerate(positions):
+        rows = table[table.position == position]
+        shade = colormaps["viridis"](0.85 * k / max(1, len(positions) - 1))
+        style = {"marker": "o", "markersize": 4, "color": shade}
+        label = f"{100 * position:.0f} % of the response"
+        axes.plot(rows.predicted, rows.actual, label=label, **style)
+    _calibrated(axes, table)
+    axes.set_title(
+        "Ten bins each, against single outcomes (inside responses a perfect\n"
+        "model leaves the diagonal: the position is known only afterwards)",
+        fontsize=9,
+    )
+    axes.legend(fontsize=8)
+
+
+def _calibrated(axes: Axes, table: pd.DataFrame) -> None:
+    _diagonal(axes, 0.0, 1.05 * max(table.predicted.max(), table.actual.max()))
+    axes.set_xlabel("mean predicted u, -V")
+    axes.set_ylabel("mean outcome, u = 1 - gamma^l")
+
+
+def _state_positions(axes: Axes, table: pd.DataFrame, figures: Figures) -> None:
+    width = 0.38
+    for side, name, colour, label in (
+        (-1, "predicted", _COLOURS["lenvm"], "predicted, mean of -V"),
+        (1, "measured", "#b8c9d9", "Monte Carlo"),
+    ):
+        axes.bar(table.index + side * width / 2, table[name], width, color=colour, label=label)
+    heights = table[["predicted", "measured"]].max(axis=1)
+    for row, height in zip(table.itertuples(), heights, strict=True):
+        text = f"bias {row.bias:+.3f}\nnoise-free rmse {row.rmse:.3f}\nn {row.states}"
+        height += 0.015 * heights.max()
+        axes.text(row.Index, height, text, ha="center", va="bottom", fontsize=8)
+    axes.set_ylim(0, 1.25 * heights.max())
+    ends = zip(table["from"], table["to"], strict=True)
+    axes.set_xticks(table.index, [f"{100 * a:.0f}-{100 * b:.0f} %" for a, b in ends])
+    axes.set_xlabel("relative position of the state in its response")
+    axes.set_ylabel("discounted length u")
+    axes.set_title("Calibration by position, against Monte Carlo values", fontsize=10)
+    axes.legend(fontsize=8, loc="upper right")
+
+
+def _domains(axes: Axes, table: pd.DataFrame, figures: Figures) -> None:
+    """MRE by domain and predictor, each domain's noise floor as a line; paper's table 3 as marks
+    where a domain has its name."""
+    domains, predictors = list(table.domain.unique()), list(table.predictor.unique())
+    width = 0.8 / len(predictors)
+    for k, name in enumerate(predictors):
+        heights = 100 * table[table.predictor == name].set_index("domain").mre[domains]
+        left = (k - (len(predictors) - 1) / 2) * width
+        places = [i + left for i in range(len(domains))]
+        axes.bar(places, heights, width, color=_COLOURS[name], label=_LABELS[name])
+    floors = 100 * table.groupby("domain").noise_floor.first()[domains]
+    ends = [[i + side for i in range(len(domains))] for side in (-0.4, 0.4)]
+    axes.hlines(floors, *ends, color="black", linewidth=1.2, label="noise floor")
+    paper = [row for row in paper_rows() if row["domain"] in domains]
+    if paper:
+        at = [domains.index(row["domain"]) for row in paper]
+        marks = {"marker": "x", "color": "black", "label": "paper, 1.5B to 32B", "zorder": 3}
+        axes.scatter(at, [100 * row["mre"] for row in paper], **marks)
+    axes.set_xticks(range(len(domains)), domains, rotation=30, ha="right", fontsize=8)
+    axes.set_ylabel("MRE at the prompt boundary (%)")
+    axes.legend(fontsize=8)
+
+
+def _log_axes(axes: Axes, *names: str) -> None:
+    """Logarithmic axes with plain numbers at 1, 2, 3, 5, 7, 10, ..."""
+    for name in names:
+        getattr(axes, f"set_{name}scale")("log")
+        axis = getattr(axes, f"{name}axis")
+        axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 3.0, 5.0, 7.0)))
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def _diagonal(axes: Axes, low: float, high: float) -> None:
+    axes.plot([low, high], [low, high], color="black", linewidth=0.8, zorder=0)
 
 
 def view(result: Result) -> Group:
@@ -86,227 +245,36 @@ def view(result: Result) -> Group:
     return Group(*parts)
 
 
-def paper_rows() -> list[dict[str, Any]]:
-    """Table 3 of the paper in the form of table `domains`; MRE as a fraction."""
-    return [
-        {"domain": domain, "predictor": name, "mre": mre / 100}
-        for name, values in PAPER_TABLE_3.items()
-        for domain, mre in zip(PAPER_DOMAINS, values, strict=True)
-    ]
-
-
-def _prompts(axes: Axes, table: Table, figures: Mapping[str, Any]) -> None:
-    measured = [row["measured"] for row in table]
-    for name in ("mean", "linear", "lenvm"):
-        if name not in table[0]:
-            continue
-        label = f"{_LABELS[name]}, MRE {figures[f'mre_{figure_key(name)}']:.3f}"
-        style = {"s": 26 if name == "lenvm" else 14, "alpha": 0.85, "zorder": 2}
-        axes.scatter(
-            measured, [row[name] for row in table], color=_COLOURS[name], label=label, **style
-        )
-    values = [row[name] for row in table for name in ("measured", "lenvm")]
-    _diagonal(axes, 0.9 * min(values), 1.1 * max(values))
-    _log_axes(axes, "x", "y")
-    axes.set_xlabel("measured, L_GT: length of the mean u (tokens)")
-    axes.set_ylabel("predicted at the prompt boundary (tokens)")
-    floor = figures.get("mre_noise_floor", float("nan"))
-    noise = f", noise floor of MRE {floor:.3f}" if floor == floor else ""
-    axes.set_title(
-        f"{len(table)} prompts x {figures['samples_per_prompt']:.0f} samples{noise}", fontsize=10
-    )
-    axes.legend(fontsize=8)
-
-
-def _states(axes: Axes, table: Table, figures: Mapping[str, Any]) -> None:
-    truth = [row["monte_carlo"] for row in table]
-    predicted = [row["lenvm"] for row in table]
-    axes.errorbar(
-        truth,
-        predicted,
-        xerr=[row["std_of_mean"] for row in table],
-        fmt="none",
-        ecolor="#c8c8c8",
-        elinewidth=0.8,
-        zorder=1,
-    )
-    points = axes.scatter(
-        truth, predicted, c=[row["position"] for row in table], cmap="viridis", s=18, zorder=2
-    )
-    axes.figure.colorbar(points, ax=axes, label="relative position of the state, t / L")
-    _diagonal(axes, 0.0, 1.02 * max(*truth, *predicted))
-    axes.set_xlabel("Monte Carlo: mean of u = 1 - gamma^l (bars: 1 standard error)")
-    axes.set_ylabel("predicted u, -V")
-    axes.set_title(
-        f"{len(table)} states x {figures['continuations_per_state']:.0f} continuations: R2 "
-        f"{figures['r2_monte_carlo']:.3f} noise-corrected, {figures['r2_monte_carlo_raw']:.3f} raw",
-        fontsize=10,
+def _prompt_screen(figures: Figures) -> Table:
+    forms = {"mre_{}": ".3f", "mre_{}_corrected": ".3f", "mae_{}": ".1f", "kendall_tau_{}": ".3f"}
+    known = [name for name in PREDICTORS if f"mre_{figure_key(name)}" in figures]
+    return screen(
+        f"Length known before the first token: {figures['prompts']} prompts x "
+        f"{figures['samples_per_prompt']:.0f} samples, noise floor "
+        f"{number(figures['mre_noise_floor'])}",
+        ("predictor", "MRE", "noise-corrected", "MAE (tokens)", "Kendall tau"),
+        (
+            [_SCREEN[p], *(number(figures[n.format(figure_key(p))], f) for n, f in forms.items())]
+            for p in known
+        ),
     )
 
 
-def _positions(axes: Axes, table: Table, figures: Mapping[str, Any]) -> None:
-    for name in ("lenvm", *NAIVE):
-        rows = [row for row in table if row["predictor"] == name]
-        if rows:
-            axes.plot(
-                [100 * row["position"] for row in rows],
-                [row["relative_error"] for row in rows],
-                marker="o",
-                color=_COLOURS[name],
-                label=_LABELS[name],
-                # the mean may lie on the linear fit: let both be seen
-                linestyle="--" if name == "mean" else "-",
-                zorder=3 if name == "mean" else 2,
-            )
-    _log_axes(axes, "y")
-    axes.set_xlabel("relative position in the response (%)")
-    axes.set_ylabel("mean relative error of the remaining length")
-    axes.set_title(
-        f"{table[0]['responses']:,} held-out responses, against single outcomes", fontsize=10
-    )
-    axes.grid(alpha=0.3, which="both", linewidth=0.5)
-    axes.legend(fontsize=8)
-
-
-def _calibration(axes: Axes, table: Table, figures: Mapping[str, Any]) -> None:
-    predicted = [row["predicted"] for row in table]
-    actual = [row["actual"] for row in table]
-    axes.plot(predicted, actual, marker="o", color=_COLOURS["lenvm"])
-    _diagonal(axes, 0.0, 1.05 * max(*predicted, *actual))
-    axes.set_xlabel("mean predicted u, -V")
-    axes.set_ylabel("mean outcome, u = 1 - gamma^l")
-    tokens = sum(row["tokens"] for row in table)
-    axes.set_title(
-        f"{tokens:,} tokens in {len(table)} bins of equal count, calibration error "
-        f"{figures['calibration_error']:.4f}",
-        fontsize=10,
-    )
-
-
-def _state_positions(axes: Axes, table: Table, figures: Mapping[str, Any]) -> None:
-    names = [f"{100 * row['from']:.0f}-{100 * row['to']:.0f} %" for row in table]
-    places = range(len(table))
-    width = 0.38
-    axes.bar(
-        [x - width / 2 for x in places],
-        [row["predicted"] for row in table],
-        width,
-        color=_COLOURS["lenvm"],
-        label="predicted, mean of -V",
-    )
-    axes.bar(
-        [x + width / 2 for x in places],
-        [row["measured"] for row in table],
-        width,
-        color="#b8c9d9",
-        label="Monte Carlo",
-    )
-    top = max(max(row["predicted"], row["measured"]) for row in table)
-    for x, row in zip(places, table, strict=True):
-        height = max(row["predicted"], row["measured"]) + 0.015 * top
-        text = f"bias {row['bias']:+.3f}\nnoise-free rmse {row['rmse']:.3f}\nn {row['states']}"
-        axes.text(x, height, text, ha="center", va="bottom", fontsize=8)
-    axes.set_ylim(0, 1.25 * top)
-    axes.set_xticks(list(places), names)
-    axes.set_xlabel("relative position of the state in its response")
-    axes.set_ylabel("discounted length u")
-    axes.set_title("Calibration by position, against Monte Carlo values", fontsize=10)
-    axes.legend(fontsize=8, loc="upper right")
-
-
-def _domains(axes: Axes, table: Table, figures: Mapping[str, Any]) -> None:
-    """MRE by domain and predictor, each domain's noise floor as a line; paper's table 3 as marks
-    where a domain has its name."""
-    domains = list(dict.fromkeys(row["domain"] for row in table))
-    predictors = list(dict.fromkeys(row["predictor"] for row in table))
-    width = 0.8 / len(predictors)
-    for k, name in enumerate(predictors):
-        rows = {row["domain"]: row for row in table if row["predictor"] == name}
-        axes.bar(
-            [i + (k - (len(predictors) - 1) / 2) * width for i in range(len(domains))],
-            [100 * rows[domain]["mre"] for domain in domains],
-            width,
-            color=_COLOURS[name],
-            label=_LABELS[name],
-        )
-    floors = {row["domain"]: 100 * row["noise_floor"] for row in table}
-    axes.hlines(
-        [floors[domain] for domain in domains],
-        [i - 0.4 for i in range(len(domains))],
-        [i + 0.4 for i in range(len(domains))],
-        color="black",
-        linewidth=1.2,
-        label="noise floor",
-    )
-    paper = [row for row in paper_rows() if row["domain"] in domains]
-    if paper:
-        axes.scatter(
-            [domains.index(row["domain"]) for row in paper],
-            [100 * row["mre"] for row in paper],
-            marker="x",
-            color="black",
-            label="paper, 1.5B to 32B",
-            zorder=3,
-        )
-    axes.set_xticks(range(len(domains)), domains, rotation=30, ha="right", fontsize=8)
-    axes.set_ylabel("MRE at the prompt boundary (%)")
-    axes.legend(fontsize=8)
-
-
-def _position_calibration(axes: Axes, table: Table, figures: Mapping[str, Any]) -> None:
-    positions = sorted({row["position"] for row in table})
-    shades = colormaps["viridis"]
-    for k, position in enumerate(positions):
-        rows = [row for row in table if row["position"] == position]
-        axes.plot(
-            [row["predicted"] for row in rows],
-            [row["actual"] for row in rows],
-            marker="o",
-            markersize=4,
-            color=shades(0.85 * k / max(1, len(positions) - 1)),
-            label=f"{100 * position:.0f} % of the response",
-        )
-    _diagonal(axes, 0.0, 1.05 * max(max(row["predicted"], row["actual"]) for row in table))
-    axes.set_xlabel("mean predicted u, -V")
-    axes.set_ylabel("mean outcome, u = 1 - gamma^l")
-    axes.set_title(
-        "Ten bins each, against single outcomes (inside responses a perfect\n"
-        "model leaves the diagonal: the position is known only afterwards)",
-        fontsize=9,
-    )
-    axes.legend(fontsize=8)
-
-
-def _log_axes(axes: Axes, *names: str) -> None:
-    """Logarithmic axes with plain numbers at 1, 2, 3, 5, 7, 10, ..."""
-    for name in names:
-        getattr(axes, f"set_{name}scale")("log")
-        axis = getattr(axes, f"{name}axis")
-        axis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 3.0, 5.0, 7.0)))
-        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.set_minor_formatter(NullFormatter())
-
-
-def _diagonal(axes: Axes, low: float, high: float) -> None:
-    axes.plot([low, high], [low, high], color="black", linewidth=0.8, zorder=0)
-
-
-def _table_3(rows: Table) -> Screen:
+def _table_3(rows: Rows) -> Table:
     """Predictors x domains when there are few domains, else domains x predictors."""
     domains = list(dict.fromkeys(row["domain"] for row in rows))
     predictors = list(dict.fromkeys(row["predictor"] for row in rows))
-    cells = {(row["predictor"], row["domain"]): row for row in rows}
+    cells = {(row["predictor"], row["domain"]): _mre(row) for row in rows}
+    prompts = {row["domain"]: str(row["prompts"]) for row in rows}
     title = "MRE at the prompt by domain, % (in brackets: noise-corrected)"
     if len(domains) > _MOST_COLUMNS:
-        table = Screen("domain", "prompts", *(_SCREEN[name] for name in predictors), title=title)
-        for domain in domains:
-            prompts = cells[predictors[0], domain]["prompts"]
-            values = [_mre(cells[name, domain]) for name in predictors]
-            table.add_row(escape(domain), f"{prompts}", *values)
-        return table
-    table = Screen("", *(escape(domain) for domain in domains), title=title)
-    for name in predictors:
-        table.add_row(_SCREEN[name], *(_mre(cells[name, domain]) for domain in domains))
+        lines = [
+            [escape(domain), prompts[domain], *(cells[name, domain] for name in predictors)]
+            for domain in domains
+        ]
+        return screen(title, ("domain", "prompts", *(_SCREEN[name] for name in predictors)), lines)
+    lines = [[_SCREEN[name], *(cells[name, domain] for domain in domains)] for name in predictors]
+    table = screen(title, ("", *(escape(domain) for domain in domains)), lines)
     table.add_section()
     words = ", ".join(PAPER_DOMAINS)
     for name, values in PAPER_TABLE_3.items():
@@ -325,54 +293,29 @@ def _mre(row: Mapping[str, Any]) -> str:
     )
 
 
-def _outcome_screen(rows: Table) -> Screen:
-    table = Screen(title="Against single outcomes, tokens")
-    table.add_column("predictor", no_wrap=True)
-    for name in ("MAE at the prompt", "tau", "MAE over all states", "tau"):
-        table.add_column(name, justify="right")
+def _outcome_screen(rows: Rows) -> Table:
     cells = {(row["predictor"], row["at"]): row for row in rows}
-    for name in dict.fromkeys(row["predictor"] for row in rows):
-        line = []
-        for at in ("s0", "all"):
-            row = cells.get((name, at))
-            line += [f"{row['mae']:.1f}", _number(row["kendall_tau"])] if row else ["", ""]
-        table.add_row(_SCREEN[name], *line)
-    return table
 
+    def errors(name: str, at: str) -> tuple[str, str]:
+        row = cells.get((name, at))
+        return (f"{row['mae']:.1f}", number(row["kendall_tau"])) if row else ("", "")
 
-def _prompt_screen(figures: Mapping[str, Any]) -> Screen:
-    table = Screen(
-        title=f"Length known before the first token: {figures['prompts']} prompts x "
-        f"{figures['samples_per_prompt']:.0f} samples, noise floor "
-        f"{_number(figures['mre_noise_floor'])}"
+    return screen(
+        "Against single outcomes, tokens",
+        ("predictor", "MAE at the prompt", "tau", "MAE over all states", "tau"),
+        (
+            [_SCREEN[name], *errors(name, "s0"), *errors(name, "all")]
+            for name in dict.fromkeys(row["predictor"] for row in rows)
+        ),
     )
-    table.add_column("predictor", no_wrap=True)
-    for name in ("MRE", "noise-corrected", "MAE (tokens)", "Kendall tau"):
-        table.add_column(name, justify="right")
-    for name in PREDICTORS:
-        if f"mre_{(key := figure_key(name))}" in figures:
-            table.add_row(
-                _SCREEN[name],
-                _number(figures[f"mre_{key}"]),
-                _number(figures[f"mre_{key}_corrected"]),
-                _number(figures[f"mae_{key}"], digits=1),
-                _number(figures[f"kendall_tau_{key}"]),
-            )
-    return table
 
 
-def _position_screen(rows: Table) -> Screen:
-    table = Screen(title="Mean relative error of the remaining length, by position in the response")
-    table.add_column("predictor", no_wrap=True)
+def _position_screen(rows: Rows) -> Table:
     positions = sorted({row["position"] for row in rows})
-    for position in positions:
-        table.add_column(f"{100 * position:.0f} %", justify="right")
-    for name, label in _SCREEN.items():
-        cells = {r["position"]: r["relative_error"] for r in rows if r["predictor"] == name}
-        if cells:
-            table.add_row(label, *(_number(cells[position]) for position in positions))
-    return table
-
-
-def _number(value: float, *, digits: int = 3) -> str:
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+    cells = {(r["predictor"], r["position"]): number(r["relative_error"]) for r in rows}
+    known = [name for name in _SCREEN if any(name == predictor for predictor, _ in cells)]
+    return screen(
+        "Mean relative error of the remaining length, by position in the response",
+        ("predictor", *(f"{100 * position:.0f} %" for position in positions)),
+        ([_SCREEN[name], *(cells[name, position] for position in positions)] for name in known),
+    )

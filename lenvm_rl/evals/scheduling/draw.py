@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
 from lenvm_rl.evals.result import Result
-from lenvm_rl.pages.plots import save_png
+from lenvm_rl.pages.plots import number, save_png, screen
 
 _COLOURS = {
     "fcfs": "#444444",
@@ -34,39 +37,33 @@ _NAMES = {
 
 def view(result: Result) -> Table:
     """One line per load and order."""
-    figures = result.figures
-    unit = "steps" if figures["step_seconds"] == 1.0 else "s"
-    table = Table(
-        title=f"Order of service: {figures['requests']} requests x {figures['seeds']} seeds, "
+    figures, rows = result.figures, result.tables["summary"]
+    columns = ("latency_mean", "latency_p99", "first_token_mean", "preemptions")
+    table = screen(
+        f"Order of service: {figures['requests']} requests x {figures['seeds']} seeds, "
         f"{figures['slots']} slots, lengths of {figures['completions']:,} completions "
-        f"(mean {figures['length_mean']:.0f}, p99 {figures['length_p99']:.0f} tokens)"
+        f"(mean {figures['length_mean']:.0f}, p99 {figures['length_p99']:.0f} tokens)",
+        ("order", "load", f"mean latency ({_unit(figures)})", "p99", "first token")
+        + ("preempted", "share of the way"),
+        [],
     )
-    table.add_column("load", justify="right")
-    table.add_column("order", no_wrap=True)
-    names = (f"mean latency ({unit})", "p99", "first token", "preempted", "share of the way")
-    for name in names:
-        table.add_column(name, justify="right")
-    load = None
-    for row in result.tables["summary"]:
-        if load is not None and load != row["load"]:
-            table.add_section()
+    for row, after in zip(rows, [*rows[1:], None], strict=True):
         table.add_row(
-            "" if load == row["load"] else f"{row['load']:g}",
             row["order"],
-            f"{row['latency_mean']:.0f}",
-            f"{row['latency_p99']:.0f}",
-            f"{row['first_token_mean']:.0f}",
-            f"{row['preemptions']:.0f}",
+            f"{row['load']:g}",
+            *(f"{row[name]:.0f}" for name in columns),
             _share(row["share"], row["share_sd"]),
+            end_section=after is not None and after["load"] != row["load"],
         )
-        load = row["load"]
     return table
 
 
 def _share(mean: float, sd: float) -> str:
-    if math.isnan(mean):
-        return "-"
-    return f"{mean:.0%}" + ("" if math.isnan(sd) else f" ± {sd:.0%}")
+    return number(mean, ".0%") + ("" if math.isnan(sd) else f" ± {sd:.0%}")
+
+
+def _unit(figures: Mapping[str, Any]) -> str:
+    return "steps" if figures["step_seconds"] == 1.0 else "s"
 
 
 def _colour(predictor: str) -> str:
@@ -77,32 +74,27 @@ def _label(predictor: str) -> str:
     return _NAMES.get(predictor or "fcfs", predictor)
 
 
-def _or_zero(x: float) -> float:
-    return 0.0 if math.isnan(x) else x
-
-
 def draw(result: Result, out: str | Path) -> list[Path]:
     """Mean latency against load, and the share of the way to perfect knowledge, into `out`."""
     figure = Figure(figsize=(11.5, 4.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _latencies(left, result)
-    _shares(right, result)
+    summary = pd.DataFrame(result.tables["summary"])
+    parts = summary.order.str.partition("-")
+    summary["preempts"], summary["predictor"] = parts[0] == "remaining", parts[2]
+    _latencies(left, summary, result.figures)
+    _shares(right, summary, result.figures["load"])
     return [save_png(figure, Path(out) / "scheduling.png")]
 
 
-def _latencies(axes: Axes, result: Result) -> None:
-    rows = result.tables["summary"]
-    orders = list(dict.fromkeys(row["order"] for row in rows))
-    for order in orders:
-        kind, _, predictor = order.partition("-")
-        if predictor in ("linear", "survival", "random", "prompt"):
-            continue  # their shares are on the right
-        line = [row for row in rows if row["order"] == order]
-        preempts = kind == "remaining"
+def _latencies(axes: Axes, summary: pd.DataFrame, figures: Mapping[str, Any]) -> None:
+    # the shares of the others are on the right
+    shown = summary[~summary.predictor.isin(["linear", "survival", "random", "prompt"])]
+    for _, line in shown.groupby("order", sort=False):
+        predictor, preempts = line.predictor.iloc[0], line.preempts.iloc[0]
         axes.errorbar(
-            [row["load"] for row in line],
-            [row["latency_mean"] for row in line],
-            yerr=[_or_zero(row["latency_mean_sd"]) for row in line],
+            line.load,
+            line.latency_mean,
+            yerr=line.latency_mean_sd.fillna(0),
             color=_colour(predictor),
             linestyle="--" if preempts else "-",
             marker="o",
@@ -110,41 +102,32 @@ def _latencies(axes: Axes, result: Result) -> None:
             capsize=2,
             label=_label(predictor) + (", preemptive" if preempts else ""),
         )
-    unit = "steps" if result.figures["step_seconds"] == 1.0 else "s"
     axes.set_xlabel("load (tokens asked for / tokens that can be written)")
-    axes.set_ylabel(f"mean latency, arrival to last token ({unit})")
+    axes.set_ylabel(f"mean latency, arrival to last token ({_unit(figures)})")
     axes.set_title(
-        f"{result.figures['slots']} slots, {result.figures['requests']} requests, "
-        f"mean and sd of {result.figures['seeds']} seeds",
+        f"{figures['slots']} slots, {figures['requests']} requests, "
+        f"mean and sd of {figures['seeds']} seeds",
         fontsize=10,
     )
     axes.grid(alpha=0.3, linewidth=0.5)
     axes.legend(fontsize=8)
 
 
-def _shares(axes: Axes, result: Result) -> None:
-    load = result.figures["load"]
-    rows = [
-        row
-        for row in result.tables["summary"]
-        if row["load"] == load and row["order"] != "fcfs" and not row["order"].endswith("-true")
-    ]
+def _shares(axes: Axes, summary: pd.DataFrame, load: float) -> None:
+    rows = summary[(summary.load == load) & ~summary.predictor.isin(["", "true"])]
     places = range(len(rows))
-    shares = [100 * _or_zero(row["share"]) for row in rows]
-    spread = [100 * _or_zero(row["share_sd"]) for row in rows]
-    kinds = [row["order"].partition("-") for row in rows]
     axes.barh(
-        list(places),
-        shares,
-        xerr=spread,
-        color=[_colour(predictor) for _, _, predictor in kinds],
+        places,
+        100 * rows.share.fillna(0),
+        xerr=100 * rows.share_sd.fillna(0),
+        color=[_colour(predictor) for predictor in rows.predictor],
         error_kw={"elinewidth": 1, "capsize": 2},
     )
     labels = [
-        _label(predictor) + (",\npreemptive" if kind == "remaining" else "")
-        for kind, _, predictor in kinds
+        _label(row.predictor) + (",\npreemptive" if row.preempts else "")
+        for row in rows.itertuples()
     ]
-    axes.set_yticks(list(places), labels, fontsize=8)
+    axes.set_yticks(places, labels, fontsize=8)
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
     axes.axvline(100, color=_COLOURS["true"], linewidth=1.2)
