@@ -1,4 +1,4 @@
-"""How is `python -m verl.trainer.main_ppo` run as a child, with its progress on one line?
+"""Runs of `python -m verl.trainer.main_ppo` as a child, with their progress on one line.
 
 verl prints one long line of metrics per step. The whole output goes to a log file; the terminal
 shows a bar and the current loss. A child that fails or falls silent ends with the tail of its log.

@@ -1,4 +1,4 @@
-"""What do `demo`, `demo:300` and `gsm8k@hub:100` stand for on the command line?
+"""Names of the command line: what `demo`, `demo:300` and `gsm8k@hub:100` stand for.
 
 The shipped policy, problems of its task, and prompt sets (`rollouts.prompt_sets.name`).
 """

@@ -1,4 +1,4 @@
-"""How does a LenVM directory come to be? Fresh trunk, atomic saving."""
+"""Creation of a LenVM directory: a fresh trunk, atomic saving."""
 
 from __future__ import annotations
 

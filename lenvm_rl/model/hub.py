@@ -1,4 +1,4 @@
-"""Which directory does a model's name stand for? Itself, the shipped LenVM, or one from the Hub.
+"""Directories that names of models stand for: themselves, the demo's LenVM, or one from the Hub.
 
     runs/demo/checkpoint/lenvm       a directory
     demo                             the LenVM that ships with the package

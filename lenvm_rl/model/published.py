@@ -1,4 +1,4 @@
-"""How is a checkpoint of the paper's code read, and what is known of those its authors published?
+"""Checkpoints of the paper's code: how they are read, and what is known of the published ones.
 
 Such a checkpoint is a language model plus a value head, and says neither which gamma it was trained
 with nor whose lengths it predicts. The published ones (huggingface.co/namezz) say the policy in

@@ -1,4 +1,4 @@
-"""Are two tokenizers the same for a value model? Yes when every id stands for the same token."""
+"""Sameness of tokenizers for a value model: every id stands for the same token."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Which words change the expected length."""
+"""Words that change the expected length."""
