@@ -18,7 +18,6 @@ more than 1e-5, fewer values than asked for, no preemption, or a token that diff
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import tempfile
@@ -34,6 +33,7 @@ from lenvm_rl.sampling.encoding import encode_prompt
 from lenvm_rl.vllm.options import GuidanceOptions
 from scripts.bench import harness
 from scripts.bench.harness import CONSOLE
+from scripts.bench.serving import stop
 
 TOLERANCE = 1e-5
 OFF = {"lenvm_mode": "off"}
@@ -194,10 +194,3 @@ def tight_cache(policy: str) -> int:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     per_token = 2 * 4 * config.num_hidden_layers * heads * head_dim  # keys and values, float32
     return int(2.2 * config.max_position_embeddings * per_token)
-
-
-def stop(engine: Any) -> None:
-    """End an engine and its processes."""
-    engine.llm_engine.engine_core.shutdown()
-    del engine
-    gc.collect()

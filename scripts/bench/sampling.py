@@ -54,7 +54,7 @@ from lenvm_rl.vllm.offline import VllmEngine
 from lenvm_rl.vllm.serve import vllm_program
 from scripts.bench import harness
 from scripts.bench.harness import CONSOLE, Failed
-from scripts.bench.serving import serving
+from scripts.bench.serving import serving, stop
 
 BAR = 0.9
 SEED = 11
@@ -137,6 +137,7 @@ def throughput(options: Options, base: str, scratch: Path) -> dict[str, Any]:
         CONSOLE.print(f"{f'round {number}' if number else 'warm-up'}: {shown}")
         if number:
             rounds.append(rates)
+    stop(llm)
     figures: dict[str, Any] = {
         "completions_per_round": options.prompts * options.n,
         "rounds": options.rounds,

@@ -1,7 +1,8 @@
-"""A vLLM server of a benchmark: started on a free port, waited for, ended."""
+"""vLLM of a benchmark: a server on a free port, waited for, ended; the end of an engine."""
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -53,3 +55,10 @@ def _wait_until_ready(base: str, process: subprocess.Popen, log: Path) -> None:
         except httpx.TransportError:
             time.sleep(0.5)
     raise Failed(f"the server did not start:\n{log.read_text()[-3000:]}")
+
+
+def stop(engine: Any) -> None:
+    """End an engine and its processes."""
+    engine.llm_engine.engine_core.shutdown()
+    del engine
+    gc.collect()
