@@ -33,7 +33,7 @@ NAMES = (
     *("guidance", "floor", "exactness", "endurance"),
     *("real_text", "scheduling", "viewer"),
 )
-CONSOLE = Console(stderr=True)
+CONSOLE = Console(stderr=True, width=None if sys.stderr.isatty() else 160)  # logs hold tables
 os.environ.setdefault("MPLBACKEND", "Agg")  # figures are files, with a display or without
 
 
@@ -165,7 +165,7 @@ def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], left
     """A table on stderr; the first `left` columns are words, the others numbers."""
     table = Table(title=title, title_justify="left")
     for i, name in enumerate(columns):
-        table.add_column(name, justify="left" if i < left else "right", no_wrap=True)
+        table.add_column(name, justify="left" if i < left else "right")
     for row in rows:
         table.add_row(*row)
     CONSOLE.print(table)
