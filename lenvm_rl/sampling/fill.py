@@ -138,12 +138,17 @@ def fill(
                     sink.add(row)
                     counts.add(row, unknown_ids=run.has_unknown_ids(row.response_ids))
                 show()
-    seconds = time.monotonic() - started
+    return _report(run, out, counts, len(done), time.monotonic() - started)
+
+
+def _report(
+    run: SamplingRun, out: str | Path, counts: SamplingCounts, resumed: int, seconds: float
+) -> SamplingReport:
     return SamplingReport(
         rollouts=str(out),
         prompts=len(run.tasks),
         rows=counts.rows,
-        rows_resumed=len(done),
+        rows_resumed=resumed,
         rows_missing=run.total - counts.rows,
         failures=dict(counts.failures),
         tokens=counts.new_tokens,
