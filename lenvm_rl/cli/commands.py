@@ -331,8 +331,9 @@ def init(
         max_positions: fresh trunk: longest sequence.
         architecture: fresh trunk: model type.
         gamma: per-token discount in (0, 1); training can choose it.
-        head_target: quantity that the head predicts: return, or a distribution's.
-        head: state (the paper's), or candidate: values tokens before they run.
+        head_target: quantity that the head predicts: return (the paper's), length,
+            normalized_length, log_length.
+        head: kind of head: state (the paper's), or candidate: values tokens before they run.
         freeze_trunk: train the head alone, on the policy's own hidden states.
         seed: seed of everything random.
     """
@@ -459,7 +460,7 @@ def predict(
         out: file for the rows (default: the screen).
         limit: maximum number of rows.
         engine: transformers, or vllm: serve the LenVM as a pooling model.
-        dtype: vllm: data type of the trunk; the head is float32.
+        dtype: with vllm: data type of the trunk; the head is float32.
         seed: seed of the prompts drawn.
     """
     from itertools import islice

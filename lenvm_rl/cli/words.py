@@ -109,9 +109,9 @@ WORDS = {
         read=_think_tags,
     ),
     "max_model_len": Word(
-        "vllm: longest prompt and response in tokens (default: what the run needs).", least=1
+        "With vLLM: longest prompt and response in tokens (default: what the run needs).", least=1
     ),
-    "max_num_seqs": Word("vllm: maximum number of concurrent requests.", least=1),
+    "max_num_seqs": Word("With vLLM: maximum number of concurrent requests.", least=1),
     "lenvm_memory": Word("Memory for the LenVM's keys and values, e.g. 2GiB (default: a quarter)."),
     "lenvm_dtype": Word("Data type of the LenVM: auto (the policy's), float32, bfloat16, float16."),
     "out": Word("Directory to write to."),

@@ -70,7 +70,7 @@ class Settings:
     top: int = 30
     """Words per ranking."""
     seed: int = 0
-    """Of the choice of examples."""
+    """Seed of the choice of examples."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold < 1:

@@ -66,7 +66,7 @@ class Settings:
     continuations: int = 32
     """Continuations sampled from each state, at least 2."""
     seed: int = 0
-    """Of the choice of states, of the continuations, and of the halves behind the noise floor."""
+    """Seed of the states chosen, the continuations, and the halves behind the noise floor."""
 
     def __post_init__(self) -> None:
         for name in ("states", "continuations"):
