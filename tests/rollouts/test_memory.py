@@ -24,3 +24,16 @@ def test_peak_memory_is_flat(tmp_path):
         # Far less than the data set grew by.
         assert figures[f"{task}_flat_ratio_above_import"] < 1.5
     assert [entry.name for entry in tmp_path.iterdir()] == ["bench.json"], "data is left behind"
+
+
+@pytest.mark.slow
+def test_the_stream_beside_the_libraries_goes_on_exactly(tmp_path):
+    """The benchmark at small scale: each row once, and a new process goes on with the next one."""
+    command = [sys.executable, "-m", "scripts.bench", "stream", "--tokens", "3e5,6e5"]
+    command += ["--readers", "stream,mapped", "--dir", str(tmp_path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    for size in json.loads(done.stdout.splitlines()[-1])["sizes"]:
+        for reader in ("stream", "mapped"):
+            assert size[reader]["rows"] == size["file"]["rows"]
+            assert size[reader]["exact"] and size[reader]["twice_or_never"] == 0
+    assert list(tmp_path.iterdir()) == [], "data is left behind"
