@@ -149,6 +149,10 @@ def test_sample_and_convert(policy, tmp_path):
         (["sample", "--policy", "demo", "--prompts", "none.jsonl", "--out", "x"], "does not exist"),
         (["init", "--out", "x"], "give --policy"),
         (["init", "--policy", "demo", "--gamma", "1", "--out", "x"], r"gamma must be in"),
+        (
+            ["init", "--tokenizer", "demo", "--layers", "0", "--out", "x"],
+            "at least 1, got 0",
+        ),
         (["predict", "--lenvm", "demo"], "exactly one of"),
         (
             ["convert", "csv", "x", "--tokenizer", "demo", "--out", "y"],

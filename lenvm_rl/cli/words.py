@@ -90,8 +90,6 @@ WORDS = {
     ),
     "n": Word("Completions per prompt.", least=1),
     "limit": Word("Maximum number of prompts.", kind=int, default=None, least=1),
-    "max_tokens": Word(least=1),
-    "batch_size": Word(least=1),
     "any_policy": Word("Accept rollouts of another policy than the value model's."),
     "chat_template_args": Word(
         "Argument of the chat template: `enable_thinking=false`, or a JSON object; repeatable.",
@@ -114,6 +112,13 @@ WORDS = {
     "max_num_seqs": Word("With vLLM: maximum number of concurrent requests.", least=1),
     "lenvm_memory": Word("Memory for the LenVM's keys and values, e.g. 2GiB (default: a quarter)."),
     "lenvm_dtype": Word("Data type of the LenVM: auto (the policy's), float32, bfloat16, float16."),
+    **{
+        name: Word(least=1)
+        for name in ("max_tokens", "batch_size", "steps", "layers", "max_positions", "vocab_size")
+    },
+    "hidden_size": Word(least=8),
+    "top_k": Word(least=0),
+    "flush_seconds": Word(least=0),
     "out": Word("Directory to write to."),
     "seed": Word("Seed of everything random.", kind=int, default=0),
 }
