@@ -69,3 +69,10 @@ def test_its_commands_are_those_of_today(page):
 def test_commands_that_check_the_extras_are_those_of_today():
     lines = {" ".join(["lenvm", *words]) for asked in COMMANDS.values() for words in asked}
     assert not {line: wrong(line) for line in lines if wrong(line)}
+
+
+@pytest.mark.parametrize("page", [page for page in pages() if page.endswith(".md")])
+def test_links_lead_to_files_of_the_tree(page):
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", (ROOT / page).read_text())
+    inside = [link for link in links if not re.match(r"\w+:", link)]
+    assert [link for link in inside if not ((ROOT / page).parent / link).exists()] == []

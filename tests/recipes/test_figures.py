@@ -12,6 +12,7 @@ from lenvm_rl.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = json.loads((ROOT / "recipes" / "figures.json").read_text())
+README = (ROOT / "README.md").read_text()
 KEYS = {"id", "what", "value", "unit", "bar", "ok", "command", "date", "machine", "seeds"}
 IN_TREE = re.compile(r"^(scripts|recipes|tests|lenvm_rl)/")
 
@@ -41,3 +42,10 @@ def test_its_command_exists(figure):
         assert name in COMMANDS, f"lenvm has no command {name}"
     else:
         assert files, f"{figure['command']!r} names no file of the tree and no lenvm command"
+
+
+def test_numbers_of_the_readme_are_those_of_the_ledger():
+    rows = re.findall(r"^\|.*\| ([^|]+) \| ([a-z]+\.\d+[a-z]?) \|$", README, re.MULTILINE)
+    assert len(rows) > 5
+    known = {figure["id"]: str(figure["value"]) for figure in FIGURES}
+    assert [(value, name) for value, name in rows if known[name] not in value] == []
