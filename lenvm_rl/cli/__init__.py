@@ -74,10 +74,10 @@ def call(argv: Sequence[str]) -> int:
         arguments, json_file = parse(function, rest, f"lenvm {name}", command)
     except Mistake as mistake:
         raise ValueError(str(mistake)) from None
-    result = function(**arguments)
-    if command.view:
-        result = Answer(result.to_dict(), imported(command.view)(result))
-    answer = Answer(result) if isinstance(result, dict) else result
+    answer = function(**arguments)
+    if not isinstance(answer, Answer):
+        figures = answer if isinstance(answer, dict) else answer.to_dict()
+        answer = Answer(figures, imported(command.view)(answer) if command.view else "")
     return _show(answer, json_file, Console(), Console(stderr=True))
 
 

@@ -67,7 +67,11 @@ COMMANDS = {
         "Distil the exact scorer into a candidate head.",
     ),
     "serve": Command(_OWN + "serve", "Serve a policy with length guidance.", passes_on=True),
-    "view": Command(_OWN + "view", "Draw predictions along responses as an HTML page."),
+    "view": Command(
+        "lenvm_rl.pages.view:view",
+        "Draw predictions along responses as an HTML page.",
+        view="lenvm_rl.pages.view:summary",
+    ),
     "recipes": Command(_OWN + "recipes", "List the recipes, or find the folder of one.", ("name",)),
     "eval all": Command(
         "lenvm_rl.cli.eval_all:eval_all",
@@ -75,7 +79,10 @@ COMMANDS = {
         as_typed=("policy",),
     ),
     "eval report": Command(
-        _OWN + "eval_report", "Put all results under a directory on one page.", ("run",)
+        "lenvm_rl.pages.report:write_report",
+        "Put all results under a directory on one page.",
+        ("run",),
+        view="lenvm_rl.pages.report:view",
     ),
 }
 COMMANDS |= {

@@ -23,7 +23,12 @@ _NAMED = 60  # unknown files named on the page
 
 
 def write_report(run: str | Path, out: str | Path) -> dict[str, Any]:
-    """Write the report of everything under `run`.
+    """Put all results under a directory on one HTML page that needs no network.
+
+    Files that cannot be read are named and do not stop it. Lengths of a rollout file:
+    `lenvm report`.
+
+    Example: `lenvm eval report runs/evals --out runs/evals/report.html`
 
     Args:
         run: directory that evaluations wrote into, at any depth.
@@ -48,6 +53,24 @@ def write_report(run: str | Path, out: str | Path) -> dict[str, Any]:
         "unknown": [str(path.relative_to(run)) for path in found.unknown],
         "bytes": len(html),
     }
+
+
+def view(figures: Mapping[str, Any]) -> Any:
+    """What the page shows, and what it could not, as a table for the terminal."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    size = f"{figures['bytes'] / 1e6:.1f} MB"
+    table = Table(title=f"{figures['report']}: {len(figures['results'])} results, {size}")
+    table.add_column("found")
+    table.add_column("what")
+    for name in figures["results"]:
+        table.add_row("result", escape(name))
+    for path, reason in figures["broken"].items():
+        table.add_row("[red]broken[/]", escape(f"{path}: {reason}"))
+    if figures["unknown"]:
+        table.add_row("unknown", f"{len(figures['unknown'])} files, named on the page")
+    return table
 
 
 def report_html(found: Found, run: Path) -> str:

@@ -44,6 +44,72 @@ class Chosen:
     """Sentences that the page shows with every response."""
 
 
+def view(
+    lenvm: list[str],
+    out: str | Path,
+    *,
+    rollouts: str | Path | None = None,
+    prompt_id: list[str] | None = None,
+    limit: int = 20,
+    prompt: str | None = None,
+    response: str | None = None,
+    truncated: bool = False,
+) -> dict[str, Any]:
+    """Draw predicted and true remaining lengths along responses, and the shifts on their text.
+
+    The page is one file that opens from disk without a network.
+
+    Example: `lenvm view --lenvm runs/demo/checkpoint/lenvm --rollouts runs/demo/rollouts/heldout
+    --limit 12 --out view.html`
+
+    Example: `lenvm view --lenvm demo --prompt "12 + 7 = ?"
+    --response "the answer is 19" --out view.html`
+
+    Args:
+        lenvm: value model: directory, hub id, or `demo`; repeat to draw several together.
+        out: HTML file to write.
+        rollouts: rollout file.
+        prompt_id: only completions of this prompt; repeatable.
+        limit: maximum number of completions; a page of 20 long ones has some megabytes.
+        prompt: or one user message, or @FILE that holds it.
+        response: with --prompt: the response, or @FILE.
+        truncated: the response given as text did not end by itself.
+    Returns:
+        Figures, as `view_rollouts`.
+    """
+    if (rollouts is None) == (prompt is None) or (prompt is None) != (response is None):
+        raise ValueError("give either --rollouts, or --prompt and --response together.")
+    if rollouts is not None:
+        if truncated:
+            raise ValueError(
+                "--truncated is about a response given as text; a rollout file knows it."
+            )
+        return view_rollouts(lenvm, rollouts, out, prompt_ids=prompt_id or (), limit=limit)
+    if prompt_id:
+        raise ValueError("--prompt-id chooses within --rollouts, which was not given.")
+    return view_text(lenvm, _text(prompt), _text(response), out, ended=not truncated)
+
+
+def summary(figures: Mapping[str, Any]) -> str:
+    """What a page shows, on one line."""
+    left = f"; {figures['left_out']:,} more responses left out" if figures["left_out"] else ""
+    return (
+        f"{figures['responses']} responses, {figures['tokens']:,} tokens, {figures['models']} "
+        f"models: {figures['page']} ({figures['bytes'] / 1e6:.1f} MB){left}"
+    )
+
+
+def _text(given: str | None) -> str:
+    """The text itself, or what `@FILE` holds."""
+    given = given or ""
+    if not given.startswith("@"):
+        return given
+    path = Path(given[1:])
+    if not path.is_file():
+        raise ValueError(f"{given!r} names a file that does not exist: {path}.")
+    return path.read_text(encoding="utf-8")
+
+
 def view_rollouts(
     lenvms: Sequence[str | Path],
     rollouts: str | Path,
