@@ -207,3 +207,23 @@ def outcome_errors(predicted: Tensor, outcome: Tensor) -> dict[str, Any]:
         "rmse": error.square().mean().sqrt().item(),
         "kendall_tau": tau,
     }
+
+
+def predicted_along(
+    model: LengthValueModel,
+    along: Sequence[tuple[Rollout, Tensor]],
+    naive: NaivePredictors | None = None,
+) -> dict[str, list[Tensor]]:
+    """Remaining tokens [L] at s_0 .. s_{L-1} of every completion: lenvm, and `NAIVE` where fitted.
+
+    Args:
+        along: completions with the model's logits [L] at their states.
+    """
+    guesses = {"lenvm": [predicted_length(z, **model_space(model)) for _, z in along]}
+    if naive is not None:
+        for row, _ in along:
+            written = torch.arange(row.length, dtype=torch.float32)[None]
+            found = naive.remaining_lengths(torch.tensor([len(row.prompt_ids)]), written)
+            for name, guess in found.items():
+                guesses.setdefault(name, []).append(guess[0])
+    return guesses

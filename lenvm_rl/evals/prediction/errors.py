@@ -42,7 +42,7 @@ from lenvm_rl.core import (
 )
 from lenvm_rl.model import LengthValueModel
 from lenvm_rl.model.forward import model_space
-from lenvm_rl.model.heldout import NaivePredictors, outcome_errors
+from lenvm_rl.model.heldout import NaivePredictors, outcome_errors, predicted_along
 from lenvm_rl.rollouts import Rollout
 
 Along = tuple[Rollout, Tensor]
@@ -149,20 +149,18 @@ def domain_table(
         )
         for name in PREDICTORS:
             key = figure_key(name)
+            columns = {
+                "prompts": "prompts",
+                "samples_per_prompt": "samples_per_prompt",
+                "noise_floor": "mre_noise_floor",
+                "mre": f"mre_{key}",
+                "mre_corrected": f"mre_{key}_corrected",
+                "mae": f"mae_{key}",
+                "kendall_tau": f"kendall_tau_{key}",
+            }
             if f"mre_{key}" in figures:
-                table.append(
-                    {
-                        "domain": domain,
-                        "predictor": name,
-                        "prompts": figures["prompts"],
-                        "samples_per_prompt": figures["samples_per_prompt"],
-                        "noise_floor": figures["mre_noise_floor"],
-                        "mre": figures[f"mre_{key}"],
-                        "mre_corrected": figures[f"mre_{key}_corrected"],
-                        "mae": figures[f"mae_{key}"],
-                        "kendall_tau": figures[f"kendall_tau_{key}"],
-                    }
-                )
+                numbers = {column: figures[figure] for column, figure in columns.items()}
+                table.append({"domain": domain, "predictor": name, **numbers})
     return table
 
 
@@ -180,16 +178,10 @@ def outcome_table(
         if name in prompts[0]:
             guess = torch.tensor([first[row.prompt_id][name] for row, _ in along])
             table.append({"at": "s0", "predictor": name, **outcome_errors(guess, total)})
-    written = [torch.arange(row.length, dtype=torch.float32) for row, _ in along]
-    left = torch.cat([row.length - t for (row, _), t in zip(along, written, strict=True)])
-    guesses = {"lenvm": [predicted_length(z, **model_space(model)) for _, z in along]}
-    if naive is not None:
-        for (row, _), t in zip(along, written, strict=True):
-            found = naive.remaining_lengths(torch.tensor([len(row.prompt_ids)]), t[None])
-            for name, guess in found.items():
-                guesses.setdefault(name, []).append(guess[0].float())
-    for name, parts in guesses.items():
-        table.append({"at": "all", "predictor": name, **outcome_errors(torch.cat(parts), left)})
+    left = torch.cat([torch.arange(row.length, 0, -1, dtype=torch.float32) for row, _ in along])
+    for name, parts in predicted_along(model, along, naive).items():
+        guess = torch.cat(parts).float()
+        table.append({"at": "all", "predictor": name, **outcome_errors(guess, left)})
     return table
 
 

@@ -33,12 +33,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from lenvm_rl.core import predicted_length
 from lenvm_rl.evals.result import Result
 from lenvm_rl.evals.scheduling.queueing import Served, Server, poisson_arrivals, serve
 from lenvm_rl.model import LengthValueModel
-from lenvm_rl.model.forward import iter_logits, model_space
-from lenvm_rl.model.heldout import NaivePredictors, outcome_errors
+from lenvm_rl.model.forward import iter_logits
+from lenvm_rl.model.heldout import NaivePredictors, outcome_errors, predicted_along
 from lenvm_rl.model.policy import open_rollouts
 from lenvm_rl.rollouts import Rollout
 from lenvm_rl.rollouts.progress import progress_bar
@@ -131,20 +130,13 @@ def predict_remaining(
     model: LengthValueModel, rows: Sequence[Rollout], naive: NaivePredictors | None = None
 ) -> dict[str, Remaining]:
     """Every real predictor along every row: lenvm, and linear and survival where fitted."""
-    found = {
-        (row.prompt_id, row.sample_id): predicted_length(z, **model_space(model)).double().numpy()
-        for row, z in iter_logits(model, rows)
+    found = {(row.prompt_id, row.sample_id): z for row, z in iter_logits(model, rows)}
+    along = [(row, found[row.prompt_id, row.sample_id]) for row in rows]
+    return {
+        name: [lengths.double().numpy() for lengths in parts]
+        for name, parts in predicted_along(model, along, naive).items()
+        if name != "mean"  # ranks nothing
     }
-    predictions = {"lenvm": [found[row.prompt_id, row.sample_id] for row in rows]}
-    if naive is not None:
-        for name in ("linear", "survival"):
-            predictions[name] = []
-        for row in rows:
-            written = torch.arange(row.length, dtype=torch.float32)[None]
-            guesses = naive.remaining_lengths(torch.tensor([len(row.prompt_ids)]), written)
-            for name in ("linear", "survival"):
-                predictions[name].append(guesses[name][0].double().numpy())
-    return predictions
 
 
 def evaluate(
