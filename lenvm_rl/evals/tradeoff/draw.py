@@ -22,7 +22,7 @@ from rich.text import Text
 
 from lenvm_rl.evals.length_control.draw import STYLE
 from lenvm_rl.evals.result import Result
-from lenvm_rl.pages.plots import save_png
+from lenvm_rl.pages.plots import number, save_png, screen
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -216,40 +216,39 @@ def _xy(rows: Rows) -> tuple[list[float], list[float]]:
 def view(result: Result) -> Group:
     """One line per beta, and where the curves lie."""
     figures = result.figures
-    table = Table(title=f"Accuracy against length, {figures['prompts']} prompts")
-    for name in ("beta", "mean length", "accuracy", "hard budget there", "log-prob"):
-        table.add_column(name, justify="right")
-    for row in result.tables["guided"]:
-        table.add_row(
-            f"{row['beta']:g}",
-            *_length_and_accuracy(row),
-            _cell(row["budget_accuracy"], ".1%"),
-            _cell(row["logprob"], ".2f"),
-        )
+    table = screen(
+        f"Accuracy against length, {figures['prompts']} prompts",
+        ("beta", "mean length", "accuracy", "hard budget there", "log-prob"),
+        (
+            [
+                f"{row['beta']:g}",
+                *_length_and_accuracy(row),
+                number(row["budget_accuracy"], ".1%"),
+                number(row["logprob"], ".2f"),
+            ]
+            for row in result.tables["guided"]
+        ),
+    )
     line = (
         f"where the hard budget keeps half of the accuracy ({figures['half_accuracy_length']:.1f} "
-        f"tokens), guidance keeps {_cell(figures['accuracy_kept_there'], '.1%')}"
+        f"tokens), guidance keeps {number(figures['accuracy_kept_there'], '.1%')}"
     )
     return Group(table, *_budgets(result), Text(line))
 
 
 def _budgets(result: Result) -> list[Table]:
     """Budgets that were asked for, in the prompt or of thinking tokens."""
-    found = []
-    for name, title in (("prompted", "in the prompt"), ("thinking", "of thinking tokens")):
-        rows = result.tables.get(name)
-        if rows:
-            found.append(Table(title=f"Budget {title}"))
-            for column in ("B", "mean length", "accuracy"):
-                found[-1].add_column(column, justify="right")
-            for row in rows:
-                found[-1].add_row(str(row["budget"]), *_length_and_accuracy(row))
-    return found
+    kinds = {"prompted": "in the prompt", "thinking": "of thinking tokens"}
+    return [
+        screen(
+            f"Budget {kinds[name]}",
+            ("B", "mean length", "accuracy"),
+            ([str(row["budget"]), *_length_and_accuracy(row)] for row in result.tables[name]),
+        )
+        for name in kinds
+        if result.tables.get(name)
+    ]
 
 
 def _length_and_accuracy(row: Mapping[str, Any]) -> tuple[str, str]:
-    return f"{row['length']:.1f}", f"{row['accuracy']:.1%} ± {_cell(row['accuracy_se'], '.1%')}"
-
-
-def _cell(x: float | None, form: str) -> str:
-    return "-" if x is None or math.isnan(x) else format(x, form)
+    return f"{row['length']:.1f}", f"{row['accuracy']:.1%} ± {number(row['accuracy_se'], '.1%')}"
