@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts.bench.house import circles, imports
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "lenvm_rl"
 
@@ -108,3 +110,11 @@ def test_reward_functions_import_no_engine():
             allowed |= module.startswith(REWARD_FNS_MAY_IMPORT)
             allowed |= top in {"math_verify", "sympy"} and file.name == "math_worker.py"
             assert allowed, f"{file} may not import {module}"
+
+
+def test_no_modules_import_one_another_in_a_circle():
+    """Inside packages too, imports inside functions and for type checkers included."""
+    modules = [*files(), *(ROOT / "reward_fns").rglob("*.py")]
+    found = imports(ROOT, [file.relative_to(ROOT) for file in modules], types=True)
+    assert len(found) > 150
+    assert circles(found) == []
