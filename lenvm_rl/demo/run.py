@@ -231,7 +231,7 @@ def summary_table(summary: dict[str, Any], out: Path, lenvm: Path) -> Table:
     table.add_row(
         "trained on",
         f"{summary['completions']:,} completions, gamma {summary['gamma']:.5f} "
-        f"from their 99th percentile, {100 * summary['share_truncated']:.2f} % cut",
+        f"from their 99th percentile, {100 * summary['share_truncated']:.2f} % truncated",
     )
     setup = "already installed" if summary["setup_s"] is None else f"{summary['setup_s']:.0f} s"
     table.add_row("time", f"set-up {setup}, run {summary['run_s']:.0f} s")

@@ -162,7 +162,7 @@ def heldout_errors(
 
     Args:
         model: a LenVM with its gamma, of any target.
-        rows: completions of prompts that it was not trained on; cut ones are left out.
+        rows: completions of prompts that it was not trained on; truncated ones are left out.
         token_budget: padded tokens per forward pass.
     Raises:
         ValueError: no finished completion, or one that is longer than the model's context.
@@ -170,8 +170,8 @@ def heldout_errors(
     ended = [row for row in rows if not row.truncated]
     if not ended:
         raise ValueError(
-            f"all {len(rows)} held-out completions were cut by the token limit: their lengths are "
-            "not known. Sample with more tokens."
+            f"all {len(rows)} held-out completions were truncated by the token limit: their "
+            "lengths are not known. Sample with more tokens."
         )
     space = model_space(model)
     errors = ValueErrors(gamma=model.config.require_gamma(), positions=POSITIONS)

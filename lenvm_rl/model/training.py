@@ -58,7 +58,7 @@ class Recipe:
     weight_decay: float = 0.1
     """Of matrices; vectors have none."""
     truncated: str = "drop"
-    """What to do with completions that the token limit cut: see `lenvm_rl.core.truncated`."""
+    """What to do with completions that the token limit truncated: see `lenvm_rl.core.truncated`."""
     boundary_weight: float = 1.0
     """Weight of s_0, where all other states have 1: one state in hundreds is at a prompt's end."""
     weighting: str = "token_mean"

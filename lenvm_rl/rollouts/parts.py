@@ -203,7 +203,8 @@ def nested_subset(
 
 
 def content_fingerprint(path: str | os.PathLike[str]) -> str:
-    """16 hex digits of what a rollout file holds: its token ids, which were cut, the tokenizer.
+    """16 hex digits of what a rollout file holds: its token ids, which were truncated, the
+    tokenizer.
 
     The order of the rows counts (training visits them by number), their division into shards and
     their names do not.
@@ -273,8 +274,8 @@ def keep_correct(
 
     What a LenVM of right answers learns: the file says so (metadata key `answers`), and the LenVM
     that is trained on it too. Its values are E[G | s, right]; lenvm.baseline=correct asks for them.
-    A response is judged as it stands, whether or not the token limit cut it, as a reward function
-    does in training.
+    A response is judged as it stands, whether or not the token limit truncated it, as a reward
+    function does in training.
 
     Args:
         path: rollout file or directory.

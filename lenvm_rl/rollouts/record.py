@@ -2,7 +2,7 @@
 
 Token ids are the truth: nothing is re-tokenised to count. The length of a row is
 `len(response_ids)` in tokens, EOS included when the policy ended by itself
-(`finish_reason == "stop"`); a row cut by the token limit (`"length"`) has no EOS and its true
+(`finish_reason == "stop"`); a row truncated by the token limit (`"length"`) has no EOS and its true
 length is only known to exceed what was seen.
 
 The rules are vectorised over Arrow record batches, so that writer, reader and stream apply the same
@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from lenvm_rl.rollouts.columns import int_list_array, is_int_list, list_lengths, list_view
 
 FINISH_REASONS = ("stop", "length")
-"""`stop`: the policy emitted EOS. `length`: the token limit cut the completion."""
+"""`stop`: the policy emitted EOS. `length`: the token limit truncated the completion."""
 
 _SAMPLING = pa.struct(
     [
@@ -140,7 +140,7 @@ class Rollout:
 
     @property
     def length(self) -> int:
-        """Response length in tokens (a lower bound when `cut`)."""
+        """Response length in tokens (a lower bound when `truncated`)."""
         return len(self.response_ids)
 
     @property
@@ -385,7 +385,7 @@ def _check_finish(
             row,
             "unknown finish reason",
             f"finish_reason {column[row].as_py()!r} is unknown; use 'stop' when the policy emitted "
-            "EOS and 'length' when the token limit cut it.",
+            "EOS and 'length' when the token limit truncated it.",
         )
     if eos_ids is None or "response_ids" not in names:
         return
@@ -399,7 +399,7 @@ def _check_finish(
             row,
             "stop without an end token",
             f"finish_reason is 'stop' but the last token is {last}, not an EOS of {list(eos_ids)}. "
-            "Append the EOS the policy emitted, or mark the row 'length' if it was cut.",
+            "Append the EOS the policy emitted, or mark the row 'length' if it was truncated.",
         )
 
 

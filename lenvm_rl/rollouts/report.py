@@ -1,4 +1,4 @@
-"""Lengths of a rollout file: percentiles, share cut, suggested gamma; saved, printed and drawn."""
+"""Lengths of a rollout file: percentiles, share truncated, suggested gamma; numbers and picture."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 
 PERCENTILES = (1, 5, 25, 50, 75, 90, 95, 99, 99.9)
 TRUNCATED_WARNING = 0.01
-"""Share of cut completions above which dropping them visibly biases lengths (spec section 2)."""
+"""Share of truncated completions above which dropping them visibly biases lengths (spec section
+2)."""
 _MOST_SOURCES = 64
 OTHER_SOURCES = "(other sources)"
 
 _HEADLINE = (
     ("rows", "completions", ",d"),
     ("mean", "mean length, tokens", ".1f"),
-    ("share_truncated", "cut by the limit", ".2%"),
+    ("share_truncated", "truncated by the limit", ".2%"),
     ("suggested_gamma", "gamma that suits", ".5f"),
 )
 """(figure, label, format) of those that stand first on a page of results."""
@@ -42,7 +43,8 @@ _GROUPED = 0.9
 
 @dataclass(frozen=True)
 class Lengths:
-    """Response lengths of some rows, in tokens, EOS included; cut rows count with what was seen."""
+    """Response lengths of some rows, in tokens, EOS included; truncated rows count with what was
+    seen."""
 
     source: str
     """`data_source`, or `all`."""
@@ -82,7 +84,7 @@ class LengthReport:
     ended: LengthHistogram = field(repr=False)
     """Lengths of the rows that ended by themselves."""
     truncated: LengthHistogram = field(repr=False)
-    """Lengths of the rows that were cut."""
+    """Lengths of the rows that were truncated."""
 
     def to_dict(self) -> dict[str, Any]:
         """All figures but the histograms, JSON-able."""
@@ -186,7 +188,7 @@ def _count_sources(
     batch: pa.RecordBatch,
     lengths: np.ndarray,
 ) -> None:
-    """Add the lengths of a batch to the (ended, cut) histograms of each row's source."""
+    """Add the lengths of a batch to the (ended, truncated) histograms of each row's source."""
     truncated = pc.equal(batch.column("finish_reason"), "length").to_numpy(zero_copy_only=False)
     codes = batch.column("data_source").dictionary_encode()
     index = codes.indices.to_numpy()
@@ -318,7 +320,7 @@ def report_table(report: LengthReport) -> Group:
 
 
 def plot_lengths(report: LengthReport, path: Path) -> None:
-    """Histogram of lengths as PNG: ended and cut rows stacked, percentiles marked."""
+    """Histogram of lengths as PNG: ended and truncated rows stacked, percentiles marked."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # of the extra `evals`
     from matplotlib.figure import Figure
 
@@ -331,7 +333,7 @@ def plot_lengths(report: LengthReport, path: Path) -> None:
     ended, truncated = _binned(report.ended.counts, width), _binned(report.truncated.counts, width)
     axes.bar(edges[:-1], ended, width, align="edge", label="ended by EOS", color="#4878a8")
     if report.overall.truncated_rows:
-        style = {"align": "edge", "label": "cut by the limit", "color": "#d1603d"}
+        style = {"align": "edge", "label": "truncated by the limit", "color": "#d1603d"}
         axes.bar(edges[:-1], truncated, width, bottom=ended, **style)
     top = 1.2 * float((ended + truncated).max())
     axes.set_ylim(0, top)
@@ -346,7 +348,7 @@ def plot_lengths(report: LengthReport, path: Path) -> None:
     total = report.overall
     axes.set_title(
         f"{total.rows:,} completions, mean {total.mean:,.1f}, std {total.std:,.1f}, "
-        f"{total.share_truncated:.2%} cut, suggested gamma {report.suggested_gamma:.5g}",
+        f"{total.share_truncated:.2%} truncated, suggested gamma {report.suggested_gamma:.5g}",
         fontsize=10,
     )
     axes.legend()

@@ -119,7 +119,8 @@ class Reasoning:
     after: str
 
     def joined(self, reasoning: str, content: str) -> str:
-        """What the policy wrote; without content it was cut, or ended, inside its reasoning."""
+        """What the policy wrote; without content it was truncated, or ended, inside its
+        reasoning."""
         thought = self.before + reasoning.strip("\n")
         return thought + self.after + content.lstrip("\n") if content else thought
 
@@ -288,12 +289,12 @@ class TextCodec:
         `eos_id`.
 
         Raises:
-            TextProblem: it is said to be cut, and has an end token.
+            TextProblem: it is said to be truncated, and has an end token.
         """
         if read.ended and not finished:
             raise TextProblem(
-                "a cut completion with an end token",
-                "it is said to be cut by the token limit, and ends with "
+                "a truncated completion with an end token",
+                "it is said to be truncated by the token limit, and ends with "
                 f"{self.decode(read.ids[-1:])!r} (id {read.ids[-1]}), with which the policy ends a "
                 "response: one of the two is wrong.",
             )

@@ -76,13 +76,13 @@ class SamplingCounts:
         return (self.new_rows - rows) / seconds, (self.new_tokens - tokens) / seconds
 
     def line(self) -> str:
-        """`812/5000  64.2/s  7,120 tok/s  cut 0.4 %  failed 3  left 0:01:05`."""
+        """`812/5000  64.2/s  7,120 tok/s  truncated 0.4 %  failed 3  left 0:01:05`."""
         per_s, tokens_per_s = self.rates()
         remaining = f"{_clock_face(self.left / per_s)}" if self.new_rows and per_s else "-"
         failed = f"  failed {self.failures.total()}" if self.failures else ""
         return (
             f"{self.rows}/{self.total}  {per_s:.1f}/s  {tokens_per_s:,.0f} tok/s  "
-            f"cut {self.share_truncated:.1%}{failed}  left {remaining}"
+            f"truncated {self.share_truncated:.1%}{failed}  left {remaining}"
         )
 
 

@@ -26,7 +26,7 @@ def files(tiny_policy, tmp_path_factory):
     return root
 
 
-@pytest.mark.filterwarnings("ignore:.*were cut by the token limit")
+@pytest.mark.filterwarnings("ignore:.*were truncated by the token limit")
 def test_run_prediction_measures_saves_and_resumes(files, tiny_policy, tmp_path):
     out = tmp_path / "prediction"
     arguments = {
@@ -50,7 +50,7 @@ def test_run_prediction_measures_saves_and_resumes(files, tiny_policy, tmp_path)
     assert len(RolloutReader(out / "states")) == 24
 
 
-@pytest.mark.filterwarnings("ignore:.*were cut by the token limit")
+@pytest.mark.filterwarnings("ignore:.*were truncated by the token limit")
 def test_without_policy_and_training_file_the_rest_is_measured(files, tmp_path):
     report = run(files / "lenvm", files / "heldout", tmp_path / "out")
     assert "r2_monte_carlo" not in report.figures and "mre_naive_mean" not in report.figures

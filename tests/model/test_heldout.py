@@ -51,5 +51,5 @@ def test_a_constant_prediction_by_hand():
 
 
 def test_only_cut_completions_are_refused():
-    with pytest.raises(ValueError, match="all 1 held-out completions were cut"):
+    with pytest.raises(ValueError, match="all 1 held-out completions were truncated"):
         heldout_errors(constant(2.0), [row(5, truncated=True)])

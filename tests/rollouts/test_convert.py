@@ -115,7 +115,7 @@ def test_reference_rows(tmp_path):
     assert (report.lines, report.rows, report.bad) == (3, 3, {})
     assert report.notes == {
         "finish_reason inferred from answer_token_length and max_tokens": 3,
-        "finish_reason inferred as cut": 1,
+        "finish_reason inferred as truncated": 1,
         "a token count unlike the source's": 1,
     }
 
@@ -274,7 +274,7 @@ def test_text_finish_reason_is_inferred_from_the_limit(tmp_path):
     assert rows[0].response_ids[-1] == EOS and rows[1].response_ids == chars("abc")
     assert report.notes == {
         "finish_reason inferred from max_tokens": 3,
-        "finish_reason inferred as cut": 2,
+        "finish_reason inferred as truncated": 2,
     }
 
 
@@ -308,7 +308,7 @@ def test_an_end_token_inside_a_completion_is_a_bad_row(tmp_path):
     )
     assert report.bad == {
         "text goes on after an end token": 1,
-        "a cut completion with an end token": 1,
+        "a truncated completion with an end token": 1,
     }
     assert "--end-token" in report.examples[0].reason and len(rows) == 1
 
@@ -584,7 +584,7 @@ def test_verl_dumps(tmp_path):
     assert [row.sample_id for row in rows] == [0, 1, 2]
     assert len({row.prompt_id for row in rows}) == 1
     assert report.notes["a prompt without its special tokens"] == 3
-    assert report.notes["finish_reason inferred as cut"] == 1
+    assert report.notes["finish_reason inferred as truncated"] == 1
 
 
 def facts(row):

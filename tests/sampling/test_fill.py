@@ -262,7 +262,7 @@ def test_throughput_share_truncated_and_remaining_time_are_shown():
     counts.fail("refused", 5)
     clock.now = 10.0
     assert counts.rates() == (2.0, 4.0) and counts.left == 65
-    assert counts.line() == "30/100  2.0/s  4 tok/s  cut 66.7%  failed 5  left 0:00:32"
+    assert counts.line() == "30/100  2.0/s  4 tok/s  truncated 66.7%  failed 5  left 0:00:32"
     clock.now = 100.0  # nothing for 90 seconds: the last minute counts
     counts.rates()
     clock.now = 165.0

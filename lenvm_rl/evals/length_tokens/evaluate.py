@@ -157,7 +157,7 @@ def evaluate(
         along = _Along(row, u, pieces, gamma)
         for i, score in enumerate(td_scores(u, gamma=gamma, ended=not row.truncated).tolist()):
             key = row.response_ids[i]
-            if not math.isnan(score):  # the last token before a cut has no state after it
+            if not math.isnan(score):  # the last token before a truncation has no state after it
                 tally = tokens.get(key) or tokens.setdefault(
                     key, Tally(text=_token_label(tokenizer, key, pieces[i]))
                 )

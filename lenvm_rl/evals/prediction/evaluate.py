@@ -10,8 +10,8 @@ One table for each question; every number is defined where it is computed:
     calibration  is the mean outcome at a prediction the prediction itself? (all tokens)
     position_calibration   and at 0/25/50/75 % of each response?
 
-A completion cut by the token limit counts with the length seen, which is a lower bound; the share
-of such rows is reported, and above 1 % a warning says so.
+A completion truncated by the token limit counts with the length seen, which is a lower bound; the
+share of such rows is reported, and above 1 % a warning says so.
 
 Bias by position is measured against Monte Carlo values; `errors` says why outcomes mislead.
 """

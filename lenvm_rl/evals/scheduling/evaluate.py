@@ -19,7 +19,8 @@ with perfect knowledge under the same rule of preemption: 1 is as good as knowin
 not caring. Seeds draw requests and arrivals; all orders of a seed serve the same ones. The share is
 NaN where fcfs and perfect knowledge do not differ, as on an idle server.
 
-A completion that the token limit cut is served to where it was cut, as by a real server.
+A completion that the token limit truncated is served to where it was truncated, as by a real
+server.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ module reads the lines, tokenises, writes the good rows and keeps the books: not
 without being counted, and named by file and line. A row may fail in any way it likes: it is a bad
 row, and the prompt's other completions are not concerned.
 
-A source that does not say how a completion ended is asked (`Endings`): a cut completion that is
-taken for a finished one teaches that responses end at the limit.
+A source that does not say how a completion ended is asked (`Endings`): a truncated completion that
+is taken for a finished one teaches that responses end at the limit.
 """
 
 from __future__ import annotations
@@ -70,12 +70,12 @@ class Endings:
     """How completions ended, where the source does not say it."""
 
     max_tokens: int | None = None
-    """Token limit of the generation: a completion of so many tokens or more was cut."""
+    """Token limit of the generation: a completion of so many tokens or more was truncated."""
     assume_finished: bool = False
     """There was no limit: all ended by themselves."""
     keep_unknown: bool = False
-    """A completion of which nothing says how it ended is kept as cut, which claims the least: its
-    length is a lower bound. Else it is a bad row."""
+    """A completion of which nothing says how it ended is kept as truncated, which claims the least:
+    its length is a lower bound. Else it is a bad row."""
 
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
@@ -211,7 +211,7 @@ def convert_lines(
         length, rows = spike
         report.notes[
             f"a finished completion of the longest length, {length} tokens: if that is the token "
-            "limit, these were cut (--max-tokens)"
+            "limit, these were truncated (--max-tokens)"
         ] = rows
     return report
 
@@ -418,18 +418,19 @@ def _inferred(read: ReadText, endings: Endings, notes: Counter[str]) -> str:
     if endings.max_tokens is not None:
         truncated = len(read.ids) >= endings.max_tokens
         notes["finish_reason inferred from max_tokens"] += 1
-        notes["finish_reason inferred as cut"] += truncated
+        notes["finish_reason inferred as truncated"] += truncated
         return "length" if truncated else "stop"
     if endings.assume_finished:
         notes["finish_reason assumed to be stop, as asked"] += 1
         return "stop"
     if endings.keep_unknown:
-        notes["unknown end, kept as cut; else say --max-tokens or --assume-finished"] += 1
+        notes["unknown end, kept as truncated; else say --max-tokens or --assume-finished"] += 1
         return "length"
     raise BadRow(
         "unknown_finish",
-        "the source does not say whether the completion ended by itself or was cut: give the token "
-        "limit that it was generated with (--max-tokens), or --assume-finished if there was none.",
+        "the source does not say whether the completion ended by itself or was truncated: give the "
+        "token limit that it was generated with (--max-tokens), or --assume-finished if there was "
+        "none.",
     )
 
 

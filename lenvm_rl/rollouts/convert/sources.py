@@ -54,15 +54,15 @@ def convert_text(
     `usage.completion_tokens`), which is compared.
 
     Without a finish reason, a completion ended by itself if its text holds the end token, and was
-    cut if it has `max_tokens` tokens or more; without such a limit it is a bad row, unless the
-    caller says that all are finished, and with errors="report" is kept as cut.
+    truncated if it has `max_tokens` tokens or more; without such a limit it is a bad row, unless
+    the caller says that all are finished, and with errors="report" is kept as truncated.
 
     Args:
         path, out, codec, errors, loop: see `convert_lines`.
         chat: a text prompt is a user's message for the chat template; False takes it as raw text.
         rename: key in the file -> key above, e.g. `{"gt": "ground_truth"}`.
         data_source: for objects that have none.
-        sampling: settings to record; its `max_tokens` serves to tell cut completions.
+        sampling: settings to record; its `max_tokens` serves to tell truncated completions.
         policy: name and revision to record.
     """
 
@@ -117,10 +117,11 @@ def convert_reference(
                        "max_tokens": 16000, ...},
          "source_fields": {...}}
 
-    It has no token ids and no finish_reason. A completion counts as cut when `answer_token_length
-    >= max_tokens`: one that ended exactly at the limit is taken for cut too. The notes say how many
-    reasons were inferred, how many came out as cut, and for how many rows the new token count
-    differs from `answer_token_length` (which counts EOS); a row where the two are more than a few
+    It has no token ids and no finish_reason. A completion counts as truncated when
+    `answer_token_length >= max_tokens`: one that ended exactly at the limit is taken for truncated
+    too. The notes say how many reasons were inferred, how many came out as truncated, and for how
+    many rows the new token count differs from `answer_token_length` (which counts EOS); a row where
+    the two are more than a few
     per cent apart is a bad row: part of what was generated is not in it.
 
     Args:
@@ -137,7 +138,7 @@ def convert_reference(
         if limit is not None:
             reason = "length" if expected >= limit else "stop"
             notes["finish_reason inferred from answer_token_length and max_tokens"] += 1
-            notes["finish_reason inferred as cut"] += reason == "length"
+            notes["finish_reason inferred as truncated"] += reason == "length"
         source = str(meta.get("dataset_name") or "unknown")
         settings = ("temperature", "top_p", "top_k", "max_tokens")
         yield Found(
@@ -180,8 +181,8 @@ def convert_verl(
     So the ids are made again from text, and the prompt's are those of a text without its chat
     markers: fit for length statistics and for training on prompts rendered the same way, not a
     record of what the policy read. There is no finish reason: a completion of `max_tokens` tokens
-    (`data.max_response_length`) or more counts as cut, and the limit must be given. The policy's
-    revision becomes `global_step_<step>`, `score` the reward.
+    (`data.max_response_length`) or more counts as truncated, and the limit must be given. The
+    policy's revision becomes `global_step_<step>`, `score` the reward.
 
     verl's other dumps (`gen_batch.dp`, `tq_batch.pt` of its rollout skip) are pickled tensors; they
     hold the ids, and are read with verl itself.
@@ -190,7 +191,7 @@ def convert_verl(
         path: directory or single `<step>.jsonl` files.
         out, codec, loop: see `convert_lines`.
         data_source: name to record.
-        sampling: settings to record; its `max_tokens` serves to tell cut completions.
+        sampling: settings to record; its `max_tokens` serves to tell truncated completions.
         policy_name: name to record; the revision comes from the step.
     """
 

@@ -241,8 +241,8 @@ def _ids_of_text(
     if message.get("content") is None and truncated and not reasoning:
         raise Problem(
             "text is missing",
-            "the response was cut, and the server returns nothing of it: its reasoning parser "
-            "keeps reasoning to itself. Start it without, or take its token ids",
+            "the response was truncated, and the server returns nothing of it: its reasoning "
+            "parser keeps reasoning to itself. Start it without, or take its token ids",
             retry=False,
         )
     try:
