@@ -21,7 +21,7 @@ mkdir -p runs/versions .venv-versions
 export TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 WANDB_MODE=offline
 export OMP_NUM_THREADS=1
 serving=(tests/vllm tests/guidance tests/model)
-portable=(tests/{core,model,guidance,rollouts,prompts,sampling,reward_fns,demo} tests/test_cli.py)
+portable=(tests/{core,model,guidance,rollouts,prompts,sampling,reward_fns,demo,cli})
 
 # .venv with some packages in other versions: a new environment that sees .venv's behind its own.
 overlay() { # name requirement...

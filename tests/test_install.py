@@ -10,7 +10,7 @@ import pytest
 
 import lenvm_rl
 from lenvm_rl import cli
-from tests.command_line import invoke
+from tests.cli.command_line import invoke
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

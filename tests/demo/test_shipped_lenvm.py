@@ -7,7 +7,7 @@ from lenvm_rl.demo import lenvm_path, policy_path
 from lenvm_rl.demo.prompts import demo_prompts
 from lenvm_rl.model import LengthValueModel, check_tokenizer, load_tokenizer
 from lenvm_rl.sampling.encoding import encode_prompt
-from tests.command_line import invoke
+from tests.cli.command_line import invoke
 
 
 def test_it_belongs_to_the_shipped_policy_and_says_so_without_a_path():

@@ -7,7 +7,7 @@ import torch
 
 from lenvm_rl.model import LengthValueModel, describe_policy, load_tokenizer, save_checkpoint
 from lenvm_rl.sampling.transformers.engine import sample_to_file
-from tests.command_line import run
+from tests.cli.command_line import run
 from tests.sampling.test_sampling import SETTINGS, prompts
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from lenvm_rl.cli.graders import graded
 from lenvm_rl.prompts.prompt import Prompt, read_prompts
-from tests.command_line import invoke, run
+from tests.cli.command_line import invoke, run
 
 DEMO = ["--policy", "demo", "--lenvm", "demo", "--prompts", "demo:2"]
 

@@ -12,7 +12,7 @@ import pytest
 from lenvm_rl import cli
 from lenvm_rl.cli import options, table
 from lenvm_rl.cli.table import Command
-from tests.command_line import invoke
+from tests.cli.command_line import invoke
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests import command_line
+from tests.cli import command_line
 
 
 def run(*words):

@@ -9,7 +9,7 @@ import pytest
 from lenvm_rl import cli
 from lenvm_rl.model import LengthValueModel, tokenizer_sha
 from lenvm_rl.rollouts import Rollout, RolloutReader, RolloutWriter
-from tests.command_line import invoke, run
+from tests.cli.command_line import invoke, run
 from tests.tiny import make_policy, make_tokenizer
 
 

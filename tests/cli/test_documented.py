@@ -11,7 +11,7 @@ from lenvm_rl import cli
 from lenvm_rl.cli.table import RENAMED
 from scripts.check_extras import COMMANDS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LEFT_OUT = {"CHANGELOG.md", "lenvm_rl/cli/table.py"}  # what was, and what became of it
 QUOTED = re.compile(r"`+(lenvm [a-z-][^`]+)`+")
 LINE = re.compile(

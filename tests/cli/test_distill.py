@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lenvm_rl.model import LengthValueModel
-from tests.command_line import invoke, run
-from tests.test_cli import policy, rollouts  # noqa: F401 (fixtures)
+from tests.cli.command_line import invoke, run
+from tests.cli.test_commands import policy, rollouts  # noqa: F401 (fixtures)
 
 
 def test_a_head_is_distilled_and_written(policy, rollouts, tmp_path):  # noqa: F811

@@ -5,7 +5,7 @@ import pytest
 from lenvm_rl.cli import eval_all
 from lenvm_rl.evals import EVALUATIONS, Entry
 from lenvm_rl.evals.result import Result
-from tests.command_line import invoke
+from tests.cli.command_line import invoke
 
 CALLS = {}
 

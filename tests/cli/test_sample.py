@@ -9,7 +9,7 @@ import time
 import pytest
 
 from lenvm_rl.rollouts import RolloutReader
-from tests.command_line import invoke, run
+from tests.cli.command_line import invoke, run
 from tests.sampling.openai_fake import serving, status
 from tests.tiny import make_policy, make_tokenizer
 
