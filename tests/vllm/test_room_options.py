@@ -4,7 +4,7 @@ import pytest
 
 from lenvm_rl.guidance.exact.memory import parse_bytes
 from lenvm_rl.vllm import sample, serve
-from tests import command_line
+from tests.cli import command_line
 from tests.vllm.fake_engine import FakeLLM
 
 

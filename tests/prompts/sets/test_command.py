@@ -8,7 +8,7 @@ import pytest
 
 from lenvm_rl.prompts.prompt import read_prompts
 from lenvm_rl.prompts.sets import PROMPT_SETS, ask
-from tests import command_line
+from tests.cli import command_line
 from tests.prompts.sets.files import lines
 
 
