@@ -182,7 +182,7 @@ def test_kill_9_loses_and_repeats_nothing(vllm, lenvm, tmp_path, monkeypatch):
         f"    engine='vllm', lenvm={str(lenvm)!r}, guidance=GuidanceFlags(at_most=20),\n"
         "    sampling=SamplingSettings(n=2, max_tokens=60, flush_seconds=0, batch_size=4),\n"
         "    vllm=VllmSettings(engine_args={'enforce_eager': True}))\n"
-        "print(json.dumps(done.to_dict()))\n"
+        "print(json.dumps(done.figures))\n"
     )
     child = subprocess.Popen([sys.executable, "-c", program])
     deadline = time.monotonic() + 300
