@@ -8,6 +8,10 @@ token limit of each request, `generate` by a logits processor that makes EOS cer
 takes the requests in batches as they come, as nobody knows the lengths beforehand. CPU time of one
 thread is compared by default, so that other work on the machine does not blur the ratio.
 
+Beside it, whether sampler and scorer could share one store of keys and values: the attention of a
+decoding step over rows of the same law, by the sampler's slots (`slot_cache`) and by the scorer's
+(`guidance.exact`), which packs rows into one and keeps a token's heads together.
+
 The last line of stdout is one JSON object.
 """
 
@@ -16,12 +20,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, LogitsProcessor
 
+from lenvm_rl.guidance.exact.attention import Pass, Segment
+from lenvm_rl.guidance.exact.cache import ALIGN, KeyValueShape, KeyValueStore
 from lenvm_rl.sampling.transformers.sampler import ContinuousSampler, Request
+from lenvm_rl.sampling.transformers.slot_cache import SlotCache, decode_plan, slot_attention
 from scripts.bench import harness
 from scripts.bench.hardware import Shape
 
@@ -67,6 +75,7 @@ def run(options: Options) -> dict[str, Any]:
         "continuous_tokens_per_s": tokens / ours,
         "generate_tokens_per_s": tokens / theirs,
         "ratio": theirs / ours,
+        "step_ms": attention_of_a_step(lengths[: options.batch] + 20, heads, options.layers, clock),
         "tokens": tokens,
         "mean_length": tokens / count,
         "time": "CPU seconds" if options.threads == 1 else "wall seconds",
@@ -115,3 +124,43 @@ class EndAt(LogitsProcessor):
         last = input_ids.shape[1] - self.prompt_width + 1 >= self.lengths
         eos = torch.arange(scores.shape[1]) == EOS
         return scores.masked_fill(last[:, None] ^ eos[None], -torch.inf)
+
+
+@torch.inference_mode()
+def attention_of_a_step(
+    lengths: torch.Tensor, heads: int, layers: int, clock: Callable[[], float], steps: int = 40
+) -> dict[str, float]:
+    """Milliseconds of keys, values and attention of a step in all layers, by each store; one new
+    token for rows of `lengths` tokens, like lengths side by side as the sampler has them."""
+    held = lengths.sort(descending=True).values
+    rows, dim = len(held), 32
+    shape = (rows, heads, 1, dim)
+    query, key, value = (torch.randn(shape) for _ in range(3))
+    limit = int(held.max()) + 1
+    slots = SlotCache(rows, capacity=limit, limit=limit)
+    store = KeyValueStore(
+        [KeyValueShape(heads, dim, dim, torch.float32)] * layers,
+        slots=rows,
+        capacity=-(-limit // ALIGN) * ALIGN,
+        device="cpu",
+    )
+    packed = [x[:, :, 0].transpose(0, 1)[None].contiguous() for x in (query, key, value)]
+    module = SimpleNamespace()
+
+    def by_slots() -> None:
+        plan = decode_plan(held, torch.float32)
+        slots.begin_decode(plan)
+        for layer in range(layers):
+            seen = slots.update(key, value, layer)
+            slot_attention(module, query, *seen, None, slot_plan=plan)
+
+    def by_store() -> None:
+        step = Pass(store, [Segment(i, n, 1, 0) for i, n in enumerate(held.tolist())])
+        for layer in range(layers):
+            step.attend(layer, *packed, scaling=None, window=None)
+
+    timed = {}
+    for name, work in (("slots", by_slots), ("store", by_store)):
+        work()
+        timed[name] = 1000 * seconds_of(lambda work=work: [work() for _ in range(steps)], clock)
+    return {name: spent / steps for name, spent in timed.items()}
