@@ -301,7 +301,7 @@ def main(argv: list[str] | None = None) -> dict:
         f"({args.n} samples know it to {figures['mre_noise_floor']:.1%}; one number for all "
         f"prompts: {figures['mre_naive']:.1%})"
     )
-    asked = range(split, min(len(prompts), split + 16))
+    asked = range(split, min(len(prompts), split + 40))
     for target in args.targets:
         texts = guided(
             policy, lenvm, tokenizer, [prompts[i] for i in asked], target=target, gamma=gamma
