@@ -52,8 +52,9 @@ def rounds_alike(one_thread, stored):
 
 
 @pytest.fixture
-def golden(stored, rounds_alike):
-    """golden(name, what was found): equal, or on another processor within `rel`."""
+def changed(stored, rounds_alike):
+    """changed(name, what was found): {figure: (stored, found)} of those that are not equal, or on
+    another processor not within `rel`."""
 
     def check(name, found, *, rel=1e-6):
         if WRITE:
@@ -62,12 +63,11 @@ def golden(stored, rounds_alike):
             FIGURES.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         wanted, found = leaves(stored[name]), leaves(json.loads(json.dumps(found)))
         rel = 0 if rounds_alike else rel
-        wrong = {
+        return {
             path: (x, found.get(path, "missing"))
             for path, x in wanted.items()
             if not same(x, found.get(path, "missing"), rel)
         }
-        assert not wrong, f"{name}: stored, found\n" + "\n".join(map(str, wrong.items()))
 
     return check
 
