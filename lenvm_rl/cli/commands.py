@@ -302,7 +302,7 @@ def init(
     policy: str | None = None,
     tokenizer: str | None = None,
     hidden_size: int = 256,
-    layers: int = 4,
+    layers: int | None = None,
     max_positions: int = 4096,
     architecture: str = "qwen2",
     gamma: float | None = None,
@@ -322,12 +322,14 @@ def init(
 
     Example: `lenvm init --policy demo --head candidate --freeze-trunk --out q-head-init`
 
+    Example: `lenvm init --policy HuggingFaceTB/SmolLM2-135M-Instruct --layers 10 --out lenvm-init`
+
     Args:
         out: directory to write to.
         policy: causal LM whose trunk to start from, or `demo`.
         tokenizer: vocabulary: of a fresh trunk, or of a kin of the policy.
         hidden_size: fresh trunk: width.
-        layers: fresh trunk: number of blocks.
+        layers: blocks: the policy's first ones (default: all), or of a fresh trunk (default: 4).
         max_positions: fresh trunk: longest sequence.
         architecture: fresh trunk: model type.
         gamma: per-token discount in (0, 1); training can choose it.
@@ -350,6 +352,11 @@ def init(
             "--freeze-trunk is for the policy's own trunk, with its own tokenizer: a fresh trunk, "
             "or tokens that mean something else to it, must be learnt. Leave out --tokenizer."
         )
+    if freeze_trunk and layers is not None:
+        raise ValueError(
+            f"--freeze-trunk reads the states behind the policy's last block, --layers {layers} "
+            "keeps the first ones alone: leave out one of the two."
+        )
     torch.manual_seed(seed)
     figures: dict[str, Any] = {}
     common: dict[str, Any] = {"gamma": gamma, "target": head_target, "head": head}
@@ -358,6 +365,7 @@ def init(
         model = models.LengthValueModel.from_policy(
             _found(policy),
             frozen_trunk=freeze_trunk,
+            layers=layers,
             policy=models.describe_policy(tokenizer or policy, tokens),
             **common,
         )
@@ -369,7 +377,7 @@ def init(
         model = models.from_scratch(
             tokens,
             hidden_size=hidden_size,
-            num_layers=layers,
+            num_layers=layers or 4,
             max_positions=max_positions,
             architecture=architecture,
             policy_name=tokenizer or "",

@@ -46,6 +46,8 @@ class LengthValueConfig(PretrainedConfig):
         head_hidden_size: width of the head's hidden layer; None means the trunk's hidden size.
         frozen_trunk: the trunk is the policy's own and is not trained, so the head can be read off
             the hidden states that the policy computes anyway.
+        trunk: {"name", "layers", "of"} where the trunk is the first `layers` of the `of` blocks
+            of a policy, else None.
         head_output: what `forward(...).logits` holds: "value" (the prediction, verl's convention
             for critics) or "logit" (the raw z in float32, from which long lengths can be read).
         answers: whose lengths it has learnt, "all" completions or those that a grader called
@@ -70,6 +72,7 @@ class LengthValueConfig(PretrainedConfig):
     head: str = "state"
     head_hidden_size: int | None = None
     frozen_trunk: bool = False
+    trunk: dict[str, Any] | None = None
     head_output: str = "value"
     answers: str = "all"
     policy: dict[str, Any] | None = None
@@ -159,6 +162,8 @@ def model_card(config: LengthValueConfig) -> str:
         "counted": "response tokens from here to the end, EOS included, prompt excluded",
         "head": f"{config.head}, on a {trunk.model_type} trunk of width {config.hidden_size}"
         + (" that was not trained" if config.frozen_trunk else ""),
+        "trunk": config.trunk
+        and "the first {layers} of {of} blocks of {name}".format(**config.trunk),
         "sampling": _listed(config.sampling),
         "trained on": _listed(config.training),
         "measured": _listed(config.measured),

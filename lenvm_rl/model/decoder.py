@@ -83,6 +83,13 @@ TO_ITSELF = "lenvm_to_itself"
 _LENGTHS = (5, 7)  # tokens of two sequences in one row; a convolution is shorter than either
 
 
+def probe_ids(trunk: nn.Module) -> Tensor:
+    """The dozen tokens that trunks are tried on: ids [1, N] on its device, N = sum(`_LENGTHS`)."""
+    device = next(trunk.parameters()).device
+    ids = torch.arange(1, sum(_LENGTHS) + 1, device=device)[None]
+    return ids % trunk.config.get_text_config().vocab_size
+
+
 def tokens_read(
     trunk: nn.Module, states: slice, *, packed: bool = False, attention: str = "eager"
 ) -> Tensor:
@@ -97,9 +104,8 @@ def tokens_read(
     Returns:
         [N] bool.
     """
-    device = next(trunk.parameters()).device
-    ids = torch.arange(1, sum(_LENGTHS) + 1, device=device)[None]
-    ids = ids % trunk.config.get_text_config().vocab_size
+    ids = probe_ids(trunk)
+    device = ids.device
     given: dict[str, Any] = {"input_ids": ids, "use_cache": False}
     if packed:
         starts = [torch.arange(length, device=device) for length in _LENGTHS]

@@ -24,6 +24,7 @@ from transformers.utils import is_flash_attn_2_available
 from lenvm_rl.core import predict, predicted_length, value_of_logit
 from lenvm_rl.model.config import LengthValueConfig, model_card
 from lenvm_rl.model.decoder import FOREIGN, is_causal
+from lenvm_rl.model.first_blocks import block_count, first_blocks
 from lenvm_rl.model.heads import ValueHead, make_head
 from lenvm_rl.model.hub import find_lenvm
 from lenvm_rl.model.tokens import check_tokenizer
@@ -129,6 +130,7 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
         head: str = "state",
         head_hidden_size: int | None = None,
         frozen_trunk: bool = False,
+        layers: int | None = None,
         policy: dict[str, Any] | None = None,
         dtype: torch.dtype = torch.float32,
         **kwargs: Any,
@@ -143,16 +145,22 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
             gamma: may stay None until training reads it off the rollout file.
             head: "state" or "candidate", see `heads`.
             frozen_trunk: train the head alone, on the policy's own hidden states.
+            layers: keep the first so many blocks alone, see `first_blocks`; None keeps all.
             policy: {"name", "revision", "tokenizer_sha"} when it is not `path` itself.
             dtype: of the parameters; float32 is what an optimiser should update.
 
         Raises:
             ValueError: for a gamma outside (0, 1), when `path` is a LenVM already, or no decoder:
-                a state that reads later tokens has counted what it should predict.
+                a state that reads later tokens has counted what it should predict; or its first
+                `layers` blocks are no model of their own.
         """
         _check_policy(AutoConfig.from_pretrained(path, **_of_hub(kwargs)), path)
         trunk = AutoModel.from_pretrained(path, dtype=dtype, **kwargs)
         check_decoder(trunk, path)
+        kept = None
+        if layers is not None:
+            kept = {"name": str(path), "layers": layers, "of": block_count(trunk.config)}
+            trunk = first_blocks(trunk, layers, path, dtype=dtype, **kwargs)
         config = LengthValueConfig(
             text_config=copy.deepcopy(trunk.config),
             gamma=gamma,
@@ -161,6 +169,7 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
             head=head,
             head_hidden_size=head_hidden_size,
             frozen_trunk=frozen_trunk,
+            trunk=kept,
             policy=policy,
             dtype=dtype,
         )

@@ -150,6 +150,14 @@ def test_sample_and_convert(policy, tmp_path):
         (["init", "--out", "x"], "give --policy"),
         (["init", "--policy", "demo", "--gamma", "1", "--out", "x"], r"gamma must be in"),
         (
+            ["init", "--policy", "demo", "--layers", "99", "--out", "x"],
+            r"has \d+ blocks, and 99 were asked for",
+        ),
+        (
+            ["init", "--policy", "demo", "--layers", "1", "--freeze-trunk", "--out", "x"],
+            "--layers 1 keeps the first ones alone: leave out one",
+        ),
+        (
             ["init", "--tokenizer", "demo", "--layers", "0", "--out", "x"],
             "at least 1, got 0",
         ),
