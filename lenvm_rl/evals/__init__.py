@@ -6,6 +6,7 @@ tradeoff         accuracy against length under guidance
 scheduling       what predictions are worth to a server's queue
 length_tokens    which words change the expected length
 arms             completions of guided evaluations, one rollout file for each method and setting
+text_quality     repetition and full sentences of a response
 result           figures and tables of one evaluation, and their files
 run_all          several evaluations, each once, whatever happens to the others
 

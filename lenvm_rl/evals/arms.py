@@ -21,6 +21,7 @@ from typing import Any, cast
 
 import torch
 
+from lenvm_rl.evals.text_quality import ends_sentence, repetition
 from lenvm_rl.guidance import GuidanceSettings
 from lenvm_rl.model import load_tokenizer
 from lenvm_rl.model.forward import Padded, by_length
@@ -41,8 +42,10 @@ from lenvm_rl.sampling.transformers.engine import TransformersEngine
 
 Grader = Callable[[str, str], bool]
 """(response text, ground truth) -> correct or wrong; never raises."""
+QUALITY = ("logprob", "repetition", "full_sentence")
+"""Names of `Outcome.quality`."""
 _ROOM = 128  # tokens that a target in words may add to a prompt
-_PASS_TOKENS = 16_384  # padded tokens per forward pass of the policy
+_PASS_LOGITS = 1 << 27  # of a forward pass of the policy: 512 MiB of float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,13 +208,49 @@ class Outcome:
     """Whether there is a completion at all: False where an engine could not make it."""
     correct: bool | None = None
     """Whether the grader accepts it; an unfinished answer is wrong. None without a grader."""
-    logprob: float = math.nan
-    """Mean log-probability (nats) of its tokens under the unguided policy, EOS included."""
+    logprobs: Sequence[float] = ()
+    """Log-probability (nats) of each of its tokens under the unguided policy at temperature 1, EOS
+    included; empty where the policy was not asked."""
 
     @property
     def length(self) -> int:
         """Response tokens without EOS."""
         return len(self.token_ids)
+
+    @property
+    def logprob(self) -> float:
+        """Mean of `logprobs` (nats/token); NaN where there are none."""
+        return mean(self.logprobs)
+
+    @property
+    def quality(self) -> dict[str, float]:
+        """What the text is worth whatever its length: `logprob`, `repetition` and `full_sentence`,
+        see `lenvm_rl.evals.text_quality`."""
+        return {
+            "logprob": self.logprob,
+            "repetition": repetition(self.token_ids),
+            "full_sentence": float(ends_sentence(self.text)),
+        }
+
+    def truncated(self, limit: int, tokenizer: Any) -> Outcome:
+        """What `max_tokens=limit` leaves of it: unfinished, and so wrong, where it was longer."""
+        if not self.came or (self.ended and self.length <= limit):
+            return self
+        ids = self.token_ids[:limit]
+        return replace(
+            self,
+            token_ids=ids,
+            text=tokenizer.decode(ids, skip_special_tokens=True),
+            ended=False,
+            correct=None if self.correct is None else False,
+            logprobs=self.logprobs[:limit],
+        )
+
+
+def mean_quality(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Means of `Outcome.quality` where it is defined."""
+    found = [outcome.quality for outcome in outcomes]
+    return {name: mean([quality[name] for quality in found]) for name in QUALITY}
 
 
 def read_outcomes(
@@ -246,7 +285,7 @@ def read_outcomes(
     if n is None:
         n = 1 + max(sample_id for _, sample_id in rows)
     keys = [(i, k) for i in range(len(prompts)) for k in range(n)]
-    logprobs = dict.fromkeys(rows, math.nan)
+    logprobs: dict[tuple[int, int], Sequence[float]] = dict.fromkeys(rows, ())
     if policy is not None:
         found = [key for key in keys if key in rows]
         eos = list(reader.metadata["eos_ids"] or ())[:1]
@@ -268,7 +307,7 @@ def read_outcomes(
             text=tokenizer.decode(content, skip_special_tokens=True),
             ended=ended,
             correct=correct,
-            logprob=logprobs[key],
+            logprobs=logprobs[key],
         )
 
     return [outcome(key) for key in keys]
@@ -282,26 +321,24 @@ def _with_end(row: Rollout, eos: Sequence[int]) -> list[int]:
 @torch.inference_mode()
 def policy_logprobs(
     policy: Any, rows: Sequence[tuple[Sequence[int], Sequence[int]]]
-) -> list[float]:
-    """Mean log-probability (nats per token, temperature 1) of each response given its prompt.
+) -> list[list[float]]:
+    """Log-probabilities (nats, temperature 1) of the tokens of each response given its prompt.
 
     Args:
         policy: a transformers causal LM.
         rows: (prompt ids, response ids), each with at least one token.
     """
     device = next(policy.parameters()).device
-    means = [0.0] * len(rows)
-    for batch in by_length(
-        [len(prompt) + len(response) for prompt, response in rows], _PASS_TOKENS
-    ):
+    tokens = _PASS_LOGITS // policy.get_output_embeddings().weight.shape[0]
+    found: list[list[float]] = [[] for _ in rows]
+    for batch in by_length([len(prompt) + len(response) for prompt, response in rows], tokens):
         padded = Padded.of([rows[i] for i in batch])
         states = padded.states.to(device)
         logits = policy(input_ids=padded.ids.to(device), use_cache=False).logits.float()
         taken = logits.gather(-1, padded.next_ids.to(device)[..., None])[..., 0]
-        logprobs = (taken - logits.logsumexp(-1)).masked_fill(~states, 0)
-        for i, logprob in zip(batch, (logprobs.sum(1) / states.sum(1)).tolist(), strict=True):
-            means[i] = logprob
-    return means
+        for i, logprobs, mine in zip(batch, taken - logits.logsumexp(-1), states, strict=True):
+            found[i] = logprobs[mine].tolist()
+    return found
 
 
 def mean(values: Sequence[float | bool | None]) -> float:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lenvm_rl.evals.arms import policy_logprobs, read_outcomes
+from lenvm_rl.evals.arms import Outcome, policy_logprobs, read_outcomes
 from lenvm_rl.guidance import GuidanceSettings
 from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.rollouts import Rollout, RolloutWriter
@@ -45,8 +45,8 @@ def test_logprobs_equal_those_of_one_row_at_a_time(policy):
         with torch.no_grad():
             logprobs = policy(torch.tensor([[*prompt, *response]])).logits[0].log_softmax(-1)
         start = len(prompt) - 1
-        theirs = sum(logprobs[start + k, token].item() for k, token in enumerate(response))
-        assert ours == pytest.approx(theirs / len(response), abs=1e-5)
+        theirs = [logprobs[start + k, token].item() for k, token in enumerate(response)]
+        assert ours == pytest.approx(theirs, abs=1e-5)
 
 
 def test_length_leaves_eos_out_and_an_unfinished_answer_is_wrong(policy, tmp_path):
@@ -84,3 +84,27 @@ def test_an_end_that_guidance_forced_is_an_end(policy, tmp_path):
     own, forced = read_outcomes(path, prompts(a="x"), make_tokenizer(), policy=policy)
     assert forced.ended and forced.length == own.length == 2
     assert forced.logprob == own.logprob
+
+
+def test_what_a_token_limit_leaves_of_a_completion_is_judged_as_it_stands():
+    ids = [5, 6, 7, 8, 9, 5, 6, 7, 8]  # one of six 4-grams occurred before
+    whole = Outcome(
+        prompt=0,
+        token_ids=ids,
+        text="w5 ... w8.",
+        ended=True,
+        correct=True,
+        logprobs=[-1.0] * 9 + [-6],
+    )
+    assert whole.quality == {
+        "logprob": -1.5,
+        "repetition": pytest.approx(1 / 6),
+        "full_sentence": 1,
+    }
+    assert whole.truncated(9, make_tokenizer()) is whole
+    short = whole.truncated(5, make_tokenizer())
+    assert (short.text, short.ended, short.correct) == ("w5 w6 w7 w8 w9", False, False)
+    assert short.quality == {"logprob": -1, "repetition": 0, "full_sentence": 0}
+    nothing = Outcome(prompt=0, came=False).quality
+    assert math.isnan(nothing["logprob"]) and math.isnan(nothing["repetition"])
+    assert nothing["full_sentence"] == 0

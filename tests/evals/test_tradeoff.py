@@ -30,14 +30,14 @@ def compared(folder, answer=None, *, policy=None, grader=lambda text, truth: Tru
 
 
 def test_budget_curve_by_hand():
-    curve = {
-        row["budget"]: row
-        for row in budget_curve([outcome(1), outcome(3), outcome(3, correct=False), outcome(5)])
-    }
+    outcomes = [outcome(1), outcome(3), outcome(3, correct=False), outcome(5)]
+    curve = {row["budget"]: row for row in budget_curve(outcomes, make_tokenizer())}
     assert curve[0]["accuracy"] == curve[0]["length"] == 0
     assert curve[1]["accuracy"] == 0.25 and curve[1]["length"] == 1
     assert curve[3]["accuracy"] == 0.5 and curve[3]["length"] == 2.5
     assert curve[5]["accuracy"] == 0.75 and curve[5]["length"] == 3
+    assert curve[5]["logprob"] == -1 and curve[5]["repetition"] == 0.5  # of the one with 4-grams
+    assert curve[5]["full_sentence"] == 0
 
 
 def test_tradeoff_of_a_policy_that_is_shortened_without_loss(tmp_path):

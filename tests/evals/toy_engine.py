@@ -60,6 +60,5 @@ def source(engine, settings):
 
 
 def outcome(length, *, correct=True, ended=True, prompt=0):
-    return Outcome(
-        prompt=prompt, token_ids=[WORD] * length, ended=ended, correct=correct, logprob=-1.0
-    )
+    ids, logprobs = [WORD] * length, [-1.0] * (length + ended)
+    return Outcome(prompt=prompt, token_ids=ids, ended=ended, correct=correct, logprobs=logprobs)

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lenvm_rl.evals.result import Result
-from lenvm_rl.pages.plots import save_png
+from lenvm_rl.pages.plots import number, save_png, screen
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -100,7 +100,7 @@ def view(result: Result) -> Group:
     for name in ("control", "method"):
         table.add_column(name, no_wrap=True)
     scores = ("LenVM", "official") if official else ()
-    for name in ("score", *scores, "|d|", "failed", "ended", "accuracy", "log-prob"):
+    for name in ("score", *scores, "|d|", "failed", "ended", "accuracy"):
         table.add_column(name, justify="right")
     for row in result.tables["summary"]:
         key = row["method"], row["control"]
@@ -114,9 +114,23 @@ def view(result: Result) -> Group:
             _cell(100 * row["failed"], " %"),
             _cell(100 * row["ended"], " %"),
             _cell(row["accuracy"], share=True),
-            _cell(row["logprob"], digits=2),
         )
-    return Group(*_table_2(result), table, Text(_note(figures)))
+    return Group(*_table_2(result), table, _quality(result), Text(_note(figures)))
+
+
+def _quality(result: Result) -> Table:
+    """What the text is worth, one line per control and method."""
+    return screen(
+        "Text: nats a token under the policy, repeated 4-grams, full sentence at the end",
+        ("control", "method", "log-prob", "repeated", "sentence"),
+        ([row["control"], row["method"], *quality_cells(row)] for row in result.tables["summary"]),
+    )
+
+
+def quality_cells(row: Mapping[str, Any]) -> list[str]:
+    """Log-probability, repetition and full sentences as text."""
+    forms = {"logprob": ".2f", "repetition": ".1%", "full_sentence": ".1%"}
+    return [number(row[name], form) for name, form in forms.items()]
 
 
 def _table_2(result: Result) -> list[Table]:

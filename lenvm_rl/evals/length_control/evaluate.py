@@ -17,8 +17,8 @@ A completion fails, and scores 0, when it does not end within `max_tokens`, when
 given targets, when it is at most one token (word) long; failures are never dropped. Lengths are
 response tokens without EOS, or words by LIFEBench's count. One ratio per language, tokens per word
 of the unguided samples, gives guide and truncation their tokens when targets are words, and the
-countdown its words when targets are tokens. `logprob`, the mean log-probability of the text under
-the unguided policy, says how far a method has left it.
+countdown its words when targets are tokens. What was written to meet the length stands beside every
+row (`Outcome.quality`): `logprob`, `repetition`, `full_sentence`.
 
     OUT/rollouts/ARM        completions of one method, control and target: a rollout file
     OUT/length_control.*    figures, tables, picture
@@ -36,7 +36,16 @@ from typing import Any
 import torch
 
 from lenvm_rl.core import CONTROLS, lifebench_deviation, lifebench_score
-from lenvm_rl.evals.arms import Grader, Outcome, Source, mean, open_source, read_outcomes
+from lenvm_rl.evals.arms import (
+    QUALITY,
+    Grader,
+    Outcome,
+    Source,
+    mean,
+    mean_quality,
+    open_source,
+    read_outcomes,
+)
 from lenvm_rl.evals.length_control import lifebench
 from lenvm_rl.evals.length_control.plan import Goal, Plan, Settings
 from lenvm_rl.evals.result import Result
@@ -65,6 +74,7 @@ def run(
     settings: Settings = Settings(),  # noqa: B008 (frozen)
     connection: ServerSettings = ServerSettings(),  # noqa: B008
     batch_size: int = 64,
+    skip_logprobs: bool = False,
     chat_template_args: dict[str, Any] | None = None,
     progress: bool = False,
 ) -> Result:
@@ -89,6 +99,7 @@ def run(
         settings: what to ask for, and how to sample.
         connection: servers that sample instead of this process.
         batch_size: rows generated at once in this process.
+        skip_logprobs: leave out log-probabilities, a pass of the policy over all completions.
         chat_template_args: what the chat template gets besides the messages.
     Raises:
         ValueError: neither a value model nor a server nor rollouts; see `Settings`.
@@ -116,7 +127,7 @@ def run(
         folder,
         prompts,
         source.tokenizer,
-        policy=source.policy,
+        policy=None if skip_logprobs else source.policy,
         grader=grader,
         settings=settings,
     )
@@ -163,7 +174,7 @@ def evaluate(
             outcomes = read(plan.arm(method, control, goals[name]).name)
             if method == "truncated":
                 limits = goals[name].tokens
-                outcomes = [_truncated(o, limits[o.prompt], tokenizer) for o in outcomes]
+                outcomes = [o.truncated(limits[o.prompt], tokenizer) for o in outcomes]
             elif method == "countdown":
                 outcomes = [_uncounted(outcome, tokenizer) for outcome in outcomes]
             points += [_row(plan, method, control, goals[name], outcome) for outcome in outcomes]
@@ -182,18 +193,8 @@ def sample(plan: Plan, source: Source, folder: Path) -> None:
         source.fill(arm, folder)
 
 
-def _truncated(outcome: Outcome, limit: int, tokenizer: Any) -> Outcome:
-    """What `max_tokens=limit` leaves of it."""
-    if not outcome.came or (outcome.ended and outcome.length <= limit):
-        return outcome
-    ids = outcome.token_ids[:limit]
-    text = tokenizer.decode(ids, skip_special_tokens=True)
-    correct = None if outcome.correct is None else False
-    return replace(outcome, token_ids=ids, text=text, ended=False, correct=correct)
-
-
 def _uncounted(outcome: Outcome, tokenizer: Any) -> Outcome:
-    """A countdown without its markers."""
+    """A countdown without its markers; its log-probabilities stay those of what was written."""
     text = lifebench.without_markers(outcome.text)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return replace(outcome, text=text, token_ids=ids)
@@ -225,7 +226,7 @@ def _row(plan: Plan, method: str, control: str, goal: Goal, outcome: Outcome) ->
         "ended": outcome.ended,
         "failed": failed,
         "correct": outcome.correct,
-        "logprob": outcome.logprob,
+        **outcome.quality,
         "score": score,
         "deviation": deviation,
     }
@@ -250,10 +251,10 @@ def _result(plan: Plan, points: list[Row], unguided: Sequence[Outcome]) -> Resul
         "tokens_per_word": plan.tokens_per_word(unguided),
         "unguided_accuracy": mean([outcome.correct for outcome in unguided]),
         "unguided_length": mean([outcome.length for outcome in unguided]),
-        "unguided_logprob": mean([outcome.logprob for outcome in unguided]),
+        **{f"unguided_{name}": x for name, x in mean_quality(unguided).items()},
     }
     for row in summary:
-        for name in ("score", "deviation", "failed", "accuracy", "logprob"):
+        for name in ("score", "deviation", "failed", "accuracy", *QUALITY):
             figures[f"{row['control']}_{row['method']}_{name}"] = row[name]
     tables = {
         "summary": summary,
@@ -287,7 +288,7 @@ def _grouped(
             "failed": mean([row["failed"] for row in rows]),
             "accuracy": mean([row["correct"] for row in rows]),
             "ended": mean([row["ended"] for row in rows]),
-            "logprob": mean([row["logprob"] for row in rows]),
+            **{name: mean([row[name] for row in rows]) for name in QUALITY},
         }
         for values, rows in groups.items()
     ]

@@ -20,7 +20,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from lenvm_rl.evals.length_control.draw import STYLE
+from lenvm_rl.evals.length_control.draw import STYLE, quality_cells
 from lenvm_rl.evals.result import Result
 from lenvm_rl.pages.plots import number, save_png, screen
 
@@ -218,13 +218,16 @@ def view(result: Result) -> Group:
     figures = result.figures
     table = screen(
         f"Accuracy against length, {figures['prompts']} prompts",
-        ("beta", "mean length", "accuracy", "hard budget there", "log-prob"),
+        (
+            *("beta", "mean length", "accuracy", "hard budget there"),
+            *("log-prob", "repeated", "sentence"),
+        ),
         (
             [
                 f"{row['beta']:g}",
                 *_length_and_accuracy(row),
                 number(row["budget_accuracy"], ".1%"),
-                number(row["logprob"], ".2f"),
+                *quality_cells(row),
             ]
             for row in result.tables["guided"]
         ),

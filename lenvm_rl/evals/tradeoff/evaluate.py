@@ -24,7 +24,15 @@ from typing import Any
 
 import numpy as np
 
-from lenvm_rl.evals.arms import Arm, Grader, Outcome, mean, open_source, read_outcomes
+from lenvm_rl.evals.arms import (
+    Arm,
+    Grader,
+    Outcome,
+    mean,
+    mean_quality,
+    open_source,
+    read_outcomes,
+)
 from lenvm_rl.evals.result import Result
 from lenvm_rl.guidance import GuidanceSettings
 from lenvm_rl.prompts.prompt import Prompt
@@ -116,6 +124,7 @@ def run(
     settings: Settings = Settings(),  # noqa: B008 (frozen)
     connection: ServerSettings = ServerSettings(),  # noqa: B008
     batch_size: int = 64,
+    skip_logprobs: bool = False,
     chat_template_args: dict[str, Any] | None = None,
     progress: bool = False,
 ) -> Result:
@@ -141,6 +150,7 @@ def run(
         settings: what to ask for, and how to sample.
         connection: servers that sample instead of this process.
         batch_size: rows generated at once in this process.
+        skip_logprobs: leave out log-probabilities, a pass of the policy over all completions.
         chat_template_args: what the chat template gets besides the messages.
     Raises:
         ValueError: neither a value model nor a server nor rollouts; no grader; prompts without
@@ -170,7 +180,12 @@ def run(
     for _, _, arm in settings.arms(prompts):
         source.fill(arm, folder, whole=True)
     result = evaluate(
-        folder, prompts, source.tokenizer, policy=source.policy, grader=grader, settings=settings
+        folder,
+        prompts,
+        source.tokenizer,
+        policy=None if skip_logprobs else source.policy,
+        grader=grader,
+        settings=settings,
     )
     result.save(out)
     draw(result, out)
@@ -213,7 +228,7 @@ def evaluate(
         key = "beta" if table == "guided" else "budget"
         tables.setdefault(table, []).append({key: x, **_row(outcomes, n)})
         if arm.name == "unguided":
-            tables["budget"] = budget_curve(outcomes, n=n)
+            tables["budget"] = budget_curve(outcomes, tokenizer, n=n)
     for row in tables["guided"]:
         row["budget_accuracy"] = _accuracy_at(tables["budget"], row["length"])
     figures = _figures(tables["guided"], tables["budget"], len(prompts))
@@ -222,9 +237,10 @@ def evaluate(
 
 
 def budget_curve(
-    outcomes: Sequence[Outcome], points: int = 60, *, n: int = 1
+    outcomes: Sequence[Outcome], tokenizer: Any, points: int = 60, *, n: int = 1
 ) -> list[dict[str, Any]]:
-    """Accuracy and mean length of the same samples truncated at B tokens, for `points` budgets.
+    """Accuracy, mean length and text quality of the same samples truncated at B tokens, for
+    `points` budgets.
 
     Args:
         outcomes: `n` of each prompt side by side.
@@ -239,6 +255,7 @@ def budget_curve(
             "length": float(np.minimum(lengths, budget).mean()),
             "accuracy": float((correct & (lengths <= budget)).mean()),
             "finished": float((lengths <= budget).mean()),
+            **mean_quality([outcome.truncated(int(budget), tokenizer) for outcome in outcomes]),
             **_pass_at(correct & (lengths <= budget), n),
         }
         for budget in budgets
@@ -276,7 +293,7 @@ def _row(outcomes: Sequence[Outcome], n: int) -> dict[str, Any]:
         "accuracy": float(correct.mean()),
         "accuracy_se": float(error),
         "ended": mean([outcome.ended for outcome in outcomes]),
-        "logprob": mean([outcome.logprob for outcome in outcomes]),
+        **mean_quality(outcomes),
         **_pass_at(correct.reshape(-1), n),
     }
 
