@@ -20,6 +20,7 @@ GRADERS = {
     "multiple_choice": "reward_fns.multiple_choice",
     "mathvista": "reward_fns.mathvista",
     "code": "reward_fns.code_tests",
+    "ifeval_rules": "reward_fns.ifeval_rules",
 }
 # parts of data sources of verl's examples and of other files, letters and digits alone -> grader
 _BY_NAME = {
@@ -75,15 +76,15 @@ def named_grader(name: str | None, data_source: str) -> str:
 def true_answer(name: str, ground_truth: Any, extra_info: Mapping[str, Any] | None) -> Any:
     """What a grader is given as the answer: the ground truth, with what stands beside it.
 
-    MathVista's fields are beside it (its ground truth is a letter or a number), and so is the entry
-    point of HumanEval's own `test` text.
+    MathVista's fields are beside it (its ground truth is a letter or a number), and so are the
+    entry point of HumanEval's own `test` text and the rules of IFEval's rows.
 
     Args:
         name: of the grader.
         ground_truth: as the data has it.
         extra_info: verl's column or `Prompt.extra`; an object in `extra` (or its JSON) counts too.
     """
-    if name not in ("mathvista", "code"):
+    if name not in ("mathvista", "code", "ifeval_rules"):
         return ground_truth
     beside = dict(extra_info or {})
     own = beside.get("extra")
@@ -93,6 +94,8 @@ def true_answer(name: str, ground_truth: Any, extra_info: Mapping[str, Any] | No
     beside.update(own if isinstance(own, Mapping) else {})
     if name == "mathvista" and beside.get("question_type") is not None:
         return beside
+    if name == "ifeval_rules" and ground_truth is None and "instruction_id_list" in beside:
+        return {key: beside[key] for key in ("instruction_id_list", "kwargs")}
     if name == "code" and beside.get("entry_point") and ground_truth is not None:
         from reward_fns.code_truth import parsed_truth
 

@@ -38,6 +38,7 @@ TRUTH = {
     "multiple_choice": "B",
     "mathvista": json.dumps(VISTA),
     "code": "assert f() == 1",
+    "ifeval_rules": json.dumps({"instruction_id_list": ["startend:quotation"], "kwargs": [{}]}),
 }
 GARBAGE = [
     "",

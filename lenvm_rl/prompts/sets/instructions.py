@@ -1,6 +1,7 @@
 """Instructions: WildChat with the paper's script filter, IFEval, MT-Bench and LIFEBench.
 
-No grader of this project reads them; IFEval's records carry what its own checker asks for.
+IFEval's records carry what its own checker asks for; `ifeval_rules` are those of its prompts whose
+rules the grader of that name checks. No grader of this project reads the others.
 
 LIFEBench (arXiv 2505.16234) asks for an answer of a certain length. The message is the task as it
 stands, with its two placeholders unfilled:
@@ -14,12 +15,20 @@ tasks without a text to summarise occurs twice: both are kept, as the official s
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 
 from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.prompts.sets.prompt_set import PromptSet, Row, ask
 
 LANGUAGES = ("English", "Chinese")
+UNCHECKED = (
+    "language:response_language",
+    "length_constraints:number_sentences",
+    "change_case:capital_word_frequency",
+)
+"""Rules of IFEval that grader `ifeval_rules` does not check: they need a model of a language."""
 _LATIN = "A-Za-z\u00c0-\u00ff\u0100-\u017f\u0180-\u024f\u1e00-\u1eff"
 _GREEK = "Α-Ωα-ωϵϑϕϖ"  # noqa: RUF001 - letters of formulas, without accents
 _CJK = (
@@ -70,6 +79,15 @@ def ifeval_prompt(row: Row) -> Prompt:
     )
 
 
+def checkable_prompt(row: Row) -> Prompt | None:
+    """The same with the rules as ground truth; None where one of them is in `UNCHECKED`."""
+    prompt = ifeval_prompt(row)
+    if not set(UNCHECKED).isdisjoint(prompt.extra["instruction_id_list"]):
+        return None
+    rules = {name: prompt.extra[name] for name in ("instruction_id_list", "kwargs")}
+    return replace(prompt, data_source="ifeval_rules", ground_truth=json.dumps(rules))
+
+
 def mt_bench_prompt(row: Row) -> Prompt:
     """The first turn of an MT-Bench question; `extra` has all turns and the reference answers."""
     turns = row.need("turns", "prompt")
@@ -106,6 +124,13 @@ IFEVAL = PromptSet(
     template="plain",
     licence="Apache-2.0",
     build=ifeval_prompt,
+)
+IFEVAL_RULES = replace(
+    IFEVAL,
+    name="ifeval_rules",
+    about="IFEval's prompts whose rules are graded here, 446 of 541",
+    truth="the rules, as JSON",
+    build=checkable_prompt,
 )
 MT_BENCH = PromptSet(
     name="mt_bench",

@@ -26,7 +26,13 @@ from typing import Any
 from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.prompts.rows import read_rows
 from lenvm_rl.prompts.sets.coding import HUMANEVAL, MBPP, OPENCODE
-from lenvm_rl.prompts.sets.instructions import IFEVAL, LIFEBENCH, MT_BENCH, WILDCHAT
+from lenvm_rl.prompts.sets.instructions import (
+    IFEVAL,
+    IFEVAL_RULES,
+    LIFEBENCH,
+    MT_BENCH,
+    WILDCHAT,
+)
 from lenvm_rl.prompts.sets.mathematics import AIME, DEEPMATH, GSM8K, MATH500
 from lenvm_rl.prompts.sets.pictures import MATHVISTA, ONEVISION
 from lenvm_rl.prompts.sets.prompt_set import PromptSet, Row, column_set
@@ -35,7 +41,18 @@ PROMPT_SETS: dict[str, PromptSet] = {
     one.name: one
     for one in (
         *(DEEPMATH, WILDCHAT, OPENCODE, ONEVISION),  # the paper's training sets first
-        *(GSM8K, MATH500, AIME, HUMANEVAL, MBPP, IFEVAL, MT_BENCH, LIFEBENCH, MATHVISTA),
+        *(
+            GSM8K,
+            MATH500,
+            AIME,
+            HUMANEVAL,
+            MBPP,
+            IFEVAL,
+            IFEVAL_RULES,
+            MT_BENCH,
+            LIFEBENCH,
+            MATHVISTA,
+        ),
     )
 }
 """Sets that are known by name."""

@@ -1,5 +1,7 @@
 """WildChat's script filter against its definition, IFEval's arguments, MT-Bench's turns."""
 
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -7,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lenvm_rl.prompts.sets import ask, load_prompt_set
-from lenvm_rl.prompts.sets.instructions import known_scripts
+from lenvm_rl.prompts.sets.instructions import UNCHECKED, known_scripts
+from reward_fns.graders import grader_of
+from reward_fns.ifeval_rules import RULES
 from tests.prompts.sets.files import lines, without
 
 GREEK = set("αβγδεζηθικλμνξοπρστυφχψωΑΒΓΔΕΖΗΘΙΚΛΜΝΞΟΠΡΣΤΥΦΧΨΩϵϑϕϖς")  # noqa: RUF001
@@ -95,6 +99,21 @@ def test_ifevals_arguments_are_free_of_other_instructions_arguments(tmp_path):
     assert padded["kwargs"][0] == {"relation": None, "num_words": None}
     prompt = load_prompt_set("ifeval", source=tmp_path / "x.parquet").prompts[0]
     assert prompt.extra == without(IFEVAL, "prompt")
+
+
+def test_ifevals_checkable_prompts_have_their_rules_as_ground_truth(tmp_path):
+    other = {
+        "key": 7,
+        "prompt": "Answer in Kannada without commas.",
+        "instruction_id_list": ["punctuation:no_comma", "language:response_language"],
+        "kwargs": [{}, {"language": "kn"}],
+    }
+    found = load_prompt_set("ifeval_rules", source=lines(tmp_path / "x.jsonl", [other, IFEVAL]))
+    assert (len(found.prompts), found.filtered) == (1, 1)
+    [prompt] = found.prompts
+    assert json.loads(prompt.ground_truth) == without(IFEVAL, "key", "prompt")
+    assert prompt.data_source == grader_of(prompt.data_source) == "ifeval_rules"
+    assert set(UNCHECKED).isdisjoint(RULES) and len({*UNCHECKED, *RULES}) == 25
 
 
 MT = {"question_id": 95, "category": "math", "turns": ["Add.", "Now subtract."], "reference": ["3"]}
