@@ -4,7 +4,7 @@ prompt_set     one set, a row on its way to a prompt, the paper's templates
 load           a set by its name: deduplicated, shuffled, split
 mathematics    deepmath, gsm8k, math500, aime
 coding         humaneval, mbpp, opencode (OpenCodeReasoning-2 and what it joins)
-instructions   wildchat, ifeval, mt_bench, lifebench
+instructions   wildchat, ifeval, mt_bench, tinystories, lifebench
 pictures       mathvista, onevision
 """
 

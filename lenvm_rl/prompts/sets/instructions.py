@@ -1,4 +1,4 @@
-"""Instructions: WildChat with the paper's script filter, IFEval, MT-Bench and LIFEBench.
+"""Instructions: WildChat with the paper's script filter, IFEval, MT-Bench, TinyStories, LIFEBench.
 
 IFEval's records carry what its own checker asks for; `ifeval_rules` are those of its prompts whose
 rules the grader of that name checks. No grader of this project reads the others.
@@ -102,6 +102,21 @@ def mt_bench_prompt(row: Row) -> Prompt:
     )
 
 
+_STORY = "Continue this story to its end.\n\n{prompt}"
+
+
+def tinystories_prompt(row: Row) -> Prompt | None:
+    """The first paragraph of a story, to be continued; None where there is no second one."""
+    opening, _, rest = row.text("text").strip().partition("\n")
+    if not rest.strip():
+        return None
+    return Prompt(
+        prompt_id=row.id("tinystories"),
+        messages=ask(_STORY, opening.strip()),
+        data_source="tinystories",
+    )
+
+
 WILDCHAT = PromptSet(
     name="wildchat",
     about="WildChat, English and Chinese, the paper's instructions (529k)",
@@ -142,6 +157,16 @@ MT_BENCH = PromptSet(
     template="plain",
     licence="Apache-2.0",
     build=mt_bench_prompt,
+)
+TINYSTORIES = PromptSet(
+    name="tinystories",
+    about="openings of short stories to continue (2.1M)",
+    hub="roneneldan/TinyStories",
+    split="train",
+    columns=("text",),
+    template=_STORY,
+    licence="CDLA-Sharing-1.0",
+    build=tinystories_prompt,
 )
 
 PLACEHOLDERS = ("{word_count_type}", "{word_count}")

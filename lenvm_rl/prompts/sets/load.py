@@ -31,6 +31,7 @@ from lenvm_rl.prompts.sets.instructions import (
     IFEVAL_RULES,
     LIFEBENCH,
     MT_BENCH,
+    TINYSTORIES,
     WILDCHAT,
 )
 from lenvm_rl.prompts.sets.mathematics import AIME, DEEPMATH, GSM8K, MATH500
@@ -41,18 +42,8 @@ PROMPT_SETS: dict[str, PromptSet] = {
     one.name: one
     for one in (
         *(DEEPMATH, WILDCHAT, OPENCODE, ONEVISION),  # the paper's training sets first
-        *(
-            GSM8K,
-            MATH500,
-            AIME,
-            HUMANEVAL,
-            MBPP,
-            IFEVAL,
-            IFEVAL_RULES,
-            MT_BENCH,
-            LIFEBENCH,
-            MATHVISTA,
-        ),
+        *(GSM8K, MATH500, AIME, HUMANEVAL, MBPP, IFEVAL, IFEVAL_RULES),
+        *(MT_BENCH, TINYSTORIES, LIFEBENCH, MATHVISTA),
     )
 }
 """Sets that are known by name."""

@@ -143,3 +143,15 @@ def test_mt_bench_asks_the_first_turn_and_carries_all(tmp_path, turns):
 def test_rows_that_lack_something(tmp_path, name, row, sentence):
     with pytest.raises(ValueError, match=sentence):
         load_prompt_set(name, source=lines(tmp_path / "x.jsonl", [row]))
+
+
+def test_tinystories_asks_for_the_rest_of_a_story(tmp_path):
+    rows = ["One day, a cat slept.\n\nThen it woke up.", "A story of one paragraph."]
+    file = tmp_path / "stories.json"
+    file.write_text(json.dumps(rows))
+    loaded = load_prompt_set("tinystories", source=file)
+    assert loaded.filtered == 1 and len(loaded.prompts) == 1
+    prompt = loaded.prompts[0]
+    assert (prompt.prompt_id, prompt.data_source) == ("tinystories-train-0", "tinystories")
+    words = "Continue this story to its end.\n\nOne day, a cat slept."
+    assert prompt.messages == [{"role": "user", "content": words}]

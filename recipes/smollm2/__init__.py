@@ -1,0 +1,1 @@
+"""SmolLM2-135M-Instruct through everything: see README.md."""
