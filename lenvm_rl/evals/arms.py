@@ -120,7 +120,9 @@ class Source:
                 engine,
                 tasks,
                 # guided requests name their candidates in their settings
-                self.sampling if arm.guides is None else TokenSampling(seed=seed),
+                self.sampling
+                if arm.guides is None
+                else TokenSampling(temperature=self.sampling.temperature, seed=seed),
                 stream=arm.stream,
             ),
             Path(folder) / arm.name,

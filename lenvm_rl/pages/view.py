@@ -9,7 +9,8 @@ For a response of L tokens and each model, L numbers each of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -51,6 +52,7 @@ def view(
     rollouts: str | Path | None = None,
     prompt_id: list[str] | None = None,
     limit: int = 20,
+    per_prompt: int | None = None,
     prompt: str | None = None,
     response: str | None = None,
     truncated: bool = False,
@@ -71,6 +73,7 @@ def view(
         rollouts: rollout file.
         prompt_id: only completions of this prompt; repeatable.
         limit: maximum number of completions; a page of 20 long ones has some megabytes.
+        per_prompt: maximum number of completions of each prompt (default: all).
         prompt: or one user message, or @FILE that holds it.
         response: with --prompt: the response, or @FILE.
         truncated: the response given as text did not end by itself.
@@ -84,7 +87,8 @@ def view(
             raise ValueError(
                 "--truncated is about a response given as text; a rollout file knows it."
             )
-        return view_rollouts(lenvm, rollouts, out, prompt_ids=prompt_id or (), limit=limit)
+        chosen = {"prompt_ids": prompt_id or (), "limit": limit, "per_prompt": per_prompt}
+        return view_rollouts(lenvm, rollouts, out, **chosen)
     if prompt_id:
         raise ValueError("--prompt-id chooses within --rollouts, which was not given.")
     return view_text(lenvm, _text(prompt), _text(response), out, ended=not truncated)
@@ -117,6 +121,7 @@ def view_rollouts(
     *,
     prompt_ids: Sequence[str] = (),
     limit: int = 20,
+    per_prompt: int | None = None,
 ) -> dict[str, Any]:
     """Write the page of completions of a rollout file.
 
@@ -126,12 +131,14 @@ def view_rollouts(
         out: HTML file to write.
         prompt_ids: only completions of these prompts.
         limit: maximum number of completions; a page of 20 long ones has some megabytes.
+        per_prompt: maximum number of completions of each prompt; None: all.
     Returns:
         Figures: responses, tokens, left_out, bytes, and the path.
     """
     _need_lenvms(lenvms)
     sha = tokenizer_sha(load_tokenizer(lenvms[0]))
-    chosen = choose_rollouts(rollouts, prompt_ids=prompt_ids, limit=limit, sha=sha)
+    which: dict[str, Any] = {"prompt_ids": prompt_ids, "limit": limit, "per_prompt": per_prompt}
+    chosen = choose_rollouts(rollouts, sha=sha, **which)
     return _write(lenvms, chosen, out, title=Path(rollouts).resolve().name)
 
 
@@ -188,17 +195,25 @@ def _need_lenvms(lenvms: Sequence[str | Path]) -> None:
 
 
 def choose_rollouts(
-    path: str | Path, *, prompt_ids: Sequence[str] = (), limit: int = 20, sha: str | None = None
+    path: str | Path,
+    *,
+    prompt_ids: Sequence[str] = (),
+    limit: int = 20,
+    per_prompt: int | None = None,
+    sha: str | None = None,
 ) -> Chosen:
-    """The first `limit` completions of a rollout file, or of the given prompts in it.
+    """The first `limit` completions of a rollout file, or of the given prompts in it, and of each
+    prompt the first `per_prompt`.
 
     Raises:
-        ValueError: a prompt id that the file does not have (some that it has are named), or a
-            file of another tokenizer than `sha`.
+        ValueError: a prompt id that the file does not have (some that it has are named), a file of
+            another tokenizer than `sha`, or fewer than one completion of each prompt.
     """
+    if per_prompt is not None and per_prompt < 1:
+        raise ValueError(f"per_prompt must be at least 1 completion, got {per_prompt}.")
     reader = RolloutReader(path, tokenizer_sha=sha)
     if not prompt_ids:
-        rows: list[Any] = list(islice(reader.iter_rows(), limit))
+        rows = list(islice(_first_of_each(reader.iter_rows(), per_prompt), limit))
         return Chosen(rows=rows, left_out=len(reader) - len(rows))
     wanted = dict.fromkeys(prompt_ids)
     found: list[Any] = [row for row in reader.iter_rows() if row.prompt_id in wanted]
@@ -211,7 +226,17 @@ def choose_rollouts(
         )
     order = list(wanted)
     found.sort(key=lambda row: (order.index(row.prompt_id), row.sample_id))
-    return Chosen(rows=found[:limit], left_out=max(0, len(found) - limit))
+    rows = list(islice(_first_of_each(found, per_prompt), limit))
+    return Chosen(rows=rows, left_out=len(found) - len(rows))
+
+
+def _first_of_each(rows: Iterable[Any], per_prompt: int | None) -> Iterator[Any]:
+    """The rows, of each prompt at most `per_prompt`."""
+    seen: Counter[str] = Counter()
+    for row in rows:
+        seen[row.prompt_id] += 1
+        if per_prompt is None or seen[row.prompt_id] <= per_prompt:
+            yield row
 
 
 def from_text(tokenizer: Any, prompt: str, response: str, *, ended: bool = True) -> Chosen:

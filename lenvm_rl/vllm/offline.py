@@ -39,11 +39,11 @@ class VllmEngine:
         ahead: int = AHEAD,
     ):
         self.facts = facts
-        self._start, self._logprobs, self._ahead = start, logprobs, ahead
+        self.start, self._logprobs, self._ahead = start, logprobs, ahead
 
     def __call__(self, requests: Iterator[Request], resumed: int) -> Iterator[Rollout | Failure]:
         """Start vLLM, and return completions as they finish."""
-        llm = self._start(resumed=resumed)
+        llm = self.start(resumed=resumed)
         return complete(llm, requests, logprobs=self._logprobs, ahead=self._ahead)
 
 

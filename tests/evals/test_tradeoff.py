@@ -53,13 +53,16 @@ def test_tradeoff_of_a_policy_that_is_shortened_without_loss(tmp_path):
 
 
 def test_baselines_choose_among_the_same_candidates(tmp_path):
-    _, engine = compared(tmp_path, betas=(-5,), n=1, top_k=7, min_p=0.25)
-    seen = set()
+    choice = {"top_k": 7, "top_p": 0.9, "min_p": 0.25}
+    _, engine = compared(tmp_path, betas=(-5,), n=1, temperature=0.7, **choice)
     for request in engine.requests:
-        guide, mine = request.guidance, (request.sampling["top_k"], request.sampling["min_p"])
-        assert guide is None or mine == (0, 0)
-        seen.add((guide is not None, mine if guide is None else (guide.top_k, guide.min_p)))
-    assert seen == {(True, (7, 0.25)), (False, (7, 0.25))}
+        mine = {name: request.sampling[name] for name in choice}
+        assert request.sampling["temperature"] == 0.7
+        if request.guidance is None:
+            assert mine == choice
+        else:
+            assert {name: getattr(request.guidance, name) for name in choice} == choice
+            assert mine == {"top_k": 0, "top_p": 1, "min_p": 0}, "guidance has chosen"
     by_beta = {r.guidance is None: r.sampling["seed"] for r in engine.requests}
     assert by_beta[True] == by_beta[False], "every beta draws the same random numbers"
 

@@ -104,6 +104,16 @@ def test_prompts_are_chosen_in_the_order_asked(rollouts):
     assert choose_rollouts(rollouts, limit=4).left_out == 2
 
 
+def test_one_answer_of_each_prompt(rollouts):
+    chosen = choose_rollouts(rollouts, per_prompt=1)
+    assert [(r.prompt_id, r.sample_id) for r in chosen.rows] == [("p0", 0), ("p1", 0), ("p2", 0)]
+    assert chosen.left_out == 3
+    chosen = choose_rollouts(rollouts, prompt_ids=["p2", "p0"], per_prompt=1, limit=1)
+    assert [r.prompt_id for r in chosen.rows] == ["p2"] and chosen.left_out == 3
+    with pytest.raises(ValueError, match="per_prompt must be at least 1"):
+        choose_rollouts(rollouts, per_prompt=0)
+
+
 def test_text_is_tokenised_and_says_so(lenvms, tmp_path):
     view_text(lenvms[:1], "w2 w3", "w5 w6", tmp_path / "page.html")
     (response,) = data_of(tmp_path / "page.html")["responses"]

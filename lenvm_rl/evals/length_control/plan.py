@@ -46,6 +46,10 @@ class Settings:
     """Unguided completions per prompt, from which quantiles are read; 32, or `n` with targets."""
     max_tokens: int | None = None
     """Longest response, EOS included; 512, or 4 times the largest target if that is more."""
+    temperature: float = 1.0
+    """Divides the logits, of guided completions too; take what the value model was trained on."""
+    top_p: float = 1.0
+    """Candidates: the smallest set with this mass ..."""
     top_k: int = 20
     """Maximum number of candidates per step (the paper: top-k 15, top-p 0.999, no min-p) ..."""
     min_p: float = GuidanceSettings.min_p
@@ -95,12 +99,18 @@ class Settings:
             raise ValueError(
                 "method in_words needs its words: give prompt_template, with {target} in it."
             )
-        GuidanceSettings(top_k=self.top_k, min_p=self.min_p, short_weight=self.short_weight)
+        GuidanceSettings(short_weight=self.short_weight, **self.candidates)
+        TokenSampling(temperature=self.temperature)
+
+    @property
+    def candidates(self) -> dict[str, Any]:
+        """What tokens guided and unguided completions choose among."""
+        return {"top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
 
     @property
     def sampling(self) -> TokenSampling:
         """Of unguided completions: the candidates that guided ones name in their settings."""
-        return TokenSampling(top_k=self.top_k, min_p=self.min_p, seed=self.seed)
+        return TokenSampling(temperature=self.temperature, seed=self.seed, **self.candidates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,11 +214,7 @@ class Plan:
         """Where a method's completions are; `truncated` is read off the unguided ones."""
         name, asked = f"{control}-{goal.name}", self._asked(control, goal.name)
         if method == "guided":
-            choices = {
-                "top_k": self.settings.top_k,
-                "min_p": self.settings.min_p,
-                "short_weight": self.settings.short_weight,
-            }
+            choices = {**self.settings.candidates, "short_weight": self.settings.short_weight}
             guides = [GuidanceSettings(mode=control, target=n, **choices) for n in goal.tokens]
             stream = f"guided-{name}" if self.fixed else name
             return self._arm(f"guided-{name}", asked, stream=stream, guides=guides)

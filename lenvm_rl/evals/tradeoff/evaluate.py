@@ -65,6 +65,10 @@ class Settings:
     """Completions per prompt and setting; every beta uses the same random numbers."""
     max_tokens: int = 512
     """Longest response in tokens, EOS included."""
+    temperature: float = 1.0
+    """Divides the logits, of guided completions too; take what the value model was trained on."""
+    top_p: float = 1.0
+    """Candidates: the smallest set with this mass ..."""
     top_k: int = 20
     """Maximum number of candidates per step, see `lenvm_rl.guidance.GuidanceSettings`."""
     min_p: float = GuidanceSettings.min_p
@@ -84,12 +88,18 @@ class Settings:
                 f"prompt_template {self.prompt_template!r} does not say the budget: put "
                 "{budget} where the number belongs."
             )
-        GuidanceSettings(top_k=self.top_k, min_p=self.min_p)
+        GuidanceSettings(**self.candidates)
+        TokenSampling(temperature=self.temperature)
+
+    @property
+    def candidates(self) -> dict[str, Any]:
+        """What tokens guided and unguided completions choose among."""
+        return {"top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
 
     @property
     def sampling(self) -> TokenSampling:
         """Of unguided completions: the candidates that guided ones name in their settings."""
-        return TokenSampling(top_k=self.top_k, min_p=self.min_p, seed=self.seed)
+        return TokenSampling(temperature=self.temperature, seed=self.seed, **self.candidates)
 
     def arms(self, prompts: Sequence[Prompt]) -> list[tuple[str, float, Arm]]:
         """(table, beta or B, arm) of everything that is sampled."""
@@ -100,7 +110,7 @@ class Settings:
 
         found: list[tuple[str, float, Arm]] = []
         for beta in sorted({*map(float, self.betas), 0.0}):
-            guide = GuidanceSettings(mode="tilt", beta=beta, top_k=self.top_k, min_p=self.min_p)
+            guide = GuidanceSettings(mode="tilt", beta=beta, **self.candidates)
             guides = [guide] * len(prompts) if beta else None
             name = f"beta{beta:g}" if beta else "unguided"
             found.append(("guided", beta, arm(name, prompts, "tradeoff", guides=guides)))
