@@ -19,6 +19,10 @@ from recipes.smollm2.results import StepFailed
 STEPS = {
     "fetch": "get the policy and convert it: DIR/policy",
     "sample": "sample training and held-out rollouts: DIR/rollouts",
+    "control": "ask for lengths, beside baselines and with text quality: DIR/control",
+    "tradeoff": "accuracy on instructions against length, beside hard budgets: DIR/tradeoff",
+    "cost": "what guidance costs inside vLLM, in requests and tokens a second",
+    "view": "draw values along ten answers, and along thinking ones: DIR/view",
 }
 """Modules of this folder, each with a function `run`; what they do."""
 PROGRAM = "python -m recipes.smollm2"
