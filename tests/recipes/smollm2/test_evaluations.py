@@ -5,6 +5,8 @@ import json
 import pytest
 
 from lenvm_rl.evals.result import Result
+from lenvm_rl.prompts.prompt import Prompt, read_prompts, write_prompts
+from lenvm_rl.rollouts import Rollout, RolloutWriter
 from recipes.smollm2 import control, cost, tradeoff, view
 from recipes.smollm2.results import Step
 from tests.cli.test_documented import wrong
@@ -40,13 +42,27 @@ TRADEOFF = Result(
 
 @pytest.fixture
 def dir(tmp_path):
-    """A directory in which all steps before have been done."""
-    for name in ("policy", "lenvm", "rollouts/heldout", "heads/trunk", "heads/states"):
+    """A directory in which all steps before have been done; held-out prompts p0 to p3 have two
+    completions each, of which p1 ends none and p2 one."""
+    for name in ("policy", "lenvm", "heads/trunk", "heads/states"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.json").write_text("{}")
-    (tmp_path / "prompts").mkdir()
+    messages = [{"role": "user", "content": "q"}]
+    prompts = [Prompt(prompt_id=f"p{i}", messages=messages) for i in range(4)]
     for name in ("train", "heldout"):
-        (tmp_path / "prompts" / f"{name}.jsonl").write_text("")
+        write_prompts(prompts, tmp_path / "prompts" / f"{name}.jsonl")
+    open_ended = {("p1", 0), ("p1", 1), ("p2", 0)}
+    with RolloutWriter(tmp_path / "rollouts" / "heldout", tokenizer_sha="x", eos_ids=[1]) as file:
+        for key in ((f"p{i}", k) for i in range(4) for k in range(2)):
+            ids, reason = ([5], "length") if key in open_ended else ([5, 1], "stop")
+            row = Rollout(
+                prompt_id=key[0],
+                sample_id=key[1],
+                prompt_ids=[3],
+                response_ids=ids,
+                finish_reason=reason,
+            )
+            file.append([row])
     return tmp_path
 
 
@@ -82,7 +98,11 @@ def test_control_asks_for_fixed_targets_and_for_each_prompts_own(dir, lines):
         assert "--prompts lifebench@data/l.jsonl --limit 5 --targets 32,64,128,256,512" in line
     assert "--controls equal --methods unguided,guided,truncated,countdown" in equal
     assert "--controls at_most,at_least --methods unguided,guided,truncated" in bounds
-    assert f"--prompts {dir}/prompts/heldout.jsonl --limit 3 --quantiles 0.25,0.5,0.75" in own
+    assert f"--prompts {dir}/prompts/control.jsonl --quantiles 0.25,0.5,0.75" in own
+    chosen = read_prompts(dir / "prompts" / "control.jsonl")
+    assert [prompt.prompt_id for prompt in chosen] == ["p0", "p2", "p3"]
+    with pytest.raises(ValueError, match="has 3 prompts of which at least half"):
+        control.run(dir, own=4)
     assert all("--temperature 0.8 --top-p 0.95 --min-p 0 " in line for line in lines)
     [summary] = result["equal"]["summary"]
     assert summary["score"] == 64.8124 and summary["logprob"] == -1.2346
