@@ -557,7 +557,7 @@ def serve(
         memory=lenvm_memory,
         dtype=lenvm_dtype,
     )
-    server.check_room(policy, options, max_num_seqs=max_num_seqs, extra=extra)
+    server.check_server(policy, options, max_num_seqs=max_num_seqs, extra=extra)
     command = server.serve_command(
         policy, options, host=host, port=port, max_num_seqs=max_num_seqs, extra=extra
     )

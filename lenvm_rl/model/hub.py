@@ -17,6 +17,8 @@ from typing import Any
 
 _SHIPPED = Path(__file__).resolve().parents[1] / "demo" / "lenvm"
 _HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
+_AGAIN = "Half a download or a copy that broke off looks like this: get the model again."
 _FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "value_head.bin")
 
 
@@ -96,5 +98,49 @@ def is_lenvm_checkpoint(path: str | Path) -> bool:
 
 def model_type(path: str | Path) -> str | None:
     """The `model_type` in a directory's config.json; None without one."""
-    file = Path(path) / "config.json"
-    return json.loads(file.read_text()).get("model_type") if file.is_file() else None
+    return (json_file(Path(path) / "config.json") or {}).get("model_type")
+
+
+def json_file(file: Path) -> dict[str, Any] | None:
+    """A configuration's object; None without the file.
+
+    Raises:
+        ValueError: half of it, or something else.
+    """
+    if not file.is_file():
+        return None
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}). {_AGAIN}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds no object but {found!r:.40}. {_AGAIN}")
+    return found
+
+
+def check_weights(path: str | Path) -> None:
+    """Refuse a directory whose weights are not all there, before anything loads them. What is no
+    directory, a hub id, is whole in the Hub's cache or not there.
+
+    Raises:
+        ValueError: no weights, a file that an index names and that is missing, or half a file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_dir():
+        return
+    index = json_file(path / "model.safetensors.index.json") or {}
+    files = {path / name for name in index.get("weight_map", {}).values()}
+    files = files or {found for kind in _WEIGHTS for found in path.glob(kind)}
+    if not files:
+        raise ValueError(f"{path} holds no weights (model.safetensors). {_AGAIN}")
+    for file in sorted(files):
+        if not file.is_file():
+            raise ValueError(f"{path} lacks {file.name}, which its index names. {_AGAIN}")
+        if file.suffix == ".safetensors":
+            try:
+                with safe_open(file, "pt"):  # a file must be as long as its header says
+                    pass
+            except SafetensorError as error:
+                raise ValueError(f"{file} is damaged ({error}). {_AGAIN}") from error

@@ -26,7 +26,7 @@ from lenvm_rl.model.config import LengthValueConfig, model_card
 from lenvm_rl.model.decoder import FOREIGN, is_causal
 from lenvm_rl.model.first_blocks import block_count, first_blocks
 from lenvm_rl.model.heads import ValueHead, make_head
-from lenvm_rl.model.hub import find_lenvm
+from lenvm_rl.model.hub import check_weights, find_lenvm
 from lenvm_rl.model.tokens import check_tokenizer
 
 
@@ -155,6 +155,7 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
                 `layers` blocks are no model of their own.
         """
         _check_policy(AutoConfig.from_pretrained(path, **_of_hub(kwargs)), path)
+        check_weights(path)
         trunk = AutoModel.from_pretrained(path, dtype=dtype, **kwargs)
         check_decoder(trunk, path)
         kept = None
@@ -206,6 +207,7 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
         hub = _of_hub(kwargs)
         path = find_lenvm(path, **hub)
         kwargs = {key: value for key, value in kwargs.items() if key not in hub}
+        check_weights(path)
         config = kwargs.get("config") or AutoConfig.from_pretrained(path)
         _check_gamma_matches(config, gamma, path)
         if tokenizer is not None:

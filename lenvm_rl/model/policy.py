@@ -12,7 +12,7 @@ policies must agree where both are known, up to the folder they lie in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,16 @@ from typing import Any
 from transformers import AutoConfig, GenerationConfig
 
 from lenvm_rl.model import LengthValueModel
+from lenvm_rl.model.hub import json_file
 from lenvm_rl.model.tokens import check_tokenizer_sha
 from lenvm_rl.rollouts import RolloutReader
-from lenvm_rl.rollouts.ends import end_token_ids, token_count, vocabulary_size
+from lenvm_rl.rollouts.ends import (
+    end_token_ids,
+    named_ends,
+    response_end,
+    token_count,
+    vocabulary_size,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +59,13 @@ class PolicyFacts:
 
 
 def policy_configs(path: str | Path) -> PolicyConfigs:
-    """The generation configuration and the model's of a directory or hub name."""
+    """The generation configuration and the model's of a directory or hub name.
+
+    Raises:
+        ValueError: half a file of one.
+    """
+    for name in ("config.json", "generation_config.json"):
+        json_file(Path(path) / name)
     config = _found(AutoConfig, path, trust_remote_code=False)
     generation = _found(GenerationConfig, path)
     if generation is None and config is not None:  # as transformers and vLLM make it
@@ -72,18 +85,43 @@ def policy_facts(
     Args:
         end_ids, vocab_size: what the caller knows better.
     Raises:
-        ValueError: nothing there names an end of a response.
+        ValueError: nothing there names an end of a response, or transformers makes one up.
     """
     known = policy_configs(path)
+    ends = end_ids or end_token_ids(
+        tokenizer=tokenizer, generation=known.generation, config=known.config
+    )
+    if not end_ids:
+        _check_said(path, tokenizer, ends)
     return PolicyFacts(
-        eos_ids=sorted(
-            end_ids
-            or end_token_ids(tokenizer=tokenizer, generation=known.generation, config=known.config)
-        ),
+        eos_ids=sorted(ends),
         vocab_size=vocab_size or vocabulary_size(tokenizer, known.config),
         token_count=token_count(tokenizer),
         chat_template_args=dict(getattr(tokenizer, "chat_template_args", {})),
     )
+
+
+def _check_said(path: str | Path, tokenizer: Any, ends: Iterable[int]) -> None:
+    """Refuse an end that no file names. Where config.json is silent, the class of the configuration
+    has one of its own (2 of every Llama), whatever that token is, and engines stop there."""
+    said = named_ends(tokenizer)
+    for name in ("config.json", "generation_config.json"):
+        file = json_file(Path(path) / name) or {}
+        said |= named_ends(file) | named_ends(file.get("text_config") or {})
+    made_up = sorted(set(ends) - said)
+    if Path(path).is_dir() and made_up:
+        token = tokenizer.convert_ids_to_tokens(made_up[0])
+        raise ValueError(
+            f"{path} names no EOS token in config.json or generation_config.json, so responses "
+            f"would end at token {made_up[0]} ({token!r}), which transformers assumes of such a "
+            'model: write the right one into generation_config.json, e.g. {"eos_token_id": '
+            f"{_likely_end(tokenizer)}}}."
+        )
+
+
+def _likely_end(tokenizer: Any) -> int:
+    end = response_end(tokenizer)
+    return 0 if end is None else end
 
 
 def _found(kind: Any, path: str | Path, **settings: Any) -> Any:

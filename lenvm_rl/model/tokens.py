@@ -115,7 +115,8 @@ def load_tokenizer(path: str | Path, *, chat_template_args: dict[str, Any] | Non
         tokenizer.chat_template_args = dict(chat_template_args or {})
         return tokenizer
     except (OSError, ValueError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ValueError(
-            f"no tokenizer could be loaded from {path}: {error}. A LenVM and its policy share one; "
+            f"no tokenizer could be loaded from {path}: {why}. A LenVM and its policy share one; "
             "name a directory that holds tokenizer.json, or the policy's hub name."
         ) from error

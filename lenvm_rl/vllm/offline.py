@@ -11,12 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from lenvm_rl.model.hub import check_weights
 from lenvm_rl.rollouts.record import Rollout
 from lenvm_rl.sampling.run import OVER_CONTEXT, EngineFacts, Failure, Request, completion_seed
 from lenvm_rl.vllm.room import cpu_defaults
 
 AHEAD = 1024
 """Completions handed to the engine before earlier ones are done."""
+CHECKED_FORMATS = ("auto", "safetensors")
+"""vLLM's load formats whose files `check_weights` knows."""
 
 
 class VllmEngine:
@@ -53,7 +56,11 @@ def start_llm(policy: str, *, seed: int, resumed: int = 0, **settings: Any) -> A
 
     Args:
         settings: further arguments of `LLM`; they win over the defaults.
+    Raises:
+        ValueError: weights that are not all there, or a model that does not fit in memory.
     """
+    if settings.get("load_format", "auto") in CHECKED_FORMATS:
+        check_weights(policy)
     from vllm import LLM
 
     own = completion_seed(seed, "resumed", resumed) % 2**31 if resumed else seed

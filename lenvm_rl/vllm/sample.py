@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from lenvm_rl.model import find_lenvm, tokenizer_sha
+from lenvm_rl.model import check_tokenizer, find_lenvm, tokenizer_sha
 from lenvm_rl.model.policy import policy_facts
 from lenvm_rl.sampling.run import EngineFacts, Task, lenvm_facts
 from lenvm_rl.vllm.offline import AHEAD, VllmEngine, start_llm
-from lenvm_rl.vllm.options import GuidanceOptions
+from lenvm_rl.vllm.options import GuidanceOptions, checkpoint_config
 from lenvm_rl.vllm.ray_engine import RayEngine
 from lenvm_rl.vllm.room import MAX_NUM_SEQS, beside_lenvm, room_of
 from lenvm_rl.vllm.serve import PROCESSOR
@@ -100,6 +100,7 @@ def open_engine(
                 "there is nothing to guide by: name the value model's directory (--lenvm)."
             )
         lenvm = find_lenvm(lenvm)
+        check_tokenizer(checkpoint_config(str(lenvm)), tokenizer)
         options = GuidanceOptions(
             checkpoint=str(lenvm),
             max_candidates=max(40, *(guide.top_k for guide in steered)),

@@ -11,7 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lenvm_rl.vllm.options import ENVIRONMENT, REASONING, GuidanceOptions
+from lenvm_rl.model import check_tokenizer, load_tokenizer
+from lenvm_rl.model.hub import check_weights
+from lenvm_rl.model.policy import policy_facts
+from lenvm_rl.vllm.offline import CHECKED_FORMATS
+from lenvm_rl.vllm.options import ENVIRONMENT, REASONING, GuidanceOptions, checkpoint_config
 from lenvm_rl.vllm.room import MAX_NUM_SEQS, beside_lenvm, cpu_cache_bytes
 
 PROCESSOR = "lenvm_rl.vllm:LengthGuidance"
@@ -69,16 +73,23 @@ def _names(words: Sequence[str]) -> set[str]:
     return {word.split("=")[0] for word in words}
 
 
-def check_room(
+def check_server(
     policy: str, options: GuidanceOptions, *, max_num_seqs: int, extra: Sequence[str] = ()
 ) -> None:
-    """Refuse, before vLLM starts, a server whose LenVM does not fit beside it.
+    """Refuse, before vLLM starts, a server whose policy and LenVM do not go together.
 
     Raises:
-        ValueError: the arithmetic, and numbers that would fit.
+        ValueError: weights that are not all there, no end of a response, another tokenizer; or too
+            little memory, with the arithmetic and numbers that would fit.
     """
     words = [part for word in extra for part in word.split("=", 1)]
     said = dict(zip(words, words[1:], strict=False))
+    for model in (policy, options.checkpoint):
+        if said.get("--load-format", "auto") in CHECKED_FORMATS:
+            check_weights(model)
+    tokenizer = load_tokenizer(said.get("--tokenizer", policy))
+    policy_facts(policy, tokenizer)  # refuses an end that nobody named
+    check_tokenizer(checkpoint_config(options.checkpoint), tokenizer)
     given: dict[str, Any] = {"max_num_seqs": int(said.get("--max-num-seqs", max_num_seqs))}
     if "--max-model-len" in said:
         if not said["--max-model-len"].isdecimal():

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lenvm_rl.core import predicted_length, value_of_logit
 from lenvm_rl.model import LengthValueConfig
+from lenvm_rl.model.hub import check_weights
 from lenvm_rl.rollouts import Rollout
 from lenvm_rl.vllm.room import cpu_defaults
 
@@ -54,6 +55,7 @@ def reading_of(logits: Tensor, config: LengthValueConfig) -> TokenReading:
 
 def pooling_engine(lenvm: str, **settings: Any) -> Any:
     """vLLM's `LLM` with a LenVM as a pooling model; `settings` are vLLM's own."""
+    check_weights(lenvm)
     from vllm import LLM
 
     defaults = cpu_defaults(str(lenvm), settings)

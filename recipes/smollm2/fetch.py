@@ -11,6 +11,7 @@ response, a chat template. It appears under its name complete or not at all.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 import subprocess
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lenvm_rl.model import load_tokenizer
-from lenvm_rl.model.hub import find_model
+from lenvm_rl.model.hub import check_weights, find_model
 from lenvm_rl.model.policy import policy_facts
 from lenvm_rl.rollouts.ends import turn_end_id
 from recipes.smollm2.results import Step
@@ -191,25 +192,20 @@ def check_policy(path: Path, parameters: int = PARAMETERS) -> dict[str, Any]:
             f"{path}: a turn of its chat template ends with token {end}, its configurations name "
             f"{ends}. {again}"
         )
-    count = _parameters(path, again)
+    check_weights(path)
+    count = parameters_of(path)
     if count != parameters:
         raise ValueError(f"{path} has {count:,} parameters, not {parameters:,}. {again}")
     return {"policy": str(path), "parameters": count, "end": tokenizer.convert_ids_to_tokens(end)}
 
 
-def _parameters(path: Path, again: str) -> int:
-    from safetensors import SafetensorError, safe_open
+def parameters_of(path: Path) -> int:
+    """Numbers in the tensors of a directory."""
+    from safetensors import safe_open
 
     count = 0
-    for file in sorted(path.glob("*.safetensors")):
-        try:
-            with safe_open(file, "pt") as tensors:  # refuses a file shorter than its header says
-                for name in tensors.keys():  # noqa: SIM118 (it is no mapping)
-                    shape = tensors.get_slice(name).get_shape()
-                    size = 1
-                    for side in shape:
-                        size *= side
-                    count += size
-        except SafetensorError as error:
-            raise ValueError(f"{file} is damaged ({error}). {again}") from error
+    for file in path.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            shapes = [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
+        count += sum(map(math.prod, shapes))
     return count

@@ -92,4 +92,4 @@ def test_a_cpu_server_leaves_memory_to_others(vllm, options, monkeypatch, versio
 def test_a_server_whose_lenvm_does_not_fit_never_starts(vllm, lenvm, monkeypatch, extra, refused):
     options = GuidanceOptions(checkpoint=str(lenvm), max_candidates=12, memory="3MiB")
     with pytest.raises(ValueError, match=refused) if refused else nullcontext():
-        serve_module.check_room(str(policy_path()), options, max_num_seqs=64, extra=extra)
+        serve_module.check_server(str(policy_path()), options, max_num_seqs=64, extra=extra)

@@ -36,6 +36,7 @@ from lenvm_rl.guidance.exact.scorer import ExactScorer
 from lenvm_rl.guidance.interface import History
 from lenvm_rl.model import LengthValueConfig, LengthValueModel, load_tokenizer, save_checkpoint
 from lenvm_rl.model.decoder import context_length, eos_ids
+from lenvm_rl.model.hub import check_weights
 from lenvm_rl.rollouts import RolloutStream
 from lenvm_rl.rollouts.progress import progress_bar
 
@@ -335,6 +336,7 @@ class Distiller:
             student = fresh_head(teacher)
         else:
             student = LengthValueModel.from_pretrained(head, dtype=torch.float32).to(device)
+        check_weights(policy)
         model = AutoModelForCausalLM.from_pretrained(policy).to(device)
         context = min(context_length(x.config) for x in (teacher, student, model))
         settings = replace(settings, max_length=min(settings.max_length, context - 1))

