@@ -10,7 +10,7 @@ from typing import Any
 from recipes.smollm2.evaluations import needed
 from recipes.smollm2.results import Step
 
-SIZE = ("--streams", "1,4,16", "--target", "64", "--max-tokens", "128")
+SIZE = ("--streams", "1", "4", "16", "--target", "64", "--max-tokens", "128")
 
 
 def run(
@@ -39,7 +39,7 @@ def run(
     found = heads or sorted(str(path.parent) for path in (dir / "heads").glob("*/config.json"))
     words = (
         *("-m", "scripts.bench", "engine", "--policy", policy, "--lenvm", lenvm, *SIZE),
-        *(("--heads", ",".join(found)) if found else ()),
+        *(("--heads", *found) if found else ()),
         *("--prompts", prompts, "--dtype", dtype, "--requests", str(requests)),
         *("--seed", str(seed)),
     )

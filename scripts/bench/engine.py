@@ -1,7 +1,7 @@
 """What guidance costs inside vLLM: requests/s and tokens/s on real text, beside the policy alone.
 
     python -m scripts.bench engine --policy DIR --lenvm DIR --prompts ifeval:48 --json engine.json
-    python -m scripts.bench engine --lenvm DIR --heads LENVM_HEAD,POLICY_HEAD --streams 1,16
+    python -m scripts.bench engine --lenvm DIR --heads LENVM_HEAD POLICY_HEAD --streams 1 16
 
 One engine after the other in this process (`lenvm_rl.vllm.offline`), each with room for the most
 streams: `none` without the processor, then one for each LenVM. An engine answers the same prompts
@@ -18,6 +18,7 @@ JSON object.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -36,7 +37,7 @@ from scripts.bench import harness
 from scripts.bench.harness import CONSOLE, Failed, show
 from scripts.bench.serving import stop
 
-NUMBERS = {"tilt": {"beta": -10.0}, "scale": {"scale": 0.7}}
+NUMBERS: dict[str, dict[str, Any]] = {"tilt": {"beta": -10.0}, "scale": {"scale": 0.7}}
 """Strength of the modes without a target."""
 
 
@@ -49,7 +50,7 @@ class Options(harness.Options):
     lenvm: str = "demo"
     """Value model for the exact scorer."""
     heads: tuple[str, ...] = ()
-    """Candidate heads, timed in the same way: directories, by commas."""
+    """Candidate heads, timed in the same way: directories."""
     prompts: str = "demo:48"
     """Prompts: a file, demo:COUNT, or a set."""
     streams: tuple[int, ...] = (1, 4, 16)
@@ -78,13 +79,15 @@ class Options(harness.Options):
             if least < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {given}.")
         if not set(self.modes) - {"off"}:
-            raise ValueError("--modes off alone guides nothing: name one beside it, e.g. off,tilt.")
+            raise ValueError("--modes off alone guides nothing: name one beside it, e.g. off tilt.")
         for mode in self.modes:
             self.guidance(mode)
 
     def guidance(self, mode: str) -> GuidanceSettings:
         """What a mode asks for. Raises ValueError for one that there is not."""
-        number = {} if mode == "off" else NUMBERS.get(mode, {"target": self.target})
+        number: dict[str, Any] = {}
+        if mode != "off":
+            number = NUMBERS.get(mode, {"target": self.target})
         return GuidanceSettings(mode=mode, top_k=self.top_k, min_p=self.min_p, **number)
 
 
@@ -128,7 +131,7 @@ def engine_rows(
     tokenizer = load_tokenizer(policy)
     settings = VllmSettings(
         max_num_seqs=max(options.streams),
-        engine_args={} if options.dtype == "auto" else {"dtype": options.dtype},
+        engine_args=json.dumps({} if options.dtype == "auto" else {"dtype": options.dtype}),
     )
     modes = {"off": None} if lenvm is None else {m: options.guidance(m) for m in options.modes}
     asked = {

@@ -53,6 +53,7 @@ def test_verl_loads_a_file_by_its_path():
 def test_verl_loads_every_grader(name):
     truth = {"gsm8k": "8", "math": "8", "multiple_choice": "B", "code": "assert f() == 1"}
     truth["mathvista"] = '{"answer": "8", "question_type": "free_form", "answer_type": "integer"}'
+    truth["ifeval_rules"] = '{"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}'
     function = load(f"pkg://{GRADERS[name]}")
     score = function(
         data_source=name,

@@ -59,8 +59,8 @@ def test_rates_by_hand(monkeypatch):
 
 @pytest.mark.slow
 def test_an_engine_alone_and_one_that_is_guided(capsys, tmp_path):
-    words = ["engine", "--streams", "1,2", "--requests", "2", "--max-tokens", "24"]
-    words += ["--modes", "off,at_most", "--target", "8", "--json", str(tmp_path / "engine.json")]
+    words = ["engine", "--streams", "1", "2", "--requests", "2", "--max-tokens", "24"]
+    words += ["--modes", "off", "at_most", "--target", "8", "--json", str(tmp_path / "engine.json")]
     assert main(words) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [(r["engine"], r["mode"], r["streams"], r["requests"]) for r in figures["rows"]] == [

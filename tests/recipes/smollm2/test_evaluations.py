@@ -9,6 +9,7 @@ from lenvm_rl.prompts.prompt import Prompt, read_prompts, write_prompts
 from lenvm_rl.rollouts import Rollout, RolloutWriter
 from recipes.smollm2 import control, cost, tradeoff, view
 from recipes.smollm2.results import Step
+from scripts.bench import harness
 from tests.cli.test_documented import wrong
 
 QUALITY = {"logprob": -1.23456789, "repetition": 0.25, "full_sentence": 1.0}
@@ -83,6 +84,8 @@ def lines(monkeypatch):
 
     def run(step, shown, words):
         found.append(" ".join(map(str, shown)))
+        options = harness.parse("engine", list(map(str, shown[4:])))
+        assert options.streams == (1, 4, 16)
         figures = {"prompts": 48, "rows": [{"engine": "none"}], "machine": {"load_average": [2]}}
         return "a table\n" + json.dumps(figures) + "\n"
 
@@ -121,7 +124,7 @@ def test_the_trade_off_leaves_training_prompts_out(dir, lines):
 
 def test_cost_times_the_heads_that_are_there(dir, lines):
     result = cost.run(dir)
-    assert f"--heads {dir}/heads/states,{dir}/heads/trunk" in lines[0]
+    assert f"--heads {dir}/heads/states {dir}/heads/trunk --prompts" in lines[0]
     assert result["rows"] == [{"engine": "none"}] and result["load"] == {"load_average": [2]}
     cost.run(dir, heads=["mine"])
     assert "--heads mine --prompts" in lines[1]
