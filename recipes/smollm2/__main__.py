@@ -19,6 +19,9 @@ from recipes.smollm2.results import StepFailed
 STEPS = {
     "fetch": "get the policy and convert it: DIR/policy",
     "sample": "sample training and held-out rollouts: DIR/rollouts",
+    "train": "train a LenVM on the policy's first blocks: DIR/lenvm",
+    "heads": "distil candidate heads, and measure what they hold: DIR/heads",
+    "prediction": "predictions on held-out prompts, beside baselines: DIR/prediction",
     "control": "ask for lengths, beside baselines and with text quality: DIR/control",
     "tradeoff": "accuracy on instructions against length, beside hard budgets: DIR/tradeoff",
     "cost": "what guidance costs inside vLLM, in requests and tokens a second",

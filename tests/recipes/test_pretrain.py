@@ -17,6 +17,7 @@ RUNNABLE = [
     "demo-on-policy",
     "qwen2.5-7b-from-1.5b",
     "qwen3-30b-a3b-from-1.7b",
+    "smollm2",
 ]
 PARTS = ["paper"]
 
@@ -33,12 +34,15 @@ def test_every_yaml_is_known_here():
 @pytest.mark.parametrize("name", RUNNABLE)
 def test_the_recipe_composes_and_passes_every_check(name):
     config = composed(name)
-    if name == "demo":
+    if name in ("demo", "smollm2"):
         config.lenvm.train_rollouts = "rollouts"  # given on the command line
     block = read_settings(config)
     check_verl_settings(config)
     assert config.trainer.v1.trainer_mode == "lenvm_pretrain"
-    assert block.gamma == "auto" and block.lam == 1.0 and block.truncated == "drop"
+    assert block.gamma == "auto" and block.lam == 1.0
+    assert block.truncated == ("censored" if name == "smollm2" else "drop")
+    longest = config.data.max_prompt_length + config.data.max_response_length
+    assert config.critic.ppo_max_token_len_per_gpu >= longest
 
 
 @pytest.mark.parametrize(
