@@ -76,6 +76,7 @@ WORDS = {
     ),
     "lenvm": Word("Value model: directory, hub id, or `demo`.", read=_lenvm),
     "student": Word(read=_lenvm),
+    "probe": Word(kind=str, read=_policy),
     "prompts": Word(
         "Prompts: a file, `demo:COUNT`, or a set: `gsm8k@hub:100`.",
         kind=str,

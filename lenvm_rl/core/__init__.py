@@ -1,9 +1,9 @@
 """The mathematics of length value models: tensors in, tensors out, on torch alone.
 
 `values` converts lengths, values and logits; `targets` holds the parameterisations; `returns` and
-`truncated` the targets of each token; `losses` the training loss; `metrics`, `boundary` and
-`lifebench` the evaluation; `candidates`, `tilt` and `guidance` the steering of generation;
-`length_terms` reinforcement learning with a length critic, of the parts `advantages`,
+`truncated` the targets of each token; `losses` the training loss; `metrics`, `boundary`,
+`intervals` and `lifebench` the evaluation; `candidates`, `tilt` and `guidance` the steering of
+generation; `length_terms` reinforcement learning with a length critic, of the parts `advantages`,
 `correct_answers`, `recalibration`, `shaping` and `controllers`.
 """
 
@@ -34,6 +34,7 @@ from lenvm_rl.core.correct_answers import (
     lead_over_wrong,
 )
 from lenvm_rl.core.guidance import MODES, Guided, RowNumbers, forbids_eos, guide, tokens_left
+from lenvm_rl.core.intervals import interval, resampled_means
 from lenvm_rl.core.length_terms import (
     AUTO,
     LengthTerm,
@@ -159,6 +160,7 @@ __all__ = [
     "gamma_for_length",
     "gamma_from_lengths",
     "guide",
+    "interval",
     "kendall_tau",
     "label",
     "lam_for_length",
@@ -196,6 +198,7 @@ __all__ = [
     "relative_error",
     "relative_error_by_position",
     "remaining_length",
+    "resampled_means",
     "resolution_limit",
     "select_candidates",
     "shaping_rewards",

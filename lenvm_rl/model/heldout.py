@@ -17,16 +17,20 @@ Guesses that do not read a single token's meaning (`NaivePredictors`):
 
     mean       the training mean of u = 1 - gamma**L: the same guess for every prompt
     linear     least squares of u on the prompt's length in tokens
+    source     the training mean of the prompt's data source; `mean` for a source not seen in it
     survival   mean u of what is left of the training responses that are still going after t tokens
                (mean residual life): knows how far the response is, but not what it says
 
-`mean` and `linear` guess a total length; after t tokens they guess what is left of it, at least 1.
+The first three guess a total length; after t tokens they guess what is left of it, at least 1. They
+count a truncated completion with the length seen, as measured lengths do; `survival`, whose
+guesses are compared with finished responses alone, leaves it out. `source` is there where the
+training completions name two sources or more.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +49,7 @@ from lenvm_rl.model import LengthValueModel
 from lenvm_rl.model.forward import iter_logits, model_space
 from lenvm_rl.rollouts import Rollout, RolloutReader
 
-NAIVE = ("mean", "linear", "survival")
+NAIVE = ("mean", "linear", "source", "survival")
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,23 +67,34 @@ class NaivePredictors:
     bounds: tuple[float, float]
     """Smallest and largest u seen; linear guesses are clipped to it."""
     survival: Tensor
-    """[longest] mean of u(L - t) over responses with L > t, at t = 0, 1, ..."""
+    """[longest] mean of u(L - t) over finished responses with L > t, at t = 0, 1, ..."""
+    sources: Mapping[str, float]
+    """Mean u of each data source; empty where fewer than two are known."""
 
     @classmethod
     def fit(
-        cls, prompt_lengths: Sequence[int], lengths: Sequence[int], *, gamma: float
+        cls,
+        prompt_lengths: Sequence[int],
+        lengths: Sequence[int],
+        *,
+        gamma: float,
+        sources: Sequence[str] | None = None,
+        truncated: Sequence[bool] | None = None,
     ) -> NaivePredictors:
-        """Fit on completions that ended by themselves.
+        """Fit on completions.
 
         Args:
             prompt_lengths: [M] prompt tokens.
             lengths: [M] response tokens, EOS included.
             gamma: per-token discount in (0, 1).
+            sources: [M] data sources; None leaves `source` out.
+            truncated: [M] whether the token limit ended it; None: no one.
         Raises:
-            ValueError: no completion.
+            ValueError: no completion that ended by itself.
         """
         check_gamma(gamma)
-        if len(lengths) == 0:
+        ended = torch.tensor([not cut for cut in truncated or [False] * len(lengths)])
+        if not ended.any():
             raise ValueError(
                 "no finished training completion to fit the naive predictors on: give the rollout "
                 "file that the LenVM was trained on."
@@ -96,45 +111,67 @@ class NaivePredictors:
             intercept=u.mean().item() - slope * x.mean().item(),
             slope=slope,
             bounds=(u.min().item(), u.max().item()),
-            survival=_mean_residual_u(total, gamma),
+            survival=_mean_residual_u(total[ended], gamma),
+            sources=_mean_by_source(u, sources or ()),
         )
 
     @classmethod
     def of_rollouts(cls, reader: RolloutReader, *, gamma: float) -> NaivePredictors:
-        """`fit` on the finished completions of a rollout file, read as a stream."""
-        prompts, lengths = [], []
-        for row in reader.iter_rows(["prompt_ids", "response_ids", "finish_reason", "loss_mask"]):
-            if row["finish_reason"] == "stop":
-                context = sum((row["loss_mask"] or ())[1::2])
-                prompts.append(len(row["prompt_ids"]))
-                lengths.append(len(row["response_ids"]) - context)
-        return cls.fit(prompts, lengths, gamma=gamma)
+        """`fit` on the completions of a rollout file, read as a stream."""
+        prompts, lengths, sources, truncated = [], [], [], []
+        columns = ["prompt_ids", "response_ids", "finish_reason", "loss_mask", "data_source"]
+        for row in reader.iter_rows(columns):
+            context = sum((row["loss_mask"] or ())[1::2])
+            prompts.append(len(row["prompt_ids"]))
+            lengths.append(len(row["response_ids"]) - context)
+            sources.append(row["data_source"] or "unknown")
+            truncated.append(row["finish_reason"] != "stop")
+        return cls.fit(prompts, lengths, gamma=gamma, sources=sources, truncated=truncated)
 
-    def total_lengths(self, prompt_lengths: Tensor) -> dict[str, Tensor]:
-        """Guessed response lengths at s_0: `{"mean", "linear"}`, each [M] tokens."""
+    def total_lengths(
+        self, prompt_lengths: Tensor, sources: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Guessed response lengths at s_0, each [M] tokens, of `mean`, `linear` and `source`.
+
+        Args:
+            prompt_lengths: [M] prompt tokens.
+            sources: [M] data sources; None leaves `source` out.
+        """
         x = prompt_lengths.double()
-        linear = (self.intercept + self.slope * x).clamp(*self.bounds)
-        mean = torch.full_like(linear, self.mean_u)
-        return {
-            "mean": u_to_length(mean, gamma=self.gamma),
-            "linear": u_to_length(linear, gamma=self.gamma),
-        }
+        u = {"mean": torch.full_like(x, self.mean_u)}
+        u["linear"] = (self.intercept + self.slope * x).clamp(*self.bounds)
+        if self.sources and sources is not None:
+            known = [self.sources.get(source, self.mean_u) for source in sources]
+            u["source"] = torch.tensor(known, dtype=torch.float64)
+        return {name: u_to_length(guess, gamma=self.gamma) for name, guess in u.items()}
 
-    def remaining_lengths(self, prompt_lengths: Tensor, offsets: Tensor) -> dict[str, Tensor]:
+    def remaining_lengths(
+        self, prompt_lengths: Tensor, offsets: Tensor, sources: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
         """Guessed remaining tokens at s_t, all [M, P], for `NAIVE`.
 
         Args:
             prompt_lengths: [M] prompt tokens.
             offsets: [M, P] response tokens written so far, t.
+            sources: [M] data sources; None leaves `source` out.
         """
         guesses = {
             name: (total[:, None] - offsets).clamp(min=1.0)
-            for name, total in self.total_lengths(prompt_lengths).items()
+            for name, total in self.total_lengths(prompt_lengths, sources).items()
         }
         last = len(self.survival) - 1  # beyond the longest training response: as at its last token
         u = self.survival[offsets.long().clamp(max=last)]
         guesses["survival"] = u_to_length(u, gamma=self.gamma)
         return guesses
+
+
+def _mean_by_source(u: Tensor, sources: Sequence[str]) -> dict[str, float]:
+    """Mean of u [M] over the rows of each source, or nothing where there are fewer than two."""
+    numbers = {name: i for i, name in enumerate(sorted(set(sources)))}
+    if len(numbers) < 2:
+        return {}
+    which = torch.tensor([numbers[source] for source in sources])
+    return {name: u[which == i].mean().item() for name, i in numbers.items()}
 
 
 def _mean_residual_u(lengths: Tensor, gamma: float) -> Tensor:
@@ -223,7 +260,8 @@ def predicted_along(
     if naive is not None:
         for row, _ in along:
             written = torch.arange(row.length, dtype=torch.float32)[None]
-            found = naive.remaining_lengths(torch.tensor([len(row.prompt_ids)]), written)
+            prompt = torch.tensor([len(row.prompt_ids)])
+            found = naive.remaining_lengths(prompt, written, [row.data_source])
             for name, guess in found.items():
                 guesses.setdefault(name, []).append(guess[0])
     return guesses

@@ -10,8 +10,11 @@ import torch
 
 from lenvm_rl.core import length_to_u, u_to_length
 from lenvm_rl.evals.prediction.draw import draw, paper_rows, view
+from lenvm_rl.evals.prediction.errors import PREDICTORS
 from lenvm_rl.evals.prediction.evaluate import evaluate
 from lenvm_rl.evals.result import Result
+from lenvm_rl.model.heldout import NAIVE
+from lenvm_rl.model.probe import Probe
 from lenvm_rl.rollouts import Rollout
 from lenvm_rl.rollouts.atomic import finite
 from tests.evals.geometric import (
@@ -191,6 +194,7 @@ def test_everything_is_saved_and_reads_back(oracle_report, tmp_path):
         "prediction.json",
         "prediction.jsonl",
         "prediction_outcomes.csv",
+        "prediction_position_domains.csv",
         *(f"prediction_{table}.{kind}" for table in tables for kind in ("csv", "png")),
     }
     assert all((tmp_path / name).stat().st_size > 100 for name in names)
@@ -228,6 +232,83 @@ def test_domains_by_hand(files, tmp_path):
         assert row["mae"] == pytest.approx(alone["mae_s0"])
         assert row["kendall_tau"] == pytest.approx(alone["kendall_tau_s0"])
         assert found[domain, "mean"]["mre"] == pytest.approx(alone["mre_naive_mean"])
+
+
+def in_two_sources(rows):
+    """Kinds 0 to 3 are short, the others long."""
+    for row in rows:
+        row.data_source = "short" if row.prompt_ids[-1] < 14 else "long"
+    return rows
+
+
+@pytest.fixture(scope="module")
+def by_source(tmp_path_factory):
+    """Held-out prompts of two sources, baselines fitted on the same two, and a poor probe."""
+    root = tmp_path_factory.mktemp("sources")
+    heldout = in_two_sources(rollouts(KINDS, 16, seed=1, prompts_per_kind=3))
+    train = in_two_sources(rollouts(KINDS, 40, seed=3, prompts_per_kind=10))
+    return evaluate(
+        Oracle(),
+        write(root / "heldout", heldout),
+        train=write(root / "train", train),
+        probe=Probe(Oracle(bias=0.2), {"probe_states": 7}),
+        inside=4,
+    )
+
+
+def test_the_mean_of_its_source_and_a_probe_stand_beside_the_others(by_source):
+    figures = by_source.figures
+    assert figures["best_naive"] == "source" and figures["probe_states"] == 7
+    assert figures["mre_s0"] < figures["mre_naive_source"] < figures["mre_naive_mean"]
+    assert figures["mre_s0"] < figures["mre_probe"]
+    known = {row["predictor"] for row in by_source.tables["positions"]}
+    assert known == {"lenvm", "probe", *NAIVE}
+    assert {row["predictor"] for row in by_source.tables["domains"]} == set(PREDICTORS)
+    outcomes = {(row["at"], row["predictor"]) for row in by_source.tables["outcomes"]}
+    assert {("s0", "probe"), ("all", "probe"), ("s0", "source"), ("all", "source")} <= outcomes
+
+
+def test_the_share_of_the_best_naive_error_is_of_the_corrected_ones(by_source):
+    figures = by_source.figures
+    ours, theirs = figures["mre_s0_corrected"], figures["mre_naive_source_corrected"]
+    assert figures["share_of_best_naive"] == pytest.approx(ours / theirs)
+    low, high = (figures[f"share_of_best_naive_{end}"] for end in ("low", "high"))
+    assert low <= figures["share_of_best_naive"] <= high < 1
+
+
+def test_intervals_hold_the_means(by_source, oracle_report):
+    for key in ("s0", "probe", "naive_mean", "naive_linear", "naive_source"):
+        for end in ("", "_corrected"):
+            value = by_source.figures[f"mre_{key}{end}"]
+            low, high = (by_source.figures[f"mre_{key}{end}_{side}"] for side in ("low", "high"))
+            assert low <= value <= high and low < high
+    for row in [*by_source.tables["positions"], *by_source.tables["position_domains"]]:
+        assert row["low"] < row["relative_error"] < row["high"]
+    wide = by_source.figures["mre_s0_high"] - by_source.figures["mre_s0_low"]
+    narrow = oracle_report.figures["mre_s0_high"] - oracle_report.figures["mre_s0_low"]
+    assert narrow < wide  # 64 samples a prompt against 16
+
+
+def test_one_prompt_has_no_interval(tmp_path):
+    report = evaluate(Oracle(), write(tmp_path / "one", rollouts([0], 8)))
+    assert math.isnan(report.figures["mre_s0_low"])
+    assert all(math.isnan(row["high"]) for row in report.tables["positions"])
+
+
+def test_positions_by_source_are_those_of_the_source_alone(by_source, tmp_path):
+    rows = in_two_sources(rollouts(KINDS, 16, seed=1, prompts_per_kind=3))
+    part = write(tmp_path / "long", [row for row in rows if row.data_source == "long"])
+    alone = {r["position"]: r for r in evaluate(Oracle(), part, inside=4).tables["positions"]}
+    table = by_source.tables["position_domains"]
+    found = [r for r in table if (r["domain"], r["predictor"]) == ("long", "lenvm")]
+    assert len(found) == 5 and len(table) == 2 * 5 * (2 + len(NAIVE))
+    for row in found:
+        assert {key: row[key] for key in alone[row["position"]]} == alone[row["position"]]
+
+
+def test_the_first_completions_are_read_and_all_of_them_measured(by_source):
+    assert by_source.figures["samples_per_prompt"] == 16
+    assert by_source.tables["positions"][0]["responses"] == 24 * 4
 
 
 def test_outcomes_equal_a_plain_loop(oracle_report):

@@ -58,6 +58,30 @@ def test_without_policy_and_training_file_the_rest_is_measured(files, tmp_path):
     assert not (tmp_path / "out" / "states").exists()
 
 
+@pytest.mark.filterwarnings("ignore:.*were truncated by the token limit")
+def test_a_probe_is_fitted_on_other_prompts_than_those_it_is_judged_on(
+    files, tiny_policy, tmp_path
+):
+    """Of the 8 training prompts 5 are held out as well: the probe sees the other 3 alone."""
+    rows = RolloutReader(files / "train").iter_rows()
+    held = {tuple(row.prompt_ids) for row in RolloutReader(files / "heldout").iter_rows()}
+    others = [row for row in rows if tuple(row.prompt_ids) not in held]
+    assert 0 < len(others) < len(RolloutReader(files / "train"))
+    settings = Settings(inside=2, probe_states=1000, seed=3)
+    more = {"train": files / "train", "probe": tiny_policy, "settings": settings}
+    figures = run(files / "lenvm", files / "heldout", tmp_path / "out", **more).figures
+    assert figures["probe_completions"] == len(others)
+    assert figures["mre_probe"] > 0 and figures["kendall_tau_probe"] <= 1
+    with pytest.raises(ValueError, match=r"--probe .* is fitted on .* give them \(--train\)"):
+        run(files / "lenvm", files / "heldout", tmp_path / "x", probe=tiny_policy)
+
+
+def test_settings_that_measure_nothing_are_refused():
+    for name in ("inside", "probe_states", "states"):
+        with pytest.raises(ValueError, match=f"{name} must be at least"):
+            Settings(**{name: 0})
+
+
 def test_a_plain_language_model_is_refused(files, tiny_policy, tmp_path):
     with pytest.raises(ValueError, match="holds no LenVM"):
         run(tiny_policy, files / "heldout", tmp_path / "out")

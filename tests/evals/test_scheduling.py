@@ -123,14 +123,19 @@ def test_outcome_errors_by_hand():
     assert math.isnan(outcome_errors(torch.ones(1), torch.ones(1))["kendall_tau"])
 
 
-def test_naive_predictors_of_a_file_leave_cut_rows_out(tmp_path):
+def test_naive_predictors_of_a_file_count_truncated_rows_as_measured_lengths_do(tmp_path):
     rows = rollouts([0, 3], 20)
-    whole = NaivePredictors.fit(
-        [len(r.prompt_ids) for r in rows[1:]], [r.length for r in rows[1:]], gamma=GAMMA
-    )
     rows[0].finish_reason, rows[0].response_ids = "length", [2] * 500
     found = NaivePredictors.of_rollouts(RolloutReader(write(tmp_path / "train", rows)), gamma=GAMMA)
-    assert (found.mean_u, found.slope) == (whole.mean_u, whole.slope)
+
+    def fitted(rows):
+        return NaivePredictors.fit(
+            [len(r.prompt_ids) for r in rows], [r.length for r in rows], gamma=GAMMA
+        )
+
+    assert (found.mean_u, found.slope) == (fitted(rows).mean_u, fitted(rows).slope)
+    # what is left of a response is compared with those that ended
+    assert found.survival.equal(fitted(rows[1:]).survival)
 
 
 def test_another_policy_and_another_tokenizer_are_refused(tmp_path):

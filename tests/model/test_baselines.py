@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lenvm_rl.core import length_to_u
-from lenvm_rl.model.heldout import NaivePredictors
+from lenvm_rl.model.heldout import NAIVE, NaivePredictors
 
 GAMMA = 0.9
 
@@ -54,6 +54,34 @@ def test_remaining_lengths_count_down_to_one():
     torch.testing.assert_close(
         guesses["survival"][0].float(), torch.tensor([10.0, 6.0, 1.0, 1.0]), rtol=1e-4, atol=1e-4
     )
+
+
+def test_source_is_the_mean_of_its_own_and_of_all_where_unseen():
+    lengths, sources = [2, 4, 20, 30, 40], ["code", "code", "story", "story", "story"]
+    naive = NaivePredictors.fit([3] * 5, lengths, gamma=GAMMA, sources=sources)
+    code = (1 - GAMMA**2 + 1 - GAMMA**4) / 2
+    guess = naive.total_lengths(torch.tensor([3, 3, 3]), ["code", "story", "poem"])
+    u = (1 - GAMMA ** guess["source"]).tolist()
+    assert u[0] == pytest.approx(code) and u[2] == pytest.approx(naive.mean_u)
+    assert u[1] == pytest.approx(sum(1 - GAMMA**n for n in (20, 30, 40)) / 3)
+    left = naive.remaining_lengths(torch.tensor([3]), torch.tensor([[0.0, 1.0, 99.0]]), ["code"])
+    total = guess["source"][0].item()
+    assert left["source"][0].tolist() == pytest.approx([total, total - 1, 1.0])
+    assert set(left) == set(NAIVE)
+
+
+@pytest.mark.parametrize("sources", [None, ["one"] * 3])
+def test_without_two_sources_there_is_no_guess_by_source(sources):
+    naive = NaivePredictors.fit([1] * 3, [2, 3, 4], gamma=GAMMA, sources=sources)
+    assert set(naive.total_lengths(torch.tensor([1]), ["one"])) == {"mean", "linear"}
+
+
+def test_truncated_completions_count_in_totals_alone():
+    naive = NaivePredictors.fit([1] * 3, [2, 3, 9], gamma=GAMMA, truncated=[False, False, True])
+    assert naive.mean_u == pytest.approx(sum(1 - GAMMA**n for n in (2, 3, 9)) / 3)
+    assert len(naive.survival) == 3
+    with pytest.raises(ValueError, match="no finished training completion"):
+        NaivePredictors.fit([1], [9], gamma=GAMMA, truncated=[True])
 
 
 def test_no_training_rows_and_a_bad_gamma_are_refused():

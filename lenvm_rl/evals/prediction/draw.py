@@ -25,15 +25,25 @@ from lenvm_rl.pages.plots import number, save_png, screen
 Figures = Mapping[str, Any]
 Rows = Sequence[Mapping[str, Any]]
 
-_COLOURS = {"lenvm": "#2b5c8a", "mean": "#9a9a9a", "linear": "#d1603d", "survival": "#5d8a4a"}
+_COLOURS = {
+    "lenvm": "#2b5c8a",
+    "mean": "#9a9a9a",
+    "linear": "#d1603d",
+    "survival": "#5d8a4a",
+    "source": "#7a6b3a",
+    "probe": "#8a5a9e",
+}
 _LABELS = {
     "lenvm": "LenVM",
+    "probe": "probe of the policy's states",
     "mean": "training mean",
     "linear": "linear in prompt length",
+    "source": "training mean of the source",
     "survival": "training mean given tokens so far",
 }
 _SCREEN = {**_LABELS, "survival": "given tokens so far"}
 _MOST_COLUMNS = 4
+_ENDS = ("low", "high")
 PAPER_TABLE_3 = {
     "LenVM 1.5B": (17.0, 29.0, 33.0),
     "LenVM 3B": (13.6, 24.0, 27.2),
@@ -70,7 +80,7 @@ def paper_rows() -> list[dict[str, Any]]:
 
 
 def _prompts(axes: Axes, table: pd.DataFrame, figures: Figures) -> None:
-    for name in ("mean", "linear", "lenvm"):
+    for name in reversed(PREDICTORS):
         if name in table:
             axes.scatter(
                 table.measured,
@@ -110,18 +120,24 @@ def _states(axes: Axes, table: pd.DataFrame, figures: Figures) -> None:
 
 
 def _positions(axes: Axes, table: pd.DataFrame, figures: Figures) -> None:
-    for name in ("lenvm", *NAIVE):
+    for name in ("lenvm", "probe", *NAIVE):
         rows = table[table.predictor == name]
         # the mean may lie on the linear fit: let both be seen
         style = {"linestyle": "--", "zorder": 3} if name == "mean" else {"zorder": 2}
         if len(rows):
+            if "low" in rows:  # of one prompt there is no interval, and None where it was saved
+                low, high = (rows[end].astype(float) for end in _ENDS)
+                band = {"color": _COLOURS[name], "alpha": 0.15, "linewidth": 0}
+                axes.fill_between(100 * rows.position, low, high, **band)
             style |= {"marker": "o", "color": _COLOURS[name], "label": _LABELS[name]}
             axes.plot(100 * rows.position, rows.relative_error, **style)
     _log_axes(axes, "y")
     axes.set_xlabel("relative position in the response (%)")
     axes.set_ylabel("mean relative error of the remaining length")
     responses = table.responses[0]
-    axes.set_title(f"{responses:,} held-out responses, against single outcomes", fontsize=10)
+    axes.set_title(
+        f"{responses:,} held-out responses, against single outcomes; 95 % by prompts", fontsize=10
+    )
     axes.grid(alpha=0.3, which="both", linewidth=0.5)
     axes.legend(fontsize=8)
 
@@ -246,18 +262,27 @@ def view(result: Result) -> Group:
 
 
 def _prompt_screen(figures: Figures) -> Table:
-    forms = {"mre_{}": ".3f", "mre_{}_corrected": ".3f", "mae_{}": ".1f", "kendall_tau_{}": ".3f"}
     known = [name for name in PREDICTORS if f"mre_{figure_key(name)}" in figures]
     return screen(
         f"Length known before the first token: {figures['prompts']} prompts x "
         f"{figures['samples_per_prompt']:.0f} samples, noise floor "
         f"{number(figures['mre_noise_floor'])}",
-        ("predictor", "MRE", "noise-corrected", "MAE (tokens)", "Kendall tau"),
-        (
-            [_SCREEN[p], *(number(figures[n.format(figure_key(p))], f) for n, f in forms.items())]
-            for p in known
-        ),
+        ("predictor", "MRE", "noise-corrected", "95 %", "MAE (tokens)", "Kendall tau"),
+        (_prompt_line(figures, p) for p in known),
     )
+
+
+def _prompt_line(figures: Figures, predictor: str) -> list[str]:
+    """Predictor, MRE, noise-corrected, its interval, MAE, tau."""
+    key = figure_key(predictor)
+    low, high = (number(figures.get(f"mre_{key}_corrected_{end}", math.nan)) for end in _ENDS)
+    forms = {f"mae_{key}": ".1f", f"kendall_tau_{key}": ".3f"}
+    return [
+        _SCREEN[predictor],
+        *(number(figures[f"mre_{key}{end}"]) for end in ("", "_corrected")),
+        low if low == high == "-" else f"{low} to {high}",
+        *(number(figures[name], form) for name, form in forms.items()),
+    ]
 
 
 def _table_3(rows: Rows) -> Table:

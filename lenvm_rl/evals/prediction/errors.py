@@ -1,6 +1,6 @@
-"""Errors of predicted lengths: at the prompt, by domain, by position, and over all tokens.
+"""Errors of lengths predicted at the prompt, over all prompts and by domain.
 
-At the prompt, against N samples of each:
+Against N samples of each prompt:
 
     L_GT = ln(1 - mean u(L)) / ln gamma over the samples of a prompt       (LenVM eq. 14)
     MRE  = mean over prompts of |L_hat - L_GT| / L_GT                       (eq. 15)
@@ -8,11 +8,8 @@ At the prompt, against N samples of each:
 L_GT is itself measured on N samples. Its noise floor is half of the mean relative difference
 between the L_GT of two random halves of the samples, averaged over `_HALVINGS` ways to halve them.
 
-Inside responses, against what then happened. A trap: the relative position of a state is known only
-afterwards. Among states at 50 % of their response, those at t tokens have exactly t left, whatever
-could have happened: at a fixed relative position inside a response even a perfect V shows bias
-against single outcomes. So compare predictors here, and models with each other; at 0 % the curve is
-one of calibration proper, and over all tokens together (table calibration) too.
+Every mean has its 95 % interval, by resampling prompts (`core.intervals`); that of a
+noise-corrected one holds the noise floor fixed.
 """
 
 from __future__ import annotations
@@ -25,57 +22,45 @@ import torch
 from torch import Tensor
 
 from lenvm_rl.core import (
-    POSITIONS,
-    at_positions,
-    calibration,
+    interval,
     kendall_tau,
-    length_to_u,
     mean_relative_error,
     noise_corrected_mre,
     noise_floor,
-    predicted_length,
     prompt_boundary_length,
-    r2,
     relative_error,
-    remaining_length,
-    value_of_logit,
+    resampled_means,
 )
-from lenvm_rl.model import LengthValueModel
-from lenvm_rl.model.forward import model_space
-from lenvm_rl.model.heldout import NaivePredictors, outcome_errors, predicted_along
+from lenvm_rl.model.heldout import NAIVE, NaivePredictors
 from lenvm_rl.rollouts import Rollout
 
-Along = tuple[Rollout, Tensor]
-"""One completion, and the model's logits [L] at s_0 .. s_{L-1}."""
 Table = list[dict[str, Any]]
 
-PREDICTORS = ("lenvm", "mean", "linear")
+PREDICTORS = ("lenvm", "probe", "mean", "linear", "source")
 """Of lengths at the prompt."""
-CALIBRATED = (0.0, 0.25, 0.5, 0.75)
 _HALVINGS = 8
-_BINS = 10
-_CHUNK = 256  # rows padded together when positions are read off
+_ENDS = ("", "_low", "_high", "_corrected", "_corrected_low", "_corrected_high")
 
 
 def prompt_table(
-    predicted: Mapping[str, float],
+    predicted: Mapping[str, Mapping[str, float]],
     rows: Sequence[Rollout],
     naive: NaivePredictors | None,
     *,
     gamma: float,
 ) -> Table:
-    """One row per prompt: measured length, the model's, and the naive predictors' (tokens).
+    """One row per prompt: measured length, the models', and the naive predictors' (tokens).
 
     `data_source` is that of the prompt's first row.
 
     Args:
-        predicted: length at s_0 by prompt_id.
+        predicted: by model, `lenvm` and `probe`, the length at s_0 by prompt_id.
         rows: completions sorted by (prompt_id, sample_id).
         naive: fitted predictors, or None.
         gamma: per-token discount in (0, 1).
     """
-    names, lengths, mask = group_lengths(rows)
-    truth = prompt_boundary_length(lengths, gamma=gamma, mask=mask).tolist()
+    names, samples, mask = group_lengths(rows)
+    truth = prompt_boundary_length(samples, gamma=gamma, mask=mask).tolist()
     first = {row.prompt_id: row for row in reversed(rows)}
     table = [
         {
@@ -84,12 +69,13 @@ def prompt_table(
             "prompt_tokens": len(first[name].prompt_ids),
             "samples": int(mask[i].sum()),
             "measured": truth[i],
-            "lenvm": predicted[name],
+            **{model: lengths[name] for model, lengths in predicted.items()},
         }
         for i, name in enumerate(names)
     ]
     if naive is not None:
-        guesses = naive.total_lengths(torch.tensor([row["prompt_tokens"] for row in table]))
+        prompts = torch.tensor([row["prompt_tokens"] for row in table])
+        guesses = naive.total_lengths(prompts, [row["data_source"] for row in table])
         for key, values in guesses.items():
             for row, value in zip(table, values.tolist(), strict=True):
                 row[key] = value
@@ -98,33 +84,68 @@ def prompt_table(
 
 def prompt_metrics(
     table: Sequence[Mapping[str, Any]], rows: Sequence[Rollout], *, gamma: float, seed: int
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Figures of `prompt_table`: MRE raw and noise-corrected, MAE in tokens, Kendall tau.
 
-    The model's are `mre_s0`, `mre_s0_corrected`, `mae_s0`, `kendall_tau_s0`; those of a naive
-    predictor `mre_naive_mean` and so on. NaN: the noise floor with a one-sample prompt, and tau
-    of fewer than two prompts or of a constant guess.
+    The model's are `mre_s0`, `mre_s0_low` and `_high`, `mre_s0_corrected`, `mae_s0`,
+    `kendall_tau_s0`; those of the probe `mre_probe` and so on, of a naive predictor
+    `mre_naive_mean`. `best_naive` is the naive one with the least error, and `share_of_best_naive`
+    the model's corrected error as a share of its, with an interval of paired samples. NaN: the
+    noise floor with a one-sample prompt, an interval of one prompt, and tau of fewer than two
+    prompts or of a constant guess.
     """
     _, lengths, mask = group_lengths(rows)
     floor = _mean_noise_floor(lengths, mask, gamma=gamma, seed=seed)
     truth = torch.tensor([row["measured"] for row in table])
-    figures = {
+    figures: dict[str, Any] = {
         "prompts": len(table),
         "samples_per_prompt": len(rows) / len(table),
         "mre_noise_floor": floor,
     }
+    drawn: dict[str, Tensor] = {}
     for name in PREDICTORS:
         if name not in table[0]:
             continue
         guess = torch.tensor([row[name] for row in table])
-        mre = mean_relative_error(guess, truth)
         key = figure_key(name)
-        corrected = math.nan if math.isnan(floor) else noise_corrected_mre(mre, floor)
-        figures[f"mre_{key}"] = mre
-        figures[f"mre_{key}_corrected"] = corrected
+        figures[f"mre_{key}"] = mre = mean_relative_error(guess, truth)
+        figures[f"mre_{key}_corrected"] = _corrected(mre, floor)
         figures[f"mae_{key}"] = (guess - truth).abs().mean().item()
         figures[f"kendall_tau_{key}"] = kendall_tau(guess, truth) if len(table) > 1 else math.nan
-    return figures
+        errors = relative_error(guess, truth)
+        drawn[name] = resampled_means(errors, torch.ones_like(errors), seed=seed)
+        ends = interval(drawn[name]) if len(table) > 1 else (math.nan, math.nan)
+        for end, value in zip(("low", "high"), ends, strict=True):
+            figures[f"mre_{key}_{end}"] = value
+            figures[f"mre_{key}_corrected_{end}"] = _corrected(value, floor)
+    return figures | _beside_the_best_naive(figures, drawn)
+
+
+def _corrected(mre: float, floor: float) -> float:
+    return math.nan if math.isnan(mre + floor) else noise_corrected_mre(mre, floor)
+
+
+def _beside_the_best_naive(
+    figures: Mapping[str, Any], drawn: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """The model's corrected error as a share of that of the best naive predictor.
+
+    Args:
+        drawn: [R] resampled errors of each predictor, of the same prompts.
+    """
+    naive = [name for name in NAIVE if name in drawn]
+    floor = figures["mre_noise_floor"]
+    if not naive or math.isnan(floor):
+        return {}
+    best = min(naive, key=lambda name: figures[f"mre_{figure_key(name)}"])
+    ours, theirs = (
+        (drawn[name].square() - floor**2).clamp(min=0).sqrt() for name in ("lenvm", best)
+    )
+    low, high = interval(ours / theirs) if figures["prompts"] > 1 else (math.nan, math.nan)
+    whole = figures[f"mre_{figure_key(best)}_corrected"]
+    share = figures["mre_s0_corrected"] / whole if whole > 0 else math.nan
+    ends = {"share_of_best_naive_low": low, "share_of_best_naive_high": high}
+    return {"best_naive": best, "share_of_best_naive": share, **ends}
 
 
 def domain_table(
@@ -153,8 +174,7 @@ def domain_table(
                 "prompts": "prompts",
                 "samples_per_prompt": "samples_per_prompt",
                 "noise_floor": "mre_noise_floor",
-                "mre": f"mre_{key}",
-                "mre_corrected": f"mre_{key}_corrected",
+                **{f"mre{end}": f"mre_{key}{end}" for end in _ENDS},
                 "mae": f"mae_{key}",
                 "kendall_tau": f"kendall_tau_{key}",
             }
@@ -164,147 +184,9 @@ def domain_table(
     return table
 
 
-def outcome_table(
-    model: LengthValueModel,
-    prompts: Sequence[Mapping[str, Any]],
-    along: Sequence[Along],
-    naive: NaivePredictors | None,
-) -> Table:
-    """Errors against single finished responses: at s_0 (`at` "s0") and over all states ("all")."""
-    first = {row["prompt_id"]: row for row in prompts}
-    total = torch.tensor([float(row.length) for row, _ in along])
-    table = []
-    for name in PREDICTORS:
-        if name in prompts[0]:
-            guess = torch.tensor([first[row.prompt_id][name] for row, _ in along])
-            table.append({"at": "s0", "predictor": name, **outcome_errors(guess, total)})
-    left = torch.cat([torch.arange(row.length, 0, -1, dtype=torch.float32) for row, _ in along])
-    for name, parts in predicted_along(model, along, naive).items():
-        guess = torch.cat(parts).float()
-        table.append({"at": "all", "predictor": name, **outcome_errors(guess, left)})
-    return table
-
-
-def position_table(
-    model: LengthValueModel, along: Sequence[Along], naive: NaivePredictors | None
-) -> Table:
-    """Errors of remaining lengths at `POSITIONS` of finished responses, one row per predictor.
-
-    Columns: relative_error, mean |l_hat - l| / l; mae, mean |l_hat - l| in tokens; u_rmse,
-    the root mean squared error of u_hat. Outcomes are single samples, so that even a perfect model
-    has errors here.
-    """
-    gamma = model.config.require_gamma()
-    z_BP, t_BP, left_BP = _at_positions(along)
-    guesses = {"lenvm": predicted_length(z_BP, **model_space(model))}
-    if naive is not None:
-        prompts = torch.tensor([len(row.prompt_ids) for row, _ in along])
-        guesses |= naive.remaining_lengths(prompts, t_BP)
-    u_BP = length_to_u(left_BP, gamma=gamma)
-    table = []
-    for name, guess_BP in guesses.items():
-        error = relative_error(guess_BP.double(), left_BP.double()).mean(0)
-        absolute = (guess_BP - left_BP).double().abs().mean(0)
-        # A value model that predicts a mean u is scored on it; others on that of their length.
-        u_hat = (
-            -value_of_logit(z_BP, **model_space(model))
-            if name == "lenvm"
-            else length_to_u(guess_BP, gamma=gamma)
-        )
-        squared = (u_hat - u_BP).double().square().mean(0)
-        for i, position in enumerate(POSITIONS):
-            table.append(
-                {
-                    "position": position,
-                    "predictor": name,
-                    "relative_error": error[i].item(),
-                    "mae": absolute[i].item(),
-                    "u_rmse": squared[i].sqrt().item(),
-                    "responses": len(along),
-                }
-            )
-    return table
-
-
-def position_calibration(model: LengthValueModel, along: Sequence[Along]) -> Table:
-    """Mean outcome against mean prediction (both u) at `CALIBRATED`, in ten bins of equal count.
-
-    See the module: inside responses a perfect model's curve is not the diagonal.
-    """
-    gamma = model.config.require_gamma()
-    z_BP, _, left_BP = _at_positions(along)
-    u_BP = length_to_u(left_BP, gamma=gamma)
-    u_hat_BP = -value_of_logit(z_BP, **model_space(model))
-    table = []
-    for position in CALIBRATED:
-        i = POSITIONS.index(position)
-        curve = calibration(u_hat_BP[:, i], u_BP[:, i], bins=_BINS)
-        bins = zip(
-            curve.count.tolist(), curve.predicted.tolist(), curve.actual.tolist(), strict=True
-        )
-        for number, (count, predicted, actual) in enumerate(bins):
-            table.append(
-                {
-                    "position": position,
-                    "bin": number,
-                    "responses": count,
-                    "predicted": predicted,
-                    "actual": actual,
-                }
-            )
-    return table
-
-
-def _at_positions(along: Sequence[Along]) -> tuple[Tensor, Tensor, Tensor]:
-    """[B, P] logits, response tokens written, and tokens left, at `POSITIONS`."""
-    logits, offsets = [], []
-    for start in range(0, len(along), _CHUNK):
-        chunk = [z for _, z in along[start : start + _CHUNK]]
-        z = torch.nn.utils.rnn.pad_sequence(chunk, batch_first=True)
-        mask = torch.arange(z.shape[1]) < torch.tensor([len(c) for c in chunk])[:, None]
-        logits.append(at_positions(z, mask))
-        t = torch.arange(z.shape[1], dtype=torch.float32).expand_as(z)
-        offsets.append(at_positions(t, mask))
-    z_BP, t_BP = torch.cat(logits), torch.cat(offsets)
-    lengths = torch.tensor([row.length for row, _ in along])
-    return z_BP, t_BP, lengths[:, None] - t_BP
-
-
-def token_metrics(
-    model: LengthValueModel, along: Sequence[Along]
-) -> tuple[dict[str, float], Table]:
-    """V against the outcomes G_t over all tokens of finished responses, every token alike.
-
-    `r2_returns` cannot reach 1: the returns are single outcomes, V their mean.
-    """
-    z = torch.cat([z for _, z in along])
-    lengths = [remaining_length(torch.ones(1, row.length))[0] for row, _ in along]
-    u = length_to_u(torch.cat(lengths), gamma=model.config.require_gamma())
-    u_hat = -value_of_logit(z, **model_space(model))
-    curve = calibration(u_hat, u, bins=20)
-    low, middle, high = torch.quantile(_thinned(u_hat), torch.tensor([0.05, 0.5, 0.95])).tolist()
-    figures = {
-        "mse": (u_hat - u).double().square().mean().item(),
-        "r2_returns": r2(u_hat, u) if len(u) > 1 else float("nan"),
-        "u_mean": u_hat.double().mean().item(),
-        "u_std": u_hat.double().std(correction=0).item(),
-        "u_p5": low,
-        "u_p50": middle,
-        "u_p95": high,
-        "calibration_error": curve.error,
-    }
-    bins = zip(curve.count.tolist(), curve.predicted.tolist(), curve.actual.tolist(), strict=True)
-    return figures, [{"tokens": n, "predicted": p, "actual": a} for n, p, a in bins]
-
-
-def _thinned(x: Tensor, most: int = 1_000_000) -> Tensor:
-    """Every k-th element, so that torch.quantile takes it."""
-    return x[:: max(1, -(-x.numel() // most))]
-
-
 def figure_key(predictor: str) -> str:
     """End of the names of a predictor's figures at the prompt, e.g. of `mre_s0`."""
-    return "s0" if predictor == "lenvm" else f"naive_{predictor}"
+    return {"lenvm": "s0", "probe": "probe"}.get(predictor, f"naive_{predictor}")
 
 
 def group_lengths(rows: Sequence[Rollout]) -> tuple[list[str], Tensor, Tensor]:

@@ -19,6 +19,7 @@ _COLOURS = {
     "fcfs": "#444444",
     "lenvm": "#2b5c8a",
     "linear": "#d1603d",
+    "source": "#7a6b3a",
     "survival": "#5d8a4a",
     "prompt": "#8a5a9e",
     "random": "#b0b0b0",
@@ -28,6 +29,7 @@ _NAMES = {
     "fcfs": "first come, first served",
     "lenvm": "LenVM",
     "linear": "linear in prompt length",
+    "source": "training mean of the source",
     "survival": "training mean given tokens so far",
     "prompt": "mean of the prompt's samples",
     "random": "random",
@@ -88,7 +90,7 @@ def draw(result: Result, out: str | Path) -> list[Path]:
 
 def _latencies(axes: Axes, summary: pd.DataFrame, figures: Mapping[str, Any]) -> None:
     # the shares of the others are on the right
-    shown = summary[~summary.predictor.isin(["linear", "survival", "random", "prompt"])]
+    shown = summary[~summary.predictor.isin(["linear", "source", "survival", "random", "prompt"])]
     for _, line in shown.groupby("order", sort=False):
         predictor, preempts = line.predictor.iloc[0], line.preempts.iloc[0]
         axes.errorbar(

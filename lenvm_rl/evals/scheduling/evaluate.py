@@ -9,9 +9,10 @@ simulated server (`queueing`). The same requests are served in several orders:
                        may be preempted until it has written `preempt_until` of its first prediction
     predicted-true, remaining-true      the same with the lengths themselves: perfect knowledge
 
-Predictors: lenvm; linear and survival (`model.baselines`, fitted on training completions); prompt
-(the mean length of all samples of the prompt, the request's own among them: a little more than any
-reader of the prompt could know); random (a number drawn per request). One order is judged by
+Predictors: lenvm; linear, source and survival (`model.heldout`, fitted on training completions);
+prompt (the mean length of all samples of the prompt, the request's own among them: a little more
+than any reader of the prompt could know); random (a number drawn per request). One order is judged
+by
 
     share = (mean latency of fcfs - its own) / (mean latency of fcfs - that of perfect knowledge)
 
@@ -130,7 +131,7 @@ def run(
 def predict_remaining(
     model: LengthValueModel, rows: Sequence[Rollout], naive: NaivePredictors | None = None
 ) -> dict[str, Remaining]:
-    """Every real predictor along every row: lenvm, and linear and survival where fitted."""
+    """Every real predictor along every row: lenvm, and linear, source and survival where fitted."""
     found = {(row.prompt_id, row.sample_id): z for row, z in iter_logits(model, rows)}
     along = [(row, found[row.prompt_id, row.sample_id]) for row in rows]
     return {
