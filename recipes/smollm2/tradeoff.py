@@ -1,7 +1,7 @@
 """Trade-off: what following instructions costs in length, beside hard budgets.
 
-The task is IFEval's checkable rules (prompt set and grader `ifeval_rules`): of what was tried, what
-this policy does in part (see the README). Prompts that the value model was trained on are left out.
+The task is IFEval's checkable rules (prompt set and grader `ifeval_rules`); GSM8K is out of this
+policy's reach. Prompts that the value model was trained on are left out.
 
     DIR/prompts/tradeoff.jsonl    the prompts
     DIR/tradeoff                  the evaluation
@@ -17,7 +17,7 @@ from recipes.smollm2.evaluations import QUALITY, SAMPLING, needed, picked
 from recipes.smollm2.results import Step
 from recipes.smollm2.sample import places
 
-BETAS = "-200,-100,-50,-25,-12,-6"
+BETAS = "-100,-50,-25,-12"
 COLUMNS = ("length", "accuracy", *QUALITY)
 
 
@@ -32,7 +32,7 @@ def run(
     seed: int = 0,
     record: bool = False,
 ) -> dict[str, Any]:
-    """Accuracy against length, guided and cut; three quarters of an hour, and it goes on.
+    """Accuracy against length, guided and truncated; about an hour, and it goes on.
 
     Example: `python -m recipes.smollm2 tradeoff --place ifeval@data/ifeval.jsonl`
 
@@ -63,6 +63,7 @@ def run(
     return step.save(
         {
             "task": "ifeval_rules",
+            "task_fits": 0.2 <= figures["unguided_accuracy"] <= 0.8,
             "prompts": figures["prompts"],
             **{name: figures[name] for name in kept},
             "guided": picked(tables["guided"], "beta", *COLUMNS, "accuracy_se", "budget_accuracy"),

@@ -117,8 +117,9 @@ def test_the_trade_off_leaves_training_prompts_out(dir, lines):
     result = tradeoff.run(dir, place=["ifeval@data/i.jsonl"], prompts=5, n=2)
     prompts, evaluation = lines
     assert f"ifeval_rules --source data/i.jsonl --exclude {dir}/prompts/train.jsonl" in prompts
-    assert f"--prompts {dir}/prompts/tradeoff.jsonl --betas=-200," in evaluation
+    assert f"--prompts {dir}/prompts/tradeoff.jsonl --betas=-100," in evaluation
     assert (result["task"], result["accuracy_kept_there"]) == ("ifeval_rules", 0.95)
+    assert result["task_fits"], "40 % are right unguided"
     assert result["guided"][0]["beta"] == -6 and result["budget"][0]["full_sentence"] == 1
 
 
