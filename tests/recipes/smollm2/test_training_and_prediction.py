@@ -133,7 +133,9 @@ def test_prediction_reads_figures_and_tables(tmp_path, asked):
         }.items()
         for name, error in errors.items()
     ]
-    Result("prediction", {}, {"positions": positions, "domains": []}).save(tmp_path / "prediction")
+    domains = [{"domain": "ifeval", "predictor": "lenvm", "mre": 0.3}]
+    tables = {"positions": positions, "domains": domains}
+    Result("prediction", {}, tables).save(tmp_path / "prediction")
     ends = [
         f"{corrected}{end}" for corrected in ("", "_corrected") for end in ("", "_low", "_high")
     ]
@@ -153,4 +155,4 @@ def test_prediction_reads_figures_and_tables(tmp_path, asked):
     assert value_of(words, "--inside") == "3"
     assert result["bars"] == {"s0": True, "50 %": True, "90 %": False}
     assert set(result["at_prompt"]) == {"lenvm", "source"}
-    assert result["by_position"] == positions
+    assert result["by_position"] == positions and result["by_source"] == domains
