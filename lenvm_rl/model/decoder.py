@@ -34,6 +34,20 @@ def context_length(config) -> int:
     return int(limit)
 
 
+def cache_bytes_per_token(config, dtype: torch.dtype) -> int | None:
+    """Bytes of keys and values of one token in all layers; None: unknown.
+
+    2 x layers x key-value heads x size of a head x bytes of `dtype`.
+    """
+    text = config.get_text_config()
+    heads = getattr(text, "num_attention_heads", None)
+    size = getattr(text, "head_dim", None) or (heads and text.hidden_size // heads)
+    if not size:
+        return None
+    stored = getattr(text, "num_key_value_heads", None) or heads
+    return 2 * text.num_hidden_layers * stored * size * dtype.itemsize
+
+
 def eos_ids(model, given: int | Iterable[int] | None, tokenizer=None) -> frozenset[int]:
     """The tokens that end a completion: the caller's, or what `lenvm_rl.rollouts.ends` says of the
     tokenizer and the model's configurations."""

@@ -16,6 +16,7 @@ import torch
 
 from lenvm_rl.guidance.exact.memory import available_memory, in_units
 from lenvm_rl.guidance.heads.q_head import scorer_memory
+from lenvm_rl.model.decoder import cache_bytes_per_token
 from lenvm_rl.model.policy import policy_configs
 from lenvm_rl.sampling.run import Task
 from lenvm_rl.vllm.options import GuidanceOptions, checkpoint_config
@@ -143,13 +144,9 @@ def _useful_bytes(model: str, settings: Mapping[str, Any]) -> int | None:
     config = policy_config(model)
     if not rows or not length or config is None:
         return None
-    text = config.get_text_config()
-    heads = getattr(text, "num_attention_heads", None)
-    size = getattr(text, "head_dim", None) or (heads and text.hidden_size // heads)
-    if not size:
+    per_token = cache_bytes_per_token(config, dtype_of(config, settings))
+    if per_token is None:
         return None
-    stored = getattr(text, "num_key_value_heads", None) or heads
-    per_token = 2 * text.num_hidden_layers * stored * size * dtype_of(config, settings).itemsize
     columns = -(-length // _CPU_BLOCK) * _CPU_BLOCK
     return per_token * columns * (rows + 1)  # vLLM keeps a block to itself
 

@@ -10,6 +10,7 @@ from lenvm_rl.model import LengthValueModel, find_lenvm, load_tokenizer, save_ch
 from lenvm_rl.model.create import describe_policy
 from lenvm_rl.model.hub import check_weights
 from lenvm_rl.model.policy import policy_facts
+from lenvm_rl.sampling.transformers.sampler import ContinuousSampler
 from tests.cli.command_line import invoke, run
 from tests.tiny import make_policy, make_tokenizer
 
@@ -147,3 +148,25 @@ def test_a_policy_without_a_chat_template(policy, tmp_path):
     words = [prompts if word == "demo:2" else word for word in ASK]
     ran = invoke(*words, "--policy", policy, "--out", tmp_path / "chat")
     assert ran.exit_code == 1 and "no chat template: give it one, or write" in ran.stderr
+
+
+def test_little_memory_makes_batches_small_and_none_is_refused(tmp_path, monkeypatch):
+    """A request of the demo's longest prompt and 4 tokens takes some hundred KiB of both models."""
+    guided = (*GUIDED, "--lenvm", "demo")
+    whole = run(*guided, "--out", tmp_path / "whole")
+    free = "lenvm_rl.sampling.transformers.engine.available_memory"
+    batches = []
+    sampler = "lenvm_rl.sampling.transformers.engine.ContinuousSampler.__init__"
+    first = ContinuousSampler.__init__
+
+    def watched(self, *args, max_batch, **settings):
+        batches.append(max_batch)
+        first(self, *args, max_batch=max_batch, **settings)
+
+    monkeypatch.setattr(sampler, watched)
+    monkeypatch.setattr(free, lambda device: 3 * 2**20)
+    small = run(*guided, "--out", tmp_path / "small")
+    assert 1 <= batches[-1] < 128 and small["rows"] == whole["rows"]
+    monkeypatch.setattr(free, lambda device: 2**14)
+    with pytest.raises(ValueError, match=r"of keys and values, .* shorter responses"):
+        invoke(*guided, "--out", tmp_path / "none")

@@ -18,9 +18,10 @@ from typing import Any, Self
 from torch import Tensor
 
 from lenvm_rl.guidance import GuidanceSettings, Guide, GuidedRow, History
-from lenvm_rl.guidance.heads.q_head import load_lenvm, make_scorer
+from lenvm_rl.guidance.exact.memory import available_memory, in_units
+from lenvm_rl.guidance.heads.q_head import load_lenvm, make_scorer, scorer_memory
 from lenvm_rl.model import check_tokenizer, find_lenvm, load_tokenizer, tokenizer_sha
-from lenvm_rl.model.decoder import context_length
+from lenvm_rl.model.decoder import cache_bytes_per_token, context_length
 from lenvm_rl.model.policy import policy_facts
 from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.rollouts.ends import token_count
@@ -39,6 +40,8 @@ from lenvm_rl.sampling.run import (
 from lenvm_rl.sampling.transformers import sampler as decoding
 from lenvm_rl.sampling.transformers.decode_batch import Running
 from lenvm_rl.sampling.transformers.sampler import ContinuousSampler
+
+_SHARE = 0.8  # of free memory, for keys and values; the rest is for what a step computes
 
 
 class GuidanceHook:
@@ -121,28 +124,34 @@ class TransformersEngine:
             max_length: tokens of the longest prompt and response, the size of a guided request's
                 slot; None: the policy's context.
             max_candidates: most candidates of a guided request per step; a larger top-k is cut.
-            max_batch: requests that decode together; does not change the completions.
+            max_batch: requests that decode together at most, fewer where memory is short; does not
+                change the completions.
             tokenizer: of the policy; None loads it.
             chat_template_args: what the chat template gets besides the messages.
         Raises:
-            ValueError: a LenVM of another tokenizer, or without gamma.
+            ValueError: a LenVM of another tokenizer, or without gamma; or memory for no request.
         """
         if tokenizer is None:
             tokenizer = load_tokenizer(policy, chat_template_args=chat_template_args)
         policy_facts(policy, tokenizer)  # refuses an end that nobody named
-        sampler = ContinuousSampler.from_pretrained(
-            str(policy), tokenizer=tokenizer, max_batch=max_batch
-        )
-        guide = None
+        sampler = ContinuousSampler.from_pretrained(str(policy), tokenizer=tokenizer, max_batch=1)
+        context = context_length(sampler.model.config)
+        longest = min(max_length or context, context)
+        model = None
         if lenvm is not None:
             lenvm = find_lenvm(lenvm)
             model = load_lenvm(lenvm, sampler.model.dtype).to(sampler.device)
             check_tokenizer(model.config, tokenizer)
-            context = context_length(sampler.model.config)
+        max_batch = fitting_batch(
+            sampler.model, model, max_batch, max_length=longest, max_candidates=max_candidates
+        )
+        sampler = ContinuousSampler(sampler.model, tokenizer=tokenizer, max_batch=max_batch)
+        guide = None
+        if model is not None:
             scorer = make_scorer(
                 model,
                 slots=max_batch,
-                max_length=min(max_length or context, context),
+                max_length=longest,
                 max_candidates=max_candidates,
                 policy_states=True,
             )
@@ -210,6 +219,41 @@ class TransformersEngine:
                 "there is nothing to guide by: name the value model's directory (--lenvm)."
             )
         guidance.check_model(self._guide.scorer.config)
+
+
+def fitting_batch(
+    policy: Any, lenvm: Any, wanted: int, *, max_length: int, max_candidates: int
+) -> int:
+    """How many requests can decode together, at most `wanted`: the keys and values of policy and
+    LenVM at their longest take no more than four fifths of what is free.
+
+    Raises:
+        ValueError: not one fits.
+    """
+    free = available_memory(policy.device)
+    each = (cache_bytes_per_token(policy.config, policy.dtype) or 0) * max_length
+    padding = 0
+    if lenvm is not None:
+        memory = scorer_memory(
+            lenvm.config,
+            dtype=lenvm.model.dtype,
+            max_candidates=max_candidates,
+            fixed_shapes=policy.device.type == "cuda",
+            policy_states=True,
+        )
+        each += memory.bytes_per_token * memory.columns(max_length)
+        padding = memory.cache(0, max_length)
+    if free is None or not each:
+        return wanted
+    room = int(_SHARE * free)
+    fits = (room - padding) // each
+    if fits < 1:
+        raise ValueError(
+            f"a request of {max_length:,} tokens takes {in_units(each + padding)} of keys and "
+            f"values, {in_units(room, up=False)} of memory are there for them: ask for shorter "
+            "responses (--max-tokens), use a smaller model, or free memory."
+        )
+    return min(wanted, fits)
 
 
 def facts_of(
