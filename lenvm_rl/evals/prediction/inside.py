@@ -125,10 +125,10 @@ def position_table(
         {
             "position": position,
             "predictor": name,
-            "relative_error": found.relative[:, i].mean().item(),
+            "relative_error": found.relative.mean(0)[i].item(),
             **_interval_by_prompt(found.relative[:, i], prompts, seed),
-            "mae": found.absolute[:, i].mean().item(),
-            "u_rmse": found.squared[:, i].mean().sqrt().item(),
+            "mae": found.absolute.mean(0)[i].item(),
+            "u_rmse": found.squared.mean(0)[i].sqrt().item(),
             "responses": len(along),
         }
         for name, found in errors.items()
