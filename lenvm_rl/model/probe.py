@@ -147,8 +147,8 @@ def read_states(
             f"{rollouts} has no completion of a prompt that is not held out, so there is nothing "
             "to fit a probe on: give the rollout file that the LenVM was trained on."
         )
-    columns = [torch.cat(column)[:states] for column in zip(*parts, strict=True)]
-    return States(*columns, completions)
+    hidden, targets, censored, held = (torch.cat(x)[:states] for x in zip(*parts, strict=True))
+    return States(hidden, targets, censored, held, completions)
 
 
 def fit_head(head: ValueHead, states: States, *, seed: int = 0) -> tuple[int, float]:
