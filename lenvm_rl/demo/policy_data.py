@@ -1,13 +1,14 @@
 """verl's data files for training the shipped policy: problems of its task, with budgets or without.
 
     python -m lenvm_rl.demo.policy_data runs/rl --train 4000 --val 200 --seed 1
-    python -m lenvm_rl.demo.policy_data runs/budget --train 4000 --val 200 --budgets 24 160
+    python -m lenvm_rl.demo.policy_data runs/budget --train 4000 --val 200 --budgets 20 200
 
-writes DIR/train.parquet and DIR/val.parquet. Training and validation problems are different ones.
+writes DIR/train.parquet and DIR/val.parquet, sums, all different, and DIR/transfer.parquet with as
+many products as there are validation problems: a family that training never sees.
 
-With budgets, a problem is asked as `12 ; 3 + 4 = ?`: twelve units of 8 tokens, in words that the
-policy's vocabulary has. It has never seen them and learns in training what they mean. The budget
-in tokens is the column `budget` (and `extra_info.target`, where length rewards look for it).
+With budgets, a problem is asked as `about 120 tokens: 347 + 85 = ?`. The policy has read such words
+and does not heed them; it learns in training what they mean. The budget in tokens is the column
+`budget` (and `extra_info.target`, where length rewards look for it).
 """
 
 from __future__ import annotations
@@ -25,25 +26,6 @@ import pyarrow.parquet as pq
 from lenvm_rl.demo import task
 from lenvm_rl.rollouts.atomic import replacing
 
-UNIT = 8
-"""Tokens per unit of a budget; the vocabulary counts to 99 of them."""
-
-
-def budget_messages(problem: task.Problem, budget: int) -> list[dict[str, str]]:
-    """The problem with its budget in front, as chat messages.
-
-    Args:
-        budget: response tokens, EOS included; a multiple of `UNIT` up to 99 units.
-    Raises:
-        ValueError: a budget that the vocabulary cannot say.
-    """
-    if budget % UNIT or not 0 < budget <= 99 * UNIT:
-        raise ValueError(
-            f"budget {budget} cannot be asked for: it must be a multiple of {UNIT} from {UNIT} to "
-            f"{99 * UNIT} tokens"
-        )
-    return [{"role": "user", "content": f"{budget // UNIT} ; {problem.text}"}]
-
 
 def policy_rows(
     problems: Sequence[task.Problem], *, budgets: Sequence[int] | None = None
@@ -56,16 +38,15 @@ def policy_rows(
     """
     rows = []
     for index, problem in enumerate(problems):
+        budget = None if budgets is None else budgets[index]
         row: dict[str, Any] = {
             "data_source": "demo",
-            "prompt": task.messages(problem),
+            "prompt": task.messages(problem, tokens=budget),
             "reward_model": {"style": "rule", "ground_truth": str(problem.answer)},
-            "extra_info": {"index": index, "operands": problem.operands},
+            "extra_info": {"index": index, "family": problem.family, "level": problem.level},
         }
-        if budgets is not None:
-            row["prompt"] = budget_messages(problem, budgets[index])
-            row["budget"] = budgets[index]
-            row["extra_info"]["target"] = budgets[index]
+        if budget is not None:
+            row["budget"] = row["extra_info"]["target"] = budget
         rows.append(row)
     return rows
 
@@ -78,27 +59,25 @@ def write_policy_data(
     seed: int,
     budgets: tuple[int, int] | None = None,
 ) -> None:
-    """Write train.parquet and val.parquet.
+    """Write train.parquet, val.parquet and transfer.parquet.
 
     Args:
-        train, val: numbers of problems, all different.
+        train, val: numbers of problems, all different; transfer has as many as val.
         seed: of the problems and budgets.
-        budgets: (low, high) tokens; every problem gets a random multiple of `UNIT` within.
+        budgets: (low, high) tokens; every problem gets a random number within.
     Raises:
-        ValueError: no multiple of `UNIT` lies within, or there are not so many problems.
+        ValueError: no number of at least 1 lies within, or there are not so many problems.
     """
-    problems = task.sample_problems(train + val, seed=seed)
-    drawn = None
-    if budgets is not None:
-        choices = range(-(-budgets[0] // UNIT) * UNIT, budgets[1] + 1, UNIT)
-        if not choices:
-            raise ValueError(f"budgets {budgets}: no multiple of {UNIT} tokens lies within.")
-        rng = random.Random(f"lenvm-budget-{seed}")
-        drawn = [rng.choice(choices) for _ in problems]
-    rows = policy_rows(problems, budgets=drawn)
-    for name, part in (("train", rows[:train]), ("val", rows[train:])):
+    sums = task.sample_problems(train + val, seed=seed)
+    products = task.sample_problems(val, seed=seed, family="products")
+    if budgets is not None and not 0 < budgets[0] <= budgets[1]:
+        raise ValueError(f"budgets {budgets}: pass two numbers of tokens, the lower one first.")
+    rng = random.Random(f"lenvm-budget-{seed}")
+    for name, part in (("train", sums[:train]), ("val", sums[train:]), ("transfer", products)):
+        drawn = None if budgets is None else [rng.randint(*budgets) for _ in part]
+        rows = policy_rows(part, budgets=drawn)
         with replacing(directory / f"{name}.parquet") as temporary:
-            pq.write_table(pa.Table.from_pylist(part), temporary)
+            pq.write_table(pa.Table.from_pylist(rows), temporary)
 
 
 def main() -> None:

@@ -1,102 +1,168 @@
-"""The demo task: chains of additions and subtractions, 2 to 12 operands, one exact integer answer.
+"""The demo task: arithmetic on numbers of several digits, one exact integer answer.
 
-A problem reads `12 + 7 - 3 = ?`. Every partial sum stays in [0, 99], so that a number is always
-one word of the policy's vocabulary. Difficulty is the number of operands. A response ends with
-`the answer is 16`, whatever comes before it; `grade` looks at nothing else.
+Two families of problems:
+
+    sums        `347 + 85 - 112 = ?`      2 to 5 operands of 1 to 4 digits, partial sums >= 0
+    products    `347 * 6 + 28 * 4 = ?`    1 to 3 products of 1 to 4 digits by one digit
+
+A user may ask for an answer without thinking (`347 + 85 = ? /no_think`) or for a length
+(`about 120 tokens: 347 + 85 = ?`); the policy follows the first and, as shipped, not the second.
+
+Difficulty is the number of columns of the schoolbook method. A response ends with
+`the answer is 320`, whatever comes before it; `grade` looks at nothing else.
 """
 
 from __future__ import annotations
 
 import random
-import re
 from dataclasses import dataclass
 
 from reward_fns.demo import states_answer
 
-MIN_OPERANDS, MAX_OPERANDS = 2, 12
-MAX_TERM = 20  # operands are 1..20
-MAX_TOTAL = 99  # partial sums are 0..99
-STYLES = ("bare", "terse", "wordy", "checking")
+FAMILIES = ("sums", "products")
+MAX_DIGITS = 4
+MIN_OPERANDS, MAX_OPERANDS = 2, 5
+MAX_PRODUCTS = 3
+LEVELS = {"easy": (1, 4), "middling": (5, 9), "hard": (10, 99)}
+"""columns of the schoolbook method, inclusive, by level of difficulty"""
+STYLES = ("direct", "short", "columns", "checked")
+NO_THINKING = " /no_think"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One chain: `terms` are the signed operands in order, the first always positive."""
+    """One problem: signed operands in order, the first positive; products have a factor each."""
 
     terms: tuple[int, ...]
+    factors: tuple[int, ...] = ()
+    """one-digit factors of the terms, empty for a sum"""
 
     @property
-    def operands(self) -> int:
-        """Number of operands, the difficulty."""
-        return len(self.terms)
+    def family(self) -> str:
+        """One of `FAMILIES`."""
+        return "products" if self.factors else "sums"
 
     @property
     def answer(self) -> int:
         """The exact result."""
-        return sum(self.terms)
+        if not self.factors:
+            return sum(self.terms)
+        return sum(term * factor for term, factor in zip(self.terms, self.factors, strict=True))
+
+    @property
+    def columns(self) -> int:
+        """Columns of the schoolbook method, one digit each: the difficulty."""
+        count, parts = 0, list(self.terms)
+        if self.factors:
+            count = sum(len(str(term)) for term in self.terms)
+            parts = [a * b for a, b in zip(self.terms, self.factors, strict=True)]
+        total = parts[0]
+        for part in parts[1:]:
+            count += max(len(str(total)), len(str(abs(part))))
+            total += part
+        return count
+
+    @property
+    def level(self) -> str:
+        """One of `LEVELS`."""
+        return next(name for name, (_, high) in LEVELS.items() if self.columns <= high)
 
     @property
     def text(self) -> str:
-        """The question as the user writes it, `12 + 7 - 3 = ?`."""
+        """The question as the user writes it, `347 + 85 - 112 = ?`."""
+        if self.factors:
+            pairs = zip(self.terms, self.factors, strict=True)
+            return " + ".join(f"{term} * {factor}" for term, factor in pairs) + " = ?"
         signed = "".join(f" {'+' if term > 0 else '-'} {abs(term)}" for term in self.terms[1:])
         return f"{self.terms[0]}{signed} = ?"
 
 
-def random_problem(rng: random.Random, operands: int) -> Problem:
-    """Draw one problem with exactly this many operands (2 to 12).
+def random_problem(rng: random.Random, *, family: str = "sums", digits: int, parts: int) -> Problem:
+    """One random problem.
 
-    Magnitudes are uniform in 1..20 and signs are fair; a sign that would take the partial sum out
-    of [0, 99] is flipped (the other sign always fits, as 20 < 99 / 2).
+    Args:
+        family: one of `FAMILIES`.
+        digits: of the longest operand, 1 to `MAX_DIGITS`; the others have 1 to `digits`.
+        parts: operands of a sum (2 to 5), products of a product problem (1 to 3).
     """
-    total = rng.randint(1, MAX_TERM)
-    terms = [total]
-    for _ in range(operands - 1):
-        term = rng.randint(1, MAX_TERM) * rng.choice((-1, 1))
-        if not 0 <= total + term <= MAX_TOTAL:
-            term = -term
-        terms.append(term)
-        total += term
+    terms = [_number(rng, rng.randint(1, digits)) for _ in range(parts)]
+    longest = rng.randrange(parts)
+    terms[longest] = _number(rng, digits)
+    if family == "products":
+        return Problem(tuple(terms), tuple(rng.randint(2, 9) for _ in terms))
+    total = terms[0]
+    for index in range(1, parts):
+        if rng.random() < 0.5 and terms[index] <= total:
+            terms[index] *= -1
+        total += terms[index]
     return Problem(tuple(terms))
 
 
 def sample_problems(
-    n: int, *, seed: int, operands: tuple[int, int] = (MIN_OPERANDS, MAX_OPERANDS)
+    n: int,
+    *,
+    seed: int,
+    family: str = "sums",
+    digits: tuple[int, int] = (1, MAX_DIGITS),
+    level: str | None = None,
 ) -> list[Problem]:
-    """Draw `n` different problems, the number of operands uniform in `operands` (inclusive).
+    """`n` different problems; the same arguments always give the same list.
 
-    The same arguments always give the same list. There are only about 600 problems with two
-    operands, so a long list has fewer of them than of the others.
+    Args:
+        n: number of problems.
+        seed: any integer.
+        family: one of `FAMILIES`.
+        digits: range of the digits of the longest operand, drawn uniformly; the number of
+            operands or products is drawn uniformly too.
+        level: one of `LEVELS` alone; None takes what comes.
 
     Raises:
-        ValueError: n is negative, the range is not within 2..12, or the range holds fewer than
-            `n` problems.
+        ValueError: n is negative, family, digits or level is unknown, or there are fewer than `n`
+            such problems.
     """
-    low, high = operands
+    low, high = digits
     if n < 0:
         raise ValueError(f"n is {n}, but a number of problems cannot be negative; pass n >= 0")
-    if not MIN_OPERANDS <= low <= high <= MAX_OPERANDS:
+    if family not in FAMILIES:
+        raise ValueError(f"family is {family!r}; there are {', '.join(FAMILIES)}")
+    if not 1 <= low <= high <= MAX_DIGITS:
         raise ValueError(
-            f"operands is {operands}, but the policy knows chains of {MIN_OPERANDS} to "
-            f"{MAX_OPERANDS} operands; pass (low, high) within them"
+            f"digits is {digits}, but the policy knows operands of 1 to {MAX_DIGITS} digits; pass "
+            "(low, high) within them"
         )
-    rng = random.Random(f"lenvm-demo-{seed}")
+    if level not in (None, *LEVELS):
+        raise ValueError(f"level is {level!r}; there are {', '.join(LEVELS)}")
+    rng = random.Random(f"lenvm-demo-{family}-{seed}")
+    parts = (1, MAX_PRODUCTS) if family == "products" else (MIN_OPERANDS, MAX_OPERANDS)
     found: dict[Problem, None] = {}  # insertion order is the order of the list
     misses = 0
     while len(found) < n:
         before = len(found)
-        found.setdefault(random_problem(rng, rng.randint(low, high)))
+        problem = random_problem(
+            rng, family=family, digits=rng.randint(low, high), parts=rng.randint(*parts)
+        )
+        if level in (None, problem.level):
+            found.setdefault(problem)
         misses = 0 if len(found) > before else misses + 1
         if misses > 20_000:
             raise ValueError(
-                f"n is {n}, but chains of {low} to {high} operands gave only {len(found)} "
-                "different problems; ask for fewer or allow more operands"
+                f"n is {n}, but {family} of {low} to {high} digits gave only {len(found)} "
+                "different problems; ask for fewer or allow more digits"
             )
     return list(found)
 
 
-def messages(problem: Problem) -> list[dict[str, str]]:
-    """The problem as chat messages, for the tokenizer's chat template."""
-    return [{"role": "user", "content": problem.text}]
+def messages(
+    problem: Problem, *, thinking: bool = True, tokens: int | None = None
+) -> list[dict[str, str]]:
+    """The problem as chat messages, for the tokenizer's chat template.
+
+    Args:
+        thinking: False asks for the answer alone.
+        tokens: length that the user asks for; None asks for none.
+    """
+    asked = "" if tokens is None else f"about {tokens} tokens: "
+    return [{"role": "user", "content": asked + problem.text + ("" if thinking else NO_THINKING)}]
 
 
 def grade(text: str, answer: int | str) -> bool:
@@ -105,13 +171,18 @@ def grade(text: str, answer: int | str) -> bool:
 
 
 def style(text: str) -> str:
-    """Which of `STYLES` a response is written in.
+    """The one of `STYLES` that a response is written in.
 
-    `checking` is any response that says "wait"; without it, `wordy` has a spelled-out step,
-    `terse` has an equation, and `bare` has neither.
+    `checked` is any response that says "wait"; without it, `columns` works out a step digit by
+    digit, `short` has a step in one go, and `direct` has no step.
     """
-    if re.search(r"\bwait\b", text):
-        return "checking"
-    if re.search(r"\bto get\b", text):
-        return "wordy"
-    return "terse" if "=" in text else "bare"
+    if "wait" in text:
+        return "checked"
+    if ":" in text:
+        return "columns"
+    return "short" if "=" in text else "direct"
+
+
+def _number(rng: random.Random, digits: int) -> int:
+    """A number of exactly this many digits, never 0."""
+    return rng.randint(10 ** (digits - 1), 10**digits - 1)

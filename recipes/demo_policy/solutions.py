@@ -1,136 +1,173 @@
 """Reasoning in several styles: the text that the demo policy learns to write.
 
-For one problem the writer chooses at random (probabilities in `StyleMix`):
+For one problem the writer chooses at random (probabilities in `StyleMix`), whatever the problem is:
 
-    bare      the answer is 16
-    terse     12 + 7 = 19; 19 - 3 = 16; the answer is 16
-    wordy     first we take 12 and add 7 to get 19. then we take 19 and ... the answer is 16
-    checking  (terse or wordy), then any number of times: wait, let me check that again. (terse or
-              wordy) yes, that is right. | no, that is not right.
+    direct    <think></think>the answer is 320
+    short     <think>347 + 85 = 432; 432 - 112 = 320</think>the answer is 320
+    columns   <think>347 + 85: 7 + 5 = 2', 4 + 8' = 3', 3 + 0' = 4, so 432; 432 - 112: ... so 320
+              </think>the answer is 320
+    checked   <think>(short or columns); wait, (columns, other order); yes</think>the answer is 320
 
-The writer slips on purpose: each step is wrong with a small probability, smaller when it is spelled
-out. A policy that imitates it is not always right at temperature 1, whatever its size. In these
-texts a re-check buys accuracy; how much of that a trained policy keeps is in the README.
+A tick is a carry or a borrow. A short step is all digits of a result in one go, the highest
+first, which a small model can do only for small numbers; a column is one digit. What a style gets
+right is therefore a matter of capability, not of luck. The writer itself is always right, but for
+passes of checked responses: they slip, so that a check has something to find. Slips carry no loss:
+the policy reads them in its context and never learns to make them.
 """
 
 from __future__ import annotations
 
 import random
-import re
 from dataclasses import dataclass
 
-from lenvm_rl.demo.task import MAX_TERM, MAX_TOTAL, Problem
+from lenvm_rl.demo.task import Problem
 
-MAX_WORDS = 400  # a response never grows past this by another re-check, the answer included
-WAIT = ("wait, let me check that again.", "wait, let me see.", "hmm, wait, is that right?")
-AGREE = ("yes, that is right.", "yes.")
-DISAGREE = ("no, that is not right.", "no.")
+MAX_CHARACTERS = 1200
+"""no further pass is written after so much text (about 520 tokens)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StyleMix:
     """Probabilities of the writer's choices, each in [0, 1]."""
 
-    bare: float = 0.05
-    """a response is the answer alone"""
-    wordy: float = 0.35
-    """a first pass is spelled out (given that the response is not bare)"""
-    recheck: float = 0.22
-    """one more pass follows a pass that agrees with the one before it"""
-    wordy_recheck: float = 0.20
-    """a re-check is spelled out"""
-    recap: float = 0.15
-    """a spelled-out step is followed by "so now we have ..." """
-    terse_slip: float = 0.045
-    """a terse step has a wrong result"""
-    wordy_slip: float = 0.02
-    """a spelled-out step has a wrong result"""
+    direct: float = 0.10
+    """no step is written"""
+    columns: float = 0.38
+    """a first pass goes digit by digit (given that there is one)"""
+    check: float = 0.22
+    """a second look follows a first pass"""
+    check_again: float = 0.12
+    """a further look follows one that agreed"""
+    short_slip: float = 0.25
+    """a short step of a checked response is wrong"""
+    column_slip: float = 0.02
+    """a column of a checked response is wrong"""
 
 
-def count_words(text: str) -> int:
-    """Number of words, numbers and signs, which is the policy's number of tokens without EOS."""
-    return len(re.findall(r"\d+|[a-z]+|[^\s\w]", text))
+@dataclass(frozen=True)
+class Piece:
+    """A stretch of a written response."""
+
+    text: str
+    is_slip: bool = False
+    """a wrong result, which carries no loss"""
 
 
-def bare(answer: int) -> str:
-    """The last words of every response, and all the words of a bare one."""
-    return f"the answer is {answer}"
+def answer(number: int) -> str:
+    """The last words of every response."""
+    return f"the answer is {number}"
 
 
-def write(problem: Problem, rng: random.Random, mix: StyleMix | None = None) -> str:
-    """Write one response to `problem`: text without EOS, at most about `MAX_WORDS` words."""
+def write(
+    problem: Problem, rng: random.Random, mix: StyleMix | None = None, *, thinking: bool = True
+) -> list[Piece]:
+    """One response to `problem`, without EOS.
+
+    Args:
+        thinking: False writes a direct one.
+    """
     mix = mix or StyleMix()
-    if rng.random() < mix.bare:
-        return bare(problem.answer)
-    text, total = _work(problem, rng, mix, spelled_out=rng.random() < mix.wordy)
-    agrees = True
-    while not agrees or rng.random() < mix.recheck:
-        again, new_total = _work(problem, rng, mix, spelled_out=rng.random() < mix.wordy_recheck)
-        agrees = new_total == total
-        verdict = rng.choice(AGREE if agrees else DISAGREE)
-        longer = f"{text} {rng.choice(WAIT)} {again} {verdict}"
-        if count_words(longer) + 4 > MAX_WORDS:
+    if not thinking or rng.random() < mix.direct:
+        return [Piece(f"<think></think>{answer(problem.answer)}")]
+    by_columns, is_checked = rng.random() < mix.columns, rng.random() < mix.check
+    slips = (mix.short_slip, mix.column_slip) if is_checked else (0.0, 0.0)
+    pieces, result = write_pass(problem, rng, by_columns=by_columns, slips=slips)
+    pieces = [Piece("<think>"), *pieces]
+    results = [result]
+    while is_checked and sum(len(piece.text) for piece in pieces) < MAX_CHARACTERS / 2:
+        other_order = len(results) % 2 == 1
+        again, result = write_pass(
+            other_way(problem) if other_order else problem, rng, by_columns=True, slips=slips
+        )
+        agrees = result in results
+        results.append(result)
+        lead = "; wait, " if len(results) == 2 else ", wait, "
+        pieces += [Piece(lead), *again, Piece("; yes" if agrees else "; no")]
+        if agrees and rng.random() >= mix.check_again:
             break
-        text, total = longer, new_total
-    return f"{text} {bare(total)}"
+    return [*pieces, Piece(f"</think>{answer(result)}")]
 
 
-def facts(rng: random.Random, count: int, *, spelled_out: bool) -> str:
-    """`count` unrelated steps in the words of a terse or a spelled-out pass, all of them right."""
-    parts = []
-    for _ in range(count):
-        total = rng.randint(0, MAX_TOTAL)
-        term = rng.randint(1, MAX_TERM) * rng.choice((-1, 1))
-        if not 0 <= total + term <= MAX_TOTAL:
-            term = -term
-        if spelled_out:
-            parts.append(_spell_out(rng.choice(("then", "next")), total, term, total + term))
+def other_way(problem: Problem) -> Problem:
+    """The same problem in another order, so that a second look does not repeat the first's steps.
+
+    Sums: what is added from the last to the first, then what is taken away; products: backwards.
+    """
+    if problem.factors:
+        return Problem(problem.terms[::-1], problem.factors[::-1])
+    added = [term for term in problem.terms[::-1] if term > 0]
+    return Problem((*added, *(term for term in problem.terms[::-1] if term < 0)))
+
+
+def write_pass(
+    problem: Problem, rng: random.Random, *, by_columns: bool, slips: tuple[float, float]
+) -> tuple[list[Piece], int]:
+    """One pass over a problem, steps joined by `; `, and the result that it reaches.
+
+    Args:
+        slips: probabilities that a short step and that a column is wrong.
+    """
+    pieces: list[Piece] = []
+
+    def step(left: int, sign: str, right: int) -> int:
+        if pieces:
+            pieces.append(Piece("; "))
+        worked, result = (_columns if by_columns else _short)(
+            left, sign, right, rng, slips[by_columns]
+        )
+        pieces.extend(worked)
+        return result
+
+    parts = list(problem.terms)
+    if problem.factors:
+        parts = [step(a, "*", b) for a, b in zip(problem.terms, problem.factors, strict=True)]
+    total = parts[0]
+    for part in parts[1:]:
+        # A slip may leave less than what is to be taken away: then the pass goes on from that.
+        sign = "+" if part > 0 else "-"
+        total = step(max(total, abs(part)) if sign == "-" else total, sign, abs(part))
+    return pieces, total
+
+
+def _short(
+    left: int, sign: str, right: int, rng: random.Random, slip: float
+) -> tuple[list[Piece], int]:
+    """`347 + 85 = 432` in one go."""
+    result = {"+": left + right, "-": left - right, "*": left * right}[sign]
+    is_slip = rng.random() < slip
+    if is_slip:
+        size = 10 ** rng.randrange(len(str(result)))
+        result += size if rng.random() < 0.5 or result < size else -size
+    return [Piece(f"{left} {sign} {right} = "), Piece(str(result), is_slip)], result
+
+
+def _columns(
+    left: int, sign: str, right: int, rng: random.Random, slip: float
+) -> tuple[list[Piece], int]:
+    """`347 + 85: 7 + 5 = 2', 4 + 8' = 3', 3 + 0' = 4, so 432`."""
+    width = len(str(left)) if sign == "*" else max(len(str(left)), len(str(right)))
+    upper = [int(digit) for digit in reversed(str(left).zfill(width))]
+    lower = [right] * width if sign == "*" else list(map(int, reversed(str(right).zfill(width))))
+    pieces, digits, carry = [Piece(f"{left} {sign} {right}: ")], "", 0
+    for a, b in zip(upper, lower, strict=True):
+        value = {"+": a + b + carry, "-": a - b - carry, "*": a * b + carry}[sign]
+        is_slip = rng.random() < slip
+        if is_slip:
+            value += 1 if value < 0 or (sign == "*" and value % 10 < 9) else -1
+            value = max(value, 0) if sign != "-" else value
+        if sign == "*":
+            pieces.append(Piece(f"{a} * {b}{f' + {carry}' if carry else ''} = "))
+            pieces.append(Piece(str(value), is_slip))
+            carry = value // 10
         else:
-            parts.append(_equation(total, term, total + term))
-    return " ".join(parts)
+            pieces.append(Piece(f"{a} {sign} {b}{TICK if carry else ''} = "))
+            carry = int(value > 9 or value < 0)
+            pieces.append(Piece(f"{value % 10}{TICK if carry else ''}", is_slip))
+        digits = f"{value % 10}{digits}"
+        pieces.append(Piece(", "))
+    if carry and sign != "-":
+        digits = f"{carry}{digits}"
+    return [*pieces, Piece(f"so {int(digits)}")], int(digits)
 
 
-def _work(
-    problem: Problem, rng: random.Random, mix: StyleMix, *, spelled_out: bool
-) -> tuple[str, int]:
-    """One pass over the chain: its text and the result it reaches, slips included."""
-    parts: list[str] = []
-    total = problem.terms[0]
-    for index in range(1, problem.operands):
-        result = total + problem.terms[index]
-        if rng.random() < (mix.wordy_slip if spelled_out else mix.terse_slip):
-            result = _slip(result, problem.terms[index + 1 :], rng)
-        if spelled_out:
-            start = "first" if index == 1 else rng.choice(("then", "next"))
-            parts.append(_spell_out(start, total, problem.terms[index], result))
-            if rng.random() < mix.recap:
-                parts.append(f"so now we have {result}.")
-        else:
-            parts.append(_equation(total, problem.terms[index], result))
-        total = result
-    return " ".join(parts), total
-
-
-def _equation(total: int, term: int, result: int) -> str:
-    return f"{total} {'+' if term > 0 else '-'} {abs(term)} = {result};"
-
-
-def _spell_out(start: str, total: int, term: int, result: int) -> str:
-    verb = "add" if term > 0 else "subtract"
-    return f"{start} we take {total} and {verb} {abs(term)} to get {result}."
-
-
-def _slip(result: int, rest: tuple[int, ...], rng: random.Random) -> int:
-    """A wrong result, off by 1 or 10, from which the rest of the chain still stays in range."""
-    slips = [wrong for off in (-10, -1, 1, 10) if _fits(wrong := result + off, rest)]
-    return rng.choice(slips) if slips else result
-
-
-def _fits(total: int, rest: tuple[int, ...]) -> bool:
-    if not 0 <= total <= MAX_TOTAL:
-        return False
-    for term in rest:
-        total += term
-        if not 0 <= total <= MAX_TOTAL:
-            return False
-    return True
+TICK = "'"

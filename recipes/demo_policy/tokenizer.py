@@ -1,28 +1,29 @@
-"""The demo policy's tokenizer: one token per word, number (0 to 99) or sign.
+"""The demo policy's tokenizer: one token per digit, sign, word or tag.
 
-A SentencePiece-like layout: `▁` marks the space before a word, so that decoding joins tokens
-without guessing, `encode(decode(ids)) == ids` for any ids but special ones, and
-`decode(encode(text)) == text` for every response that `solutions.py` writes. A question mark takes
-no space before it, so that a decoded prompt ends in `=?`. Operators may be written without spaces
-(`12+7=?`); letters are lower-cased; anything unknown is `<unk>`.
+A token carries its own spaces (` + `, `so `), so that decoding joins tokens without guessing:
+`decode(encode(text)) == text` for every text that `solutions.py` writes, and
+`encode(decode(ids)) == ids` for any ids but special ones. Signs may be written without spaces
+(`12+7=?`); letters are lower-cased; anything unknown is `<unk>`. `<think>` and `</think>` are
+tokens of their own and no special ones, as in the models that made them known: decoding keeps them.
 """
 
 from __future__ import annotations
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+import re
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lenvm_rl.demo.task import MAX_TOTAL
-
 PAD, EOS, UNK, USER, ASSISTANT = "<pad>", "<eos>", "<unk>", "<|user|>", "<|assistant|>"
-PUNCTUATION = (",", ".", ";", "?")  # no space before them
-OPERATORS = ("+", "-", "=")
+THINK, END_OF_THINKING = "<think>", "</think>"
+SIGNS = (" + ", " - ", " * ", " = ")
+PUNCTUATION = (": ", "; ", ", ", "'", "?")
 WORDS = (
-    *("the", "answer", "is", "first", "then", "next", "we", "take", "and", "add", "subtract"),
-    *("to", "get", "so", "now", "have"),
-    *("wait", "let", "me", "check", "that", "again", "see", "hmm", "right", "yes", "no", "not"),
+    *("the ", "answer ", "is ", "so ", "wait", "yes", "no"),
+    *(" /no_think", "about ", " tokens"),
 )
-MAX_LENGTH = 640  # positions of the policy: prompt (at most 27 tokens) plus response
+DIGITS = tuple("0123456789")
+MAX_LENGTH = 640  # positions of the policy: prompt (at most 45 tokens) plus response
 
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -40,30 +41,22 @@ CHAT_TEMPLATE = """\
 
 def vocabulary() -> dict[str, int]:
     """Every token and its id, dense from 0; the shipped weights hold the order fixed."""
-    tokens = [PAD, EOS, UNK, USER, ASSISTANT, ",", ".", ";", "▁+", "▁-", "▁=", "?"]
-    tokens += [f"▁{word}" for word in WORDS]
-    tokens += [f"▁{number}" for number in range(MAX_TOTAL + 1)]
+    tokens = [PAD, EOS, UNK, USER, ASSISTANT, THINK, END_OF_THINKING]
+    tokens += [*SIGNS, *PUNCTUATION, *WORDS, *DIGITS]
     return {token: index for index, token in enumerate(tokens)}
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer with its chat template, ready for `save_pretrained`."""
     tokenizer = Tokenizer(models.WordLevel(vocabulary(), unk_token=UNK))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Lowercase()]
-        + [normalizers.Replace(operator, f" {operator} ") for operator in OPERATORS]
-        + [normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+    spaced = [normalizers.Replace(Regex(f" *\\{sign.strip()} *"), sign) for sign in SIGNS]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *spaced])
+    known = sorted((*SIGNS, *PUNCTUATION, *WORDS, *DIGITS), key=len, reverse=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex("|".join(map(re.escape, known))), behavior="isolated"
     )
-    sign = f"[{''.join(PUNCTUATION)}]"
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always"),
-            # Punctuation takes no space before it, whether or not the text has one.
-            pre_tokenizers.Split(Regex(f"▁(?={sign})"), behavior="removed"),
-            pre_tokenizers.Split(Regex(sign), behavior="isolated"),
-        ]
-    )
-    tokenizer.decoder = decoders.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in (THINK, END_OF_THINKING)])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,

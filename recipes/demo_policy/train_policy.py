@@ -30,8 +30,6 @@ from recipes.demo_policy.batches import IGNORE, TrainConfig, micro_batches
 from recipes.demo_policy.checkpoints import load_state, save_policy, save_state
 from recipes.demo_policy.tokenizer import MAX_LENGTH, build_tokenizer
 
-KINDS = ("response", "drill", "fact")
-
 
 def model_config(vocab_size: int, eos_token_id: int, pad_token_id: int) -> LlamaConfig:
     """About 0.9 M parameters; head_dim 32, the least that vLLM's CPU build accepts.
@@ -92,26 +90,23 @@ def train_step(
     config: TrainConfig,
     rank: int,
     workers: int,
-) -> list[float]:
-    """One optimiser step, the same on every worker; returns the loss of each kind in nats.
+) -> float:
+    """One optimiser step, the same on every worker; returns the loss in nats a token.
 
     The gradient is summed over workers, so it does not depend on how many there are.
     """
     pieces = micro_batches(step, config, tokenizer)
-    sums = torch.zeros(len(KINDS), 2)  # loss and labels of each kind, for the log
+    total = torch.zeros(1)
     for index in share([piece.ids.numel() for piece in pieces], rank, workers):
         piece = pieces[index]
-        losses = token_losses(model, piece.ids, piece.labels)
-        (losses * piece.weights).sum().backward()
-        labels_per_row = (piece.labels[:, 1:] != IGNORE).sum(1)
-        for row, kind in enumerate(piece.kinds):
-            sums[KINDS.index(kind), 0] += losses[row].detach().sum()
-            sums[KINDS.index(kind), 1] += labels_per_row[row]
+        loss = token_losses(model, piece.ids, piece.labels).sum() / piece.total
+        loss.backward()
+        total += loss.detach()
     parameters = [p for p in model.parameters() if p.requires_grad]
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    flat = torch.cat([p.grad.flatten() for p in parameters] + [sums.flatten()])
+    flat = torch.cat([p.grad.flatten() for p in parameters] + [total])
     dist.all_reduce(flat)
     offset = 0
     for parameter in parameters:
@@ -122,8 +117,7 @@ def train_step(
         group["lr"] = learning_rate(step, config)
     optimizer.step()
     optimizer.zero_grad()
-    sums = flat[offset:].view_as(sums)
-    return (sums[:, 0] / sums[:, 1].clamp(min=1)).tolist()
+    return float(flat[offset:])
 
 
 def make_optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -166,12 +160,8 @@ def worker(
         window.append(train_step(step, model, optimizer, tokenizer, config, rank, workers))
         done = step + 1
         if rank == 0 and (done % 50 == 0 or done == config.steps):
-            losses = torch.tensor(window).mean(0).tolist()
-            by_kind = "  ".join(
-                f"{kind} {loss:.4f}" for kind, loss in zip(KINDS, losses, strict=True)
-            )
             print(
-                f"step {done}/{config.steps}  nats per token: {by_kind}  "
+                f"step {done}/{config.steps}  {sum(window) / len(window):.4f} nats a token  "
                 f"lr {learning_rate(step, config):.5f}  "
                 f"{(time.monotonic() - started) / (done - first):.2f} s/step",
                 flush=True,

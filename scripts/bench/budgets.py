@@ -39,8 +39,7 @@ from typing import Any
 import torch
 
 from lenvm_rl.core import TermSettings
-from lenvm_rl.demo import policy_path, task
-from lenvm_rl.demo.policy_data import UNIT, budget_messages
+from lenvm_rl.demo import policy_path
 from lenvm_rl.demo.prompts import demo_prompts
 from lenvm_rl.evals.result import Result
 from lenvm_rl.guidance import GuidanceSettings
@@ -53,7 +52,7 @@ from reward_fns import LENGTH_REWARDS
 from scripts.bench import harness
 from scripts.bench.grpo.methods import IN_STD, Graded, rewards_of, task_advantage, with_term
 from scripts.bench.grpo.training import EVAL_SEED, Settings, World, lenvm_of, policy_of, train
-from scripts.bench.grpo.warm_up import Start, warm_up
+from scripts.bench.grpo.warm_up import Start, asked, warm_up
 from scripts.bench.harness import CONSOLE, part, show
 from scripts.bench.plots import plot_budgets
 from scripts.bench.pool import one_thread, run_missing
@@ -80,7 +79,7 @@ class BudgetSettings(Settings):
     eval_samples: int = 4
     """Completions of each."""
     low: int = 24
-    """Training budgets are multiples of 8 tokens from here ..."""
+    """Training budgets are drawn from here ..."""
     high: int = 160
     """... to here."""
     budgets: tuple[int, ...] = (32, 64, 96, 128)
@@ -165,32 +164,23 @@ def run(options: Options) -> dict[str, Any]:
 
 def budget_world(settings: BudgetSettings) -> World:
     """Training problems with one random budget each, held-out ones with each of `budgets`."""
-    choices = range(-(-settings.low // UNIT) * UNIT, settings.high + 1, UNIT)
     rng = random.Random("budgets")
-    pool = _asked(settings.pool, 17, lambda: [rng.choice(choices)])
-    texts = {prompt.messages[0]["content"].split(" ; ")[1] for prompt, _ in pool}
-    held = [
-        (prompt, n)
-        for prompt, n in _asked(2 * settings.eval_prompts, EVAL_SEED, lambda: settings.budgets)
-        if prompt.messages[0]["content"].split(" ; ")[1] not in texts
-    ][: settings.eval_prompts * len(settings.budgets)]
+    pool = _asked(
+        demo_prompts(settings.pool, seed=17), lambda: [rng.randint(settings.low, settings.high)]
+    )
+    texts = {str(prompt.messages) for prompt in demo_prompts(settings.pool, seed=17)}
+    fresh = demo_prompts(2 * settings.eval_prompts, seed=EVAL_SEED)
+    unseen = [prompt for prompt in fresh if str(prompt.messages) not in texts]
+    held = _asked(unseen[: settings.eval_prompts], lambda: settings.budgets)
     columns = {prompt.prompt_id: {"target": float(n)} for prompt, n in pool + held}
     return World(settings, columns, ([p for p, _ in pool], [p for p, _ in held]))
 
 
-def _asked(count: int, seed: int, budgets: Any) -> list[tuple[Prompt, int]]:
-    """Problems of the demo with the budgets of `budgets()`, one prompt for each."""
-    problems = task.sample_problems(count, seed=seed)
+def _asked(prompts: Sequence[Prompt], budgets: Any) -> list[tuple[Prompt, int]]:
+    """The prompts with the budgets of `budgets()`, one for each."""
     return [
-        (
-            replace(
-                prompt,
-                prompt_id=f"{prompt.prompt_id}-{n}",
-                messages=budget_messages(problem, n),
-            ),
-            n,
-        )
-        for prompt, problem in zip(demo_prompts(count, seed=seed), problems, strict=True)
+        (replace(asked(prompt, n), prompt_id=f"{prompt.prompt_id}-{n}"), n)
+        for prompt in prompts
         for n in budgets()
     ]
 
@@ -266,7 +256,7 @@ def guided(world: World, settings: BudgetSettings) -> list[Completion]:
     drawn = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
     requests: list[Request] = []
     for prompt in world.held:
-        content = prompt.messages[0]["content"].split(" ; ")[1]
+        content = prompt.messages[0]["content"].split(" tokens: ")[1]
         plain = replace(prompt, messages=[{"role": "user", "content": content}])
         target = int(world.columns[prompt.prompt_id]["target"])
         task = Task(

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from lenvm_rl.demo.policy_data import UNIT
 from lenvm_rl.model import LengthValueModel, save_checkpoint
 from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.sampling.encoding import encode_prompt
@@ -89,9 +88,8 @@ def hindsight(world: World, completions: list[Completion]) -> list[tuple[list[in
 
 
 def asked(prompt: Prompt, length: int) -> Prompt:
-    """The prompt with the budget nearest to `length` tokens in front."""
-    units = max(1, round(length / UNIT))
-    content = f"{units} ; {prompt.messages[0]['content']}"
+    """The prompt with a budget of `length` tokens in front."""
+    content = f"about {length} tokens: {prompt.messages[0]['content']}"
     return replace(prompt, messages=[{"role": "user", "content": content}])
 
 
