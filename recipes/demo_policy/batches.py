@@ -25,7 +25,7 @@ IGNORE = -100  # the label of a token without loss
 class TrainConfig:
     """Settings of one training run; the defaults made the shipped policy."""
 
-    steps: int = 3000
+    steps: int = 4000
     """optimiser steps"""
     responses: int = 64
     """responses per step"""
@@ -39,10 +39,13 @@ class TrainConfig:
     """peak of the AdamW learning rate"""
     warmup: int = 200
     """steps of linear warm-up"""
-    decay_share: float = 0.3
+    decay_share: float = 0.45
     """share of the steps, at the end, over which the learning rate falls to zero"""
     curriculum: int = 600
     """steps over which operands grow from 2 digits to 4"""
+    reordered_until: int = 2000
+    """steps in which second looks take the operands in another order, which makes the policy look
+    them up in the question; it never learns to keep count of them, so that later ones do not"""
     weight_decay: float = 0.05
     """AdamW weight decay of the matrices"""
     micro_tokens: int = 2048
@@ -88,7 +91,10 @@ def make_examples(step: int, config: TrainConfig) -> list[Example]:
         thinking = rng.random() >= config.no_thinking
         tokens = rng.randint(5, 500) if rng.random() < config.asked_length else None
         messages = task.messages(problem, thinking=thinking, tokens=tokens)
-        examples.append(Example(messages, solutions.write(problem, rng, thinking=thinking)))
+        pieces = solutions.write(
+            problem, rng, thinking=thinking, reordered=step < config.reordered_until
+        )
+        examples.append(Example(messages, pieces))
     return examples
 
 

@@ -104,9 +104,15 @@ class Policy:
         for name, mark in (("short", " = "), ("columns", ": ")):
             first = [f"<think>{_first_step(problem)}{mark}" for problem in problems]
             found[name] = self.answer(problems, first, temperature=0)
-            looks = [answer.text.split("</think>")[0] + "; wait, " for answer in found[name]]
-            found[f"{name}, checked"] = self.answer(problems, looks, temperature=0)
+            found[f"{name}, checked"] = self._checked(found[name])
         return {way: found[way] for way in WAYS}
+
+    def _checked(self, first: Sequence[Answer]) -> list[Answer]:
+        """The same responses with a second look; one without an end stays as it is."""
+        ended = [answer for answer in first if answer.finished]
+        looks = [answer.text.split("</think>")[0] + "; wait, " for answer in ended]
+        again = iter(self.answer([answer.problem for answer in ended], looks, temperature=0))
+        return [next(again) if answer.finished else answer for answer in first]
 
 
 def _first_step(problem: task.Problem) -> str:

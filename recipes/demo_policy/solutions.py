@@ -6,7 +6,7 @@ For one problem the writer chooses at random (probabilities in `StyleMix`), what
     short     <think>347 + 85 = 432; 432 - 112 = 320</think>the answer is 320
     columns   <think>347 + 85: 7 + 5 = 2', 4 + 8' = 3', 3 + 0' = 4, so 432; 432 - 112: ... so 320
               </think>the answer is 320
-    checked   <think>(short or columns); wait, (columns, other order); yes</think>the answer is 320
+    checked   <think>(short or columns); wait, (columns); yes</think>the answer is 320
 
 A tick is a carry or a borrow. A short step is all digits of a result in one go, the highest
 first, which a small model can do only for small numbers; a column is one digit. What a style gets
@@ -59,12 +59,18 @@ def answer(number: int) -> str:
 
 
 def write(
-    problem: Problem, rng: random.Random, mix: StyleMix | None = None, *, thinking: bool = True
+    problem: Problem,
+    rng: random.Random,
+    mix: StyleMix | None = None,
+    *,
+    thinking: bool = True,
+    reordered: bool = False,
 ) -> list[Piece]:
     """One response to `problem`, without EOS.
 
     Args:
         thinking: False writes a direct one.
+        reordered: second looks take the operands in another order.
     """
     mix = mix or StyleMix()
     if not thinking or rng.random() < mix.direct:
@@ -75,9 +81,9 @@ def write(
     pieces = [Piece("<think>"), *pieces]
     results = [result]
     while is_checked and sum(len(piece.text) for piece in pieces) < MAX_CHARACTERS / 2:
-        other_order = len(results) % 2 == 1
+        turned = reordered and len(results) % 2 == 1
         again, result = write_pass(
-            other_way(problem) if other_order else problem, rng, by_columns=True, slips=slips
+            other_way(problem) if turned else problem, rng, by_columns=True, slips=slips
         )
         agrees = result in results
         results.append(result)
@@ -89,7 +95,7 @@ def write(
 
 
 def other_way(problem: Problem) -> Problem:
-    """The same problem in another order, so that a second look does not repeat the first's steps.
+    """The same problem in another order.
 
     Sums: what is added from the last to the first, then what is taken away; products: backwards.
     """
