@@ -23,7 +23,7 @@ FAMILIES = ("sums", "products")
 MAX_DIGITS = 4
 MIN_OPERANDS, MAX_OPERANDS = 2, 5
 MAX_PRODUCTS = 3
-LEVELS = {"easy": (1, 4), "middling": (5, 9), "hard": (10, 99)}
+LEVELS = {"easy": (1, 2), "middling": (3, 8), "hard": (9, 99)}
 """columns of the schoolbook method, inclusive, by level of difficulty"""
 STYLES = ("direct", "short", "columns", "checked")
 NO_THINKING = " /no_think"
