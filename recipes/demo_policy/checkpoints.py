@@ -23,7 +23,7 @@ def save_policy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out
             temperature=1.0,
             top_k=0,
             top_p=1.0,
-            max_new_tokens=480,
+            max_new_tokens=560,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
