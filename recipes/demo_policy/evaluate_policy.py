@@ -194,14 +194,14 @@ def measure_family(policy: Policy, family: str, *, problems: int, seed: int) -> 
         if temperature:
             row["all"]["majority"] = majority(answers, MAJORITY)
         if temperature == 1.0:
-            figures["sampled"] = _lengths(answers)
+            figures["sampled"] = sampled_lengths(answers)
         figures["by_temperature"][f"{temperature:g}"] = row
     answers = policy.answer(repeated, seed=seed, temperature=1.0, min_p=0.1)
     figures["by_temperature"]["1, min-p .1"] = by_level(answers)
     return figures
 
 
-def _lengths(answers: Sequence[Answer]) -> dict:
+def sampled_lengths(answers: Sequence[Answer]) -> dict:
     """Lengths and styles of plain samples, `MAJORITY` consecutive ones for each problem."""
     lengths = np.array([answer.length for answer in answers]).reshape(-1, MAJORITY)
     styles = Counter(task.style(answer.text) for answer in answers)
