@@ -221,9 +221,11 @@ def sampled_lengths(answers: Sequence[Answer]) -> dict:
 
 def table(family: str, figures: dict) -> Table:
     """One family's figures on half a screen."""
-    shown = Table(title=f"{family}: accuracy in % (mean tokens)", title_justify="left")
-    for column in ("", "all", *task.LEVELS, "majority of 16"):
-        shown.add_column(column)
+    shown = Table(
+        title=f"{family}: accuracy in % (mean tokens); styles are greedy", title_justify="left"
+    )
+    for column in ("", "all", *task.LEVELS, f"{MAJORITY} vote"):
+        shown.add_column(column, no_wrap=True)
 
     def line(name: str, row: dict[str, dict[str, float]]) -> None:
         cells = [
@@ -236,10 +238,10 @@ def table(family: str, figures: dict) -> Table:
         shown.add_row(name, *cells, "" if vote is None else f"{100 * vote:.1f}")
 
     for way, row in figures["by_style"].items():
-        line(f"{way}, greedy", row)
+        line(way, row)
     shown.add_section()
     for temperature, row in figures["by_temperature"].items():
-        line("as it comes, greedy" if temperature == "0" else f"sampled, T {temperature}", row)
+        line("greedy" if temperature == "0" else f"T {temperature}", row)
     return shown
 
 
