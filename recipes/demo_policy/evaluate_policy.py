@@ -34,8 +34,8 @@ from lenvm_rl.sampling.transformers.sampler import ContinuousSampler, Request
 
 MAX_TOKENS = 560
 MAJORITY = 16
-WAYS = ("direct", "short", "short, checked", "columns", "columns, checked")
-"""forced styles, in order of length"""
+WAYS = ("direct", "short", "columns", "short, checked", "columns, checked")
+"""forced styles"""
 TEMPERATURES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
 
 
@@ -255,6 +255,7 @@ def draw(figures: dict, file: Path) -> None:
         found = figures["families"][family]
         for color, level in zip(("C2", "C1", "C3"), task.LEVELS, strict=True):
             rows = [row[level] for row in found["by_style"].values() if level in row]
+            rows.sort(key=lambda row: row["length"])
             x = [row["length"] for row in rows]
             y = [100 * row["accuracy"] for row in rows]
             spans = [
@@ -267,17 +268,20 @@ def draw(figures: dict, file: Path) -> None:
                 continue
             point = row["all"]["length"], 100 * row["all"]["accuracy"]
             axis.plot(*point, "kx", label="all levels, as sampled" if name == "1" else None)
+            label = "greedy" if name == "0" else f"T {name}"
             axis.annotate(
-                "greedy" if name == "0" else f"T {name}", point, (5, -4), None, "offset points"
+                label,
+                point,
+                xytext=(5, -11 if name == "1" else 5),
+                textcoords="offset points",
+                fontsize=8,
             )
         axis.set_xscale("log")
         axis.set_xlabel("mean length, tokens")
         axis.set_title(family)
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("accuracy, %")
-    axes[0][0].legend(
-        title="greedy, by style:\ndirect, short, checked,\ncolumns, checked", fontsize=8
-    )
+    axes[0][0].legend(title="greedy, one style a point", fontsize=8)
     picture.tight_layout()
     with replacing(file) as temporary:
         picture.savefig(temporary, dpi=120, format="png")
