@@ -221,14 +221,15 @@ def guided(policy, lenvm: LenVM, tokenizer, prompts: list[list[int]], *, target:
 
 
 def sums(count: int) -> list[str]:
-    """The demo policy's task: chains of additions and subtractions within 0 and 99."""
+    """The demo policy's task: additions and subtractions of numbers of up to four digits."""
     questions = []
     for _ in range(count):
-        total = random.randint(1, 20)
+        most = random.randint(1, 4)
+        total = random.randrange(1, 10**most)
         text = str(total)
-        for _ in range(random.randint(1, 11)):
-            term = random.choice((-1, 1)) * random.randint(1, 20)
-            term = term if 0 <= total + term <= 99 else -term
+        for _ in range(random.randint(1, 4)):
+            term = random.randrange(1, 10 ** random.randint(1, most))
+            term = -term if random.random() < 0.5 and term <= total else term
             total, text = total + term, f"{text} {'+' if term > 0 else '-'} {abs(term)}"
         questions.append(f"{text} = ?")
     return questions
@@ -254,7 +255,7 @@ def main(argv: list[str] | None = None) -> dict:
     parser.add_argument("--prompts", help="text file, one user message per line (demo: made here)")
     parser.add_argument("--count", type=int, default=200, help="prompts; a fifth is held out")
     parser.add_argument("-n", type=int, default=6, help="completions per prompt")
-    parser.add_argument("--max-tokens", type=int, default=256, help="longest completion")
+    parser.add_argument("--max-tokens", type=int, default=512, help="longest completion")
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--targets", type=int, nargs="*", default=[30, 60, 90])
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""Grader of the demo policy's task: chains of additions and subtractions (`lenvm_rl/demo/task.py`).
+"""Grader of the demo policy's task: arithmetic (`lenvm_rl/demo/task.py`).
 
 demo: 1 if the response states exactly one answer, at its very end, and it is the right one
 """
@@ -34,7 +34,7 @@ def grade(text: str, answer: int | str) -> float:
     """
     if not re.fullmatch(r"-?\d{1,40}", str(answer).strip()):
         raise ValueError(
-            f"the ground truth {str(answer)[:80]!r} is no whole number: the demo's task is sums"
+            f"the ground truth {str(answer)[:80]!r} is no whole number: the demo's answers are"
         )
     return float(states_answer(text, answer))
 

@@ -24,6 +24,7 @@ GRADERS = {
 }
 # parts of data sources of verl's examples and of other files, letters and digits alone -> grader
 _BY_NAME = {
+    "demoproducts": "demo",
     "gsm8k": "gsm8k",
     "math500": "math",
     "mathlighteval": "math",

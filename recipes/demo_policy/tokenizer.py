@@ -2,9 +2,10 @@
 
 A token carries its own spaces (` + `, `so `), so that decoding joins tokens without guessing:
 `decode(encode(text)) == text` for every text that `solutions.py` writes, and
-`encode(decode(ids)) == ids` for any ids but special ones. Signs may be written without spaces
-(`12+7=?`); letters are lower-cased; anything unknown is `<unk>`. `<think>` and `</think>` are
-tokens of their own and no special ones, as in the models that made them known: decoding keeps them.
+`encode(decode(ids)) == ids` for any ids but special ones. Between numbers, spaces around a sign may
+be left out or doubled (`12+7=?`); letters are lower-cased; anything unknown is `<unk>`. `<think>`
+and `</think>` are tokens of their own and no special ones, as in the models that made them known:
+decoding keeps them.
 """
 
 from __future__ import annotations
@@ -23,14 +24,18 @@ WORDS = (
     *(" /no_think", "about ", " tokens"),
 )
 DIGITS = tuple("0123456789")
-MAX_LENGTH = 640  # positions of the policy: prompt (at most 45 tokens) plus response
+MAX_LENGTH = 640  # positions of the policy: prompt (at most 35 tokens) plus response
 
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {%- if message['role'] == 'user' -%}
 {{- '<|user|>' + message['content'] -}}
 {%- elif message['role'] == 'assistant' -%}
-{{- '<|assistant|>' + message['content'] + '<eos>' -}}
+{{- '<|assistant|>' -}}
+{%- if message['reasoning_content'] is string -%}
+{{- '<think>' + message['reasoning_content'] + '</think>' -}}
+{%- endif -%}
+{{- message['content'] + '<eos>' -}}
 {%- else -%}
 {{- raise_exception('the roles here are user and assistant, not ' + message['role']) -}}
 {%- endif -%}
@@ -49,8 +54,11 @@ def vocabulary() -> dict[str, int]:
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer with its chat template, ready for `save_pretrained`."""
     tokenizer = Tokenizer(models.WordLevel(vocabulary(), unk_token=UNK))
-    spaced = [normalizers.Replace(Regex(f" *\\{sign.strip()} *"), sign) for sign in SIGNS]
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), *spaced])
+    around = [(rf"(?<=\d) *\{sign.strip()} *(?=[\d?])", sign) for sign in SIGNS]
+    around.append((r"^ +(?=\d)|(?<=\?) +$", ""))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Lowercase(), *(normalizers.Replace(Regex(x), y) for x, y in around)]
+    )
     known = sorted((*SIGNS, *PUNCTUATION, *WORDS, *DIGITS), key=len, reverse=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Split(
         Regex("|".join(map(re.escape, known))), behavior="isolated"

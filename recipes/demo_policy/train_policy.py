@@ -5,7 +5,7 @@
 Next-token cross-entropy on text that `solutions.py` writes, fresh at every step, so there is no
 data set and no epoch; `batches.py` says what is in a batch and which tokens have a loss.
 
-Curriculum: the longest chain grows from 4 to 12 operands over `curriculum` steps. Learning rate:
+Curriculum: operands grow from 2 digits to 4 over `curriculum` steps. Learning rate:
 linear warm-up, constant, then linear to zero over the last 30 % of the steps. Everything before
 that decay is the same for any `--steps`, so a run can be resumed to another length:
 `--resume OUT.state/state-2000.pt --steps 2800`.

@@ -61,7 +61,7 @@ METHODS = ("l1_exact", "lenvm", "lenvm_correct", "lenvm_frozen")
 UNTRAINED = ("start", "guided")
 """The policy that training starts from; and the shipped one, guided."""
 FIGURES = ("deviation", "bias", "length", "accuracy", "share_truncated")
-LONGEST_PROMPT = 32  # tokens
+LONGEST_PROMPT = 35  # tokens
 WARM_UP = ("max_tokens", "warm_problems", "warm_epochs", "warm_rate")
 """Settings that the start depends on."""
 
@@ -78,11 +78,11 @@ class BudgetSettings(Settings):
     """Held-out problems, each at every budget."""
     eval_samples: int = 4
     """Completions of each."""
-    low: int = 24
+    low: int = 20
     """Training budgets are drawn from here ..."""
-    high: int = 160
+    high: int = 200
     """... to here."""
-    budgets: tuple[int, ...] = (32, 64, 96, 128)
+    budgets: tuple[int, ...] = (30, 60, 120, 180)
     """Budgets that every held-out problem is evaluated at."""
     alpha: float = 0.003
     """l1_exact: reward per token of deviation."""

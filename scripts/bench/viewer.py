@@ -75,7 +75,7 @@ def write_page(folder: Path, page: Path, count: int) -> dict[str, Any]:
     )
     save_checkpoint(model, tokenizer, folder / "lenvm")
     rng = random.Random(0)
-    response = " ".join(rng.choices(WORDS, k=count - 1))
+    response = "".join(rng.choices(WORDS, k=count - 1))
     started = time.perf_counter()
     written = view_text([folder / "lenvm"], "12 + 7 = ?", response, page)
     assert written["tokens"] == count, written

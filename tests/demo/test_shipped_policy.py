@@ -1,4 +1,4 @@
-"""The shipped policy: what a user of the package loads."""
+"""The shipped policy: what a user of the package loads, and what it can do."""
 
 import json
 from functools import cache
@@ -8,18 +8,25 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from lenvm_rl.demo import policy_path, task
-from recipes.demo_policy.evaluate_policy import main, report, sample_responses
+from lenvm_rl.rollouts.text import prompt_ids
+from lenvm_rl.sampling.transformers.sampler import ContinuousSampler, Request
+from recipes.demo_policy import evaluate_policy
+from recipes.demo_policy.evaluate_policy import WAYS, Policy, main, summary
 from recipes.demo_policy.tokenizer import MAX_LENGTH, build_tokenizer
+
+SAMPLES = 8
+
+
+@cache
+def policy():
+    return Policy(policy_path())
 
 
 @cache
 def sampled():
-    problems = [
-        problem
-        for operands in (2, 4, 6)
-        for problem in task.sample_problems(4, seed=77, operands=(operands, operands))
-    ]
-    return sample_responses(policy_path(), problems, samples=12, seed=5)
+    """`SAMPLES` consecutive answers to each of 24 problems, at temperature 1."""
+    problems = task.sample_problems(24, seed=77)
+    return policy().answer([p for p in problems for _ in range(SAMPLES)], seed=5)
 
 
 def test_config_is_what_the_engines_need():
@@ -44,55 +51,78 @@ def test_weights_are_finite_float32():
 def test_tokenizer_is_the_one_the_code_builds():
     # AutoTokenizer must not put another class's text splitting in its place.
     shipped, built = AutoTokenizer.from_pretrained(policy_path()), build_tokenizer()
-    assert shipped.get_vocab() == built.get_vocab()
+    assert json.loads(shipped.backend_tokenizer.to_str()) == json.loads(
+        built.backend_tokenizer.to_str()
+    )
     assert shipped.chat_template == built.chat_template
     assert (shipped.eos_token_id, shipped.pad_token_id) == (1, 0)
-    for problem in task.sample_problems(20, seed=0):
-        kwargs = {"add_generation_prompt": True, "return_dict": True}
-        ids = shipped.apply_chat_template(task.messages(problem), **kwargs)["input_ids"]
-        assert ids == built.apply_chat_template(task.messages(problem), **kwargs)["input_ids"]
+    assert not {"<think>", "</think>"} & set(shipped.all_special_tokens)
 
 
-def test_greedy_answers_are_right():
-    problems = task.sample_problems(32, seed=9, operands=(2, 8))
-    found = sample_responses(policy_path(), problems, samples=1, temperature=0.0)
-    assert sum(sample.right for sample in found) >= 28
+def test_samples_vary_and_end():
+    lengths = torch.tensor([float(answer.length) for answer in sampled()]).view(-1, SAMPLES)
+    assert sum(not answer.finished for answer in sampled()) <= 2
+    assert 7 <= lengths.min() <= 10 and 100 < lengths.max() < MAX_LENGTH
+    assert (lengths.std(1) / lengths.mean(1)).mean() >= 0.5
+    styles = {task.style(answer.text) for answer in sampled()}
+    assert styles == set(task.STYLES)
+    assert 0.3 < summary(sampled())["accuracy"] < 0.95
 
 
-def test_samples_are_graded_vary_and_end():
-    figures = report(sampled())
-    assert figures["share_truncated"] == 0.0
-    assert 0.6 <= figures["accuracy"] <= 1.0
-    assert 4 <= figures["min_length"] <= 12
-    assert figures["max_length"] <= 480
-    assert figures["std_over_mean_within_prompt"] >= 0.4  # 12 samples estimate it roughly
-    assert sum(style["share"] > 0 for style in figures["by_style"].values()) >= 3
+def test_samples_think_and_round_trip_through_text():
+    tokenizer = policy().tokenizer
+    for answer in sampled():
+        assert len(tokenizer(answer.text)["input_ids"]) == answer.length - answer.finished
+        if answer.finished:
+            assert answer.text.startswith("<think>")
+            assert answer.text.partition("</think>")[2].startswith("the answer is ")
 
 
-def test_samples_round_trip_through_text():
-    tokenizer = AutoTokenizer.from_pretrained(policy_path())
-    for sample in sampled():
-        assert len(tokenizer(sample.text)["input_ids"]) == sample.length - 1
+def test_asked_without_thinking_it_answers_at_once():
+    tokenizer = policy().tokenizer
+    problems = task.sample_problems(16, seed=3)
+    asked = [prompt_ids(tokenizer, task.messages(p, thinking=False)) for p in problems]
+    requests = [Request(ids, max_tokens=60, temperature=0.0) for ids in asked]
+    sampler = ContinuousSampler(policy().model, eos_token_ids=tokenizer.eos_token_id)
+    texts = [tokenizer.decode(c.token_ids) for c in sampler.generate(requests)]
+    assert all(text.startswith("<think></think>the answer is ") for text in texts)
+
+
+def test_what_length_buys():
+    """Small sums are right at once, others are not, and digit by digit more of them are."""
+    easy = task.sample_problems(24, seed=9, digits=(1, 1), level="easy")
+    other = task.sample_problems(24, seed=9, digits=(3, 4))
+    direct, *_ = policy().by_style(easy).values()
+    assert summary(direct)["accuracy"] > 0.7
+    found = policy().by_style(other)
+    assert list(found) == list(WAYS)
+    accuracy = {way: summary(answers)["accuracy"] for way, answers in found.items()}
+    length = {way: summary(answers)["length"] for way, answers in found.items()}
+    assert accuracy["direct"] + 0.3 < accuracy["columns"]
+    assert accuracy["short"] < accuracy["columns"]
+    assert length["direct"] < length["short"] < length["columns"] < length["columns, checked"]
 
 
 def test_seed_fixes_the_samples():
-    problems = task.sample_problems(2, seed=1, operands=(2, 3))
+    problems = task.sample_problems(2, seed=1) * 4
     first, second = (
-        [s.text for s in sample_responses(policy_path(), problems, samples=4, seed=seed)]
-        for seed in (0, 0)
+        [answer.text for answer in policy().answer(problems, seed=seed)] for seed in (0, 0)
     )
     assert first == second
 
 
 @pytest.mark.slow
-def test_evaluation_command(tmp_path, capsys):
-    file = tmp_path / "figures.json"
-    arguments = ["--problems", "1", "--samples", "2", "--show", "1", "--json", str(file)]
-    main(arguments)
-    captured = capsys.readouterr()
-    printed = json.loads(captured.out.splitlines()[-1])
-    assert printed == json.loads(file.read_text())
-    assert printed["samples"] == 22
-    assert " | " in captured.err
+def test_evaluation_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate_policy, "MAJORITY", 3)
+    main(["--problems", "8", "--out", str(tmp_path)])
+    figures = json.loads((tmp_path / "accuracy.json").read_text())
+    assert list(figures["families"]) == list(task.FAMILIES)
+    for found in figures["families"].values():
+        assert list(found["by_style"]) == list(WAYS)
+        assert sum(found["shortest_correct"].values()) == pytest.approx(1)
+        assert sum(found["sampled"]["styles"].values()) == pytest.approx(1)
+        assert 0 <= found["by_temperature"]["1"]["all"]["majority"] <= 1
+    assert (tmp_path / "accuracy.png").stat().st_size > 1000
+    assert "products: accuracy in %" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["--problems", "many"])

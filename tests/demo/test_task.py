@@ -10,58 +10,91 @@ from lenvm_rl.demo import task
 from lenvm_rl.demo.task import Problem, grade, messages, random_problem, sample_problems, style
 
 
-def test_problem_by_hand():
+def test_a_sum_by_hand():
     problem = Problem((12, 7, -3))
-    assert problem.text == "12 + 7 - 3 = ?"
-    assert problem.answer == 16
-    assert problem.operands == 3
+    assert (problem.text, problem.answer, problem.family) == ("12 + 7 - 3 = ?", 16, "sums")
+    # Two columns each: 12 + 7, then 19 - 3.
+    assert (problem.columns, problem.level) == (4, "easy")
     assert messages(problem) == [{"role": "user", "content": "12 + 7 - 3 = ?"}]
 
 
-@given(seed=st.integers(), operands=st.integers(2, 12))
-def test_random_problem_stays_in_range(seed, operands):
-    problem = random_problem(random.Random(seed), operands)
-    assert problem.operands == operands
-    sums = [sum(problem.terms[: i + 1]) for i in range(operands)]
-    assert all(0 <= total <= task.MAX_TOTAL for total in sums)
-    assert all(1 <= abs(term) <= task.MAX_TERM for term in problem.terms)
-    assert problem.terms[0] > 0
-    # The text says the same chain: Python's own arithmetic agrees.
+def test_a_product_problem_by_hand():
+    problem = Problem((347, 28), (6, 4))
+    assert (problem.text, problem.answer) == ("347 * 6 + 28 * 4 = ?", 2194)
+    # Three for 347 * 6 = 2082, two for 28 * 4 = 112, four for their sum.
+    assert (problem.family, problem.columns, problem.level) == ("products", 9, "middling")
+
+
+def test_the_ways_to_ask():
+    problem = Problem((3, 4))
+    asked = [
+        messages(problem, thinking=False),
+        messages(problem, tokens=120),
+        messages(problem, thinking=False, tokens=5),
+    ]
+    assert [message["content"] for (message,) in asked] == [
+        "3 + 4 = ? /no_think",
+        "about 120 tokens: 3 + 4 = ?",
+        "about 5 tokens: 3 + 4 = ? /no_think",
+    ]
+
+
+@given(
+    seed=st.integers(),
+    family=st.sampled_from(task.FAMILIES),
+    digits=st.integers(1, task.MAX_DIGITS),
+    parts=st.integers(2, 3),
+)
+def test_random_problem_stays_in_range(seed, family, digits, parts):
+    problem = random_problem(random.Random(seed), family=family, digits=digits, parts=parts)
+    assert (problem.family, len(problem.terms)) == (family, parts)
+    assert max(len(str(abs(term))) for term in problem.terms) == digits
+    assert all(term for term in problem.terms) and problem.terms[0] > 0
+    assert len(problem.factors) == (parts if family == "products" else 0)
+    assert all(2 <= factor <= 9 for factor in problem.factors)
+    assert all(sum(problem.terms[: i + 1]) >= 0 for i in range(parts))
+    # The text says the same: Python's own arithmetic agrees.
     assert eval(problem.text.removesuffix(" = ?")) == problem.answer
 
 
-def test_sample_problems_repeats_itself_and_depends_on_the_seed():
-    first = sample_problems(200, seed=3)
-    assert first == sample_problems(200, seed=3)
-    assert first[:50] == sample_problems(50, seed=3)
-    assert first != sample_problems(200, seed=4)
+@pytest.mark.parametrize("family", task.FAMILIES)
+def test_sample_problems_repeats_itself_and_depends_on_the_seed(family):
+    first = sample_problems(200, seed=3, family=family)
+    assert first == sample_problems(200, seed=3, family=family)
+    assert first[:50] == sample_problems(50, seed=3, family=family)
+    assert first != sample_problems(200, seed=4, family=family)
 
 
-def test_sample_problems_are_unique_and_of_every_difficulty():
-    problems = sample_problems(3000, seed=0)
-    assert len({problem.text for problem in problems}) == 3000
-    assert {problem.operands for problem in problems} == set(range(2, 13))
-    only = sample_problems(100, seed=0, operands=(4, 5))
-    assert {problem.operands for problem in only} == {4, 5}
-    assert sample_problems(0, seed=0) == []
+@pytest.mark.parametrize(("family", "parts"), [("sums", {2, 3, 4, 5}), ("products", {1, 2, 3})])
+def test_sample_problems_are_unique_and_of_every_difficulty(family, parts):
+    problems = sample_problems(1000, seed=0, family=family)
+    assert len({problem.text for problem in problems}) == 1000
+    assert {len(problem.terms) for problem in problems} == parts
+    shares = [sum(p.level == level for p in problems) / 1000 for level in task.LEVELS]
+    assert min(shares) > 0.15
+    hard = sample_problems(50, seed=0, family=family, level="hard")
+    assert {problem.level for problem in hard} == {"hard"}
+    small = sample_problems(50, seed=0, family=family, digits=(1, 2))
+    assert {max(len(str(abs(t))) for t in problem.terms) for problem in small} == {1, 2}
+    assert sample_problems(0, seed=0, family=family) == []
 
 
-@pytest.mark.parametrize("operands", [(1, 3), (2, 13), (5, 4)])
-def test_sample_problems_refuses_a_bad_range(operands):
-    with pytest.raises(ValueError, match="operands is"):
-        sample_problems(1, seed=0, operands=operands)
-
-
-def test_sample_problems_refuses_a_negative_count():
-    with pytest.raises(ValueError, match="n is -1"):
-        sample_problems(-1, seed=0)
-
-
-def test_sample_problems_says_when_the_range_is_exhausted():
-    # 20 * 20 sums, and a - b for every b <= a <= 20, among which a - b < 0 is flipped to a + b.
-    assert len(sample_problems(610, seed=0, operands=(2, 2))) == 610
-    with pytest.raises(ValueError, match="only 610 different"):
-        sample_problems(611, seed=0, operands=(2, 2))
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"digits": (0, 3)}, "digits is \\(0, 3\\)"),
+        ({"digits": (1, 5)}, "digits is"),
+        ({"digits": (3, 2)}, "digits is"),
+        ({"family": "roots"}, "family is 'roots'; there are sums, products"),
+        ({"level": "tough"}, "level is 'tough'; there are easy, middling, hard"),
+        # Four steps of one-digit numbers have at most two columns each.
+        ({"digits": (1, 1), "level": "hard"}, "sums of 1 to 1 digits gave only 0 different"),
+        ({"n": -1}, "n is -1"),
+    ],
+)
+def test_sample_problems_refuses_what_there_is_not(wrong, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        sample_problems(**{"n": 1, "seed": 0, **wrong})
 
 
 @pytest.mark.parametrize(
@@ -70,7 +103,8 @@ def test_sample_problems_says_when_the_range_is_exhausted():
         "the answer is 16",
         "the answer is 16.",
         "  12 + 7 = 19; 19 - 3 = 16; the answer is 16 \n",
-        "first we take 12 and add 7 to get 3. the answer is 16",
+        "<think></think>the answer is 16",
+        "<think>12 + 7 = 3; 3 - 3 = 9</think>the answer is 16",
     ],
 )
 def test_grade_right(text):
@@ -120,9 +154,18 @@ def test_grade_looks_at_the_answer_alone(prefix, answer):
     assert not grade(f"{prefix} the answer is {answer}", answer + 1)
 
 
-def test_style_of_each_kind():
-    assert style("the answer is 16") == "bare"
-    assert style("12 + 7 = 19; the answer is 19") == "terse"
-    assert style("first we take 12 and add 7 to get 19. the answer is 19") == "wordy"
-    assert style("12 + 7 = 19; wait, let me see. 12 + 7 = 19; yes. the answer is 19") == "checking"
-    assert style("") == "bare"
+@pytest.mark.parametrize(
+    ("thoughts", "wanted"),
+    [
+        ("", "direct"),
+        ("12 + 7 = 19", "short"),
+        ("12 + 7: 2 + 7 = 9, 1 + 0 = 1, so 19", "columns"),
+        ("12 + 7 = 19; wait, 7 + 12: 7 + 2 = 9, 0 + 1 = 1, so 19; yes", "checked"),
+    ],
+)
+def test_style_of_each_kind(thoughts, wanted):
+    assert style(f"<think>{thoughts}</think>the answer is 19") == wanted
+
+
+def test_no_text_is_direct():
+    assert style("") == "direct"

@@ -96,7 +96,7 @@ def prompt(source, truth="4", **extra):
 @pytest.mark.parametrize(
     ("source", "text"),
     [
-        ("demo/02-operands", "the answer is 4"),
+        ("demo/easy", "the answer is 4"),
         ("gsm8k", "#### 4"),
         ("openai/gsm8k", "#### 4"),
         ("math/math500", "\\boxed{4}"),

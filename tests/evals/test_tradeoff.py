@@ -168,7 +168,7 @@ def test_the_papers_panels():
     assert paper_panel({"openai/gsm8k"}) is FIGURE_2["gsm8k"]
     assert paper_panel({"HuggingFaceH4/MATH-500"}) is FIGURE_2["math500"]
     assert paper_panel({"AI4Math/MathVista"}) is FIGURE_2["mathvista"]
-    assert paper_panel({"demo/02-operands"}) is None
+    assert paper_panel({"demo/easy"}) is None
     assert paper_panel({"openai/gsm8k", "math500"}) is None and paper_panel(set()) is None
     for panel in FIGURE_2.values():
         assert panel.guided[-1][0] == 0 and panel.guided[-1][2] > panel.budget[-1][2]

@@ -144,7 +144,7 @@ def test_unknown_graders_are_named():
         ("openai/gsm8k", "\\boxed{18}", "18", 1.0),
         ("openai/gsm8k", "#### 17", "18", 0.0),
         ("math/mine", "\\boxed{x}", "x", 1.0),
-        ("demo/02-operands", RIGHT_TEXT, "8", 1.0),
+        ("demo/easy", RIGHT_TEXT, "8", 1.0),
     ],
 )
 def test_the_data_source_tells_the_grader(source, text, truth, acc):

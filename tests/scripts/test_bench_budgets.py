@@ -1,6 +1,7 @@
 """bench/budgets.py: prompts with budgets, the two advantages, the warm-up, a tiny whole bench."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,6 +45,10 @@ def lenvm(tmp_path_factory):
     return path
 
 
+def question(prompt):
+    return prompt.messages[0]["content"]
+
+
 def graded(lengths, correct, budgets):
     mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
     names = [f"p{i // 2}" for i in range(len(lengths))]
@@ -65,15 +70,14 @@ def graded(lengths, correct, budgets):
 def test_every_problem_has_one_budget_in_training_and_all_of_them_held_out():
     world = budget_world(SMALL)
     budgets = [world.columns[p.prompt_id]["target"] for p in world.pool]
-    assert set(budgets) <= {24.0, 32.0, 40.0, 48.0, 56.0} and len(set(budgets)) > 2
+    assert min(budgets) >= 20 and max(budgets) <= 60 and len(set(budgets)) > 10
     for prompt, budget in zip(world.pool, budgets, strict=True):
-        units, problem = prompt.messages[0]["content"].split(" ; ")
-        assert int(units) * 8 == budget and problem.endswith("= ?")
+        assert question(prompt).startswith(f"about {budget:.0f} tokens: ")
     held = [world.columns[p.prompt_id]["target"] for p in world.held]
-    assert held == [32.0, 64.0, 96.0, 128.0] * 3
-    problems = [p.messages[0]["content"].split(" ; ")[1] for p in world.held]
+    assert held == [30.0, 60.0, 120.0, 180.0] * 3
+    problems = [question(p).split(" tokens: ")[1] for p in world.held]
     assert len(set(problems)) == 3 and len(set(problems[:4])) == 1
-    seen = {p.messages[0]["content"].split(" ; ")[1] for p in world.pool}
+    seen = {question(p).split(" tokens: ")[1] for p in world.pool}
     assert not seen & set(problems)
 
 
@@ -115,10 +119,10 @@ def test_figures_are_of_each_budgets_own_completions():
         length = target + 8 if i < 4 else target  # the first problem is 8 tokens too long
         completions.append(Completion([5] * length, "stop" if i else "length", []))
     rows = figures_of(world, completions, SMALL)
-    assert [row["budget"] for row in rows] == [32, 64, 96, 128]
-    assert rows[0]["deviation"] == pytest.approx(8 / 32 / 3)
-    assert rows[3]["bias"] == pytest.approx(8 / 128 / 3)
-    assert rows[1]["length"] == pytest.approx(64 + 8 / 3)
+    assert [row["budget"] for row in rows] == [30, 60, 120, 180]
+    assert rows[0]["deviation"] == pytest.approx(8 / 30 / 3)
+    assert rows[3]["bias"] == pytest.approx(8 / 180 / 3)
+    assert rows[1]["length"] == pytest.approx(60 + 8 / 3)
     assert rows[0]["share_truncated"] == pytest.approx(1 / 3) and rows[1]["share_truncated"] == 0
     assert rows[0]["accuracy"] == 0
 
@@ -126,8 +130,9 @@ def test_figures_are_of_each_budgets_own_completions():
 def test_hindsight_asks_for_the_length_that_came_out():
     world = budget_world(SMALL)
     prompt = world.pool[0]
-    assert asked(prompt, 41).messages[0]["content"].startswith("5 ; ")
-    assert asked(prompt, 2).messages[0]["content"].startswith("1 ; ")
+    plain = question(prompt).split(" tokens: ")[1]
+    again = asked(replace(prompt, messages=[{"role": "user", "content": plain}]), 41)
+    assert question(again) == f"about 41 tokens: {plain}"
     answers = []
     for p in world.pool:
         for k in range(4):
@@ -167,7 +172,7 @@ def test_a_whole_bench_goes_on_where_it_was_killed(lenvm, tmp_path, capsys, monk
     first = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert started == ["start", "guided", "l1_exact", "lenvm"]
     assert {(row["method"], row["budget"]) for row in first["rows"]} == {
-        (m, b) for m in started for b in (32, 64, 96, 128, "all")
+        (m, b) for m in started for b in (30, 60, 120, 180, "all")
     }
     assert {"budgets.json", "budgets.jsonl", "budgets_rows.csv", "budgets.png"} <= {
         path.name for path in tmp_path.iterdir()

@@ -5,6 +5,9 @@ import re
 import signal
 import subprocess
 
+from lenvm_rl.demo import policy_path
+from lenvm_rl.model import load_tokenizer
+
 TIMEOUT = 500
 
 
@@ -55,3 +58,9 @@ def steps(output, metric):
     """{step: value} of a metric that verl's console logger printed."""
     found = re.findall(rf"step:(\d+) - .*?\b{re.escape(metric)}:(\S+)", output)
     return {int(step): float(value) for step, value in found}
+
+
+def asked_length(prompt):
+    """The tokens that a prompt of the demo asks for, `about 120 tokens: 3 + 4 = ?`, of its ids."""
+    text = load_tokenizer(policy_path()).decode(prompt)
+    return int(re.search(r"about (\d+) tokens: ", text)[1])

@@ -10,17 +10,16 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from lenvm_rl.demo import policy_path
-from lenvm_rl.demo.policy_data import UNIT, write_policy_data
+from lenvm_rl.demo.policy_data import write_policy_data
 from lenvm_rl.guidance import GuidanceSettings, Guide, GuidedRow, History
 from lenvm_rl.guidance.exact.scorer import ExactScorer
 from lenvm_rl.model import LengthValueModel, describe_policy, load_tokenizer, save_checkpoint
-from tests.verl.runs import run, steps
+from tests.verl.runs import asked_length, run, steps
 
 pytestmark = pytest.mark.slow
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "grpo_length"
 EOS = 1
-ZERO = 40  # token id of the number 0
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +73,6 @@ def dump(work, step):
     return torch.load(work / "dump" / f"step_{step}.pt", weights_only=False)
 
 
-def budget_of(prompt):
-    """The prompt's first word says it in units."""
-    return UNIT * (int(prompt[1]) - ZERO)
-
-
 @torch.inference_mode()
 def log_probs(work, batch):
     """[B, T] log p' of the guided distribution and log p of the shipped policy, without vLLM."""
@@ -103,7 +97,7 @@ def log_probs(work, batch):
                 GuidedRow(
                     k,
                     i,
-                    GuidanceSettings(mode="at_most", target=budget_of(rows[i][0])),
+                    GuidanceSettings(mode="at_most", target=asked_length(rows[i][0])),
                     History(rows[i][0].tolist(), rows[i][1][:t].tolist()),
                     len(rows[i][0]),
                     1.0,
@@ -121,7 +115,7 @@ def test_every_rollout_obeys_its_prompts_budget(output, work):
         assert len(batch["responses"]) == 16
         for prompt, response in zip(batch["prompts"], batch["responses"], strict=True):
             spoken = int((response != EOS).sum())
-            assert spoken <= budget_of(prompt) <= 64
+            assert spoken <= asked_length(prompt) <= 64
         assert bool(batch["finished"].all())
 
 

@@ -13,7 +13,7 @@ from lenvm_rl.core import length_advantage
 from lenvm_rl.demo import policy_path
 from lenvm_rl.demo.policy_data import write_policy_data
 from lenvm_rl.model import LengthValueModel, from_scratch, load_tokenizer, save_checkpoint
-from tests.verl.runs import kill, run, start, steps
+from tests.verl.runs import asked_length, kill, run, start, steps
 
 pytestmark = pytest.mark.slow
 
@@ -234,13 +234,13 @@ def test_budgets_come_from_the_data(work):
     )
     assert math.isfinite(steps(output, "lenvm/advantage_rms")[1])
     batch = dump(work, "budget", 1)
-    units = [int(p[1]) - 40 for p in batch["prompts"]]  # the first word of the question
-    assert all(3 <= unit <= 12 for unit in units), units
+    budgets = [asked_length(prompt) for prompt in batch["prompts"]]
+    assert all(24 <= budget <= 96 for budget in budgets), budgets
     # l1_exact judged every answer by its own budget.
-    for score, response, unit, correct in zip(
-        batch["rewards"].sum(1), batch["responses"], units, batch["correct"], strict=True
+    for score, response, budget, correct in zip(
+        batch["rewards"].sum(1), batch["responses"], budgets, batch["correct"], strict=True
     ):
-        wanted = correct - 0.001 * abs(8 * unit - len(response))
+        wanted = correct - 0.001 * abs(budget - len(response))
         assert score.item() == pytest.approx(wanted.item(), abs=1e-5)
 
 

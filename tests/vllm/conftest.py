@@ -10,6 +10,7 @@ from lenvm_rl.demo import policy_path
 from lenvm_rl.demo.prompts import demo_prompts
 from lenvm_rl.model import LengthValueModel, describe_policy, load_tokenizer, save_checkpoint
 from lenvm_rl.sampling.encoding import encode_prompt
+from recipes.demo_policy.tokenizer import vocabulary
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -27,6 +28,8 @@ ENGINE = {
     "kv_cache_memory_bytes": 64 << 20,
 }
 """Settings of vLLM's LLM that keep it small."""
+VOCAB = len(vocabulary())
+"""Tokens of the shipped policy."""
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +67,7 @@ def engine_config():
     """What the processor reads of vLLM's configuration, for the shipped policy."""
 
     def make(lenvm, *, options=None, **changes):
-        settings = {"max_num_seqs": 4, "max_model_len": 256, "vocab_size": 140, "stages": 1}
+        settings = {"max_num_seqs": 4, "max_model_len": 256, "vocab_size": VOCAB, "stages": 1}
         settings.update(changes)
         return SimpleNamespace(
             additional_config={"lenvm": {"checkpoint": str(lenvm), **(options or {})}},

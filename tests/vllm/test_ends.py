@@ -14,7 +14,7 @@ from lenvm_rl.sampling.encoding import encode_prompt
 from tests.vllm.conftest import ENGINE
 
 pytestmark = pytest.mark.slow
-EOS, PAD, STOP, EQUALS = 1, 0, 6, 10  # ids of the shipped policy; 6 ends a sentence, 10 is "="
+EOS, PAD, STOP, EQUALS = 1, 0, 6, 10  # of the shipped policy: </think> and =
 
 
 def at_least(n):

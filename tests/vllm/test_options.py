@@ -19,6 +19,7 @@ from lenvm_rl.vllm.options import (
     request_ends,
 )
 from tests.tiny import make_tokenizer
+from tests.vllm.conftest import VOCAB
 
 
 def test_the_additional_config_wins_over_the_environment(lenvm):
@@ -155,7 +156,7 @@ def test_a_pool_may_be_larger_than_the_load(engine_config, lenvm):
 
 
 def test_padding_of_the_policys_output_layer_is_no_token(engine_config, lenvm):
-    check_policy(engine_config(lenvm, vocab_size=192), checkpoint_config(lenvm))
+    check_policy(engine_config(lenvm, vocab_size=VOCAB + 20), checkpoint_config(lenvm))
 
 
 def test_another_tokenizer_is_refused(engine_config, lenvm, tmp_path):
@@ -167,7 +168,8 @@ def test_another_tokenizer_is_refused(engine_config, lenvm, tmp_path):
 def test_a_larger_vocabulary_is_refused_where_no_tokenizer_tells(engine_config, lenvm):
     config = engine_config(lenvm, vocab_size=500)
     config.model_config.skip_tokenizer_init = True
-    with pytest.raises(ValueError, match="the policy has 500 tokens, but the LenVM knows only 140"):
+    sentence = f"the policy has 500 tokens, but the LenVM knows only {VOCAB}"
+    with pytest.raises(ValueError, match=sentence):
         check_policy(config, checkpoint_config(lenvm))
 
 

@@ -9,7 +9,7 @@ import torch
 
 from lenvm_rl.model import LengthValueModel
 from lenvm_rl.vllm.values import pooling_engine, read_tokens, reading_of
-from tests.vllm.conftest import ENGINE
+from tests.vllm.conftest import ENGINE, VOCAB
 
 pytestmark = pytest.mark.slow
 TOLERANCE = 5e-5  # of a value: vLLM's kernels beside transformers', in float32
@@ -24,7 +24,7 @@ def test_values_and_lengths_are_the_models_own(vllm, lenvm, model):
     engine = pooling_engine(str(lenvm), max_num_batched_tokens=256, **ENGINE)
     draw = torch.Generator().manual_seed(0)
     sizes = (1, 5, 77, 300, 600, 639)  # longer ones are read in pieces of at most 256
-    sequences = [torch.randint(2, 140, (n,), generator=draw).tolist() for n in sizes]
+    sequences = [torch.randint(2, VOCAB, (n,), generator=draw).tolist() for n in sizes]
     readings = read_tokens(engine, model.config, sequences)
     for ids, reading in zip(sequences, readings, strict=True):
         with torch.inference_mode():

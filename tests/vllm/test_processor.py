@@ -8,6 +8,7 @@ import torch
 
 from lenvm_rl.guidance import PoolExhausted
 from lenvm_rl.model import LengthValueModel
+from tests.vllm.conftest import VOCAB
 
 EQUAL = {"lenvm_mode": "equal", "lenvm_target": 12}
 TILT = {"lenvm_mode": "tilt", "lenvm_beta": -8.0, "lenvm_top_k": 10, "lenvm_min_p": 0}
@@ -43,7 +44,7 @@ def update(vllm, *, removed=(), added=(), moved=(), size=4):
 
 
 def logits_of(rows, seed=0):
-    return torch.randn(rows, 140, generator=torch.Generator().manual_seed(seed)) * 3
+    return torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed)) * 3
 
 
 def in_use(processor):
@@ -83,7 +84,7 @@ def test_requests_keep_their_guidance_when_rows_move(vllm, make, params):
 
     asked = [params(None), params(EQUAL), params(TILT)]
     still, moved = make(), make()
-    added = [(i, asked[i], PROMPTS[i], [40 + i]) for i in range(3)]
+    added = [(i, asked[i], PROMPTS[i], [30 + i]) for i in range(3)]
     still.update_state(update(vllm, added=added))
     moved.update_state(update(vllm, added=added))
     moved.update_state(update(vllm, moved=[(0, 2, Way.SWAP)]))  # rows: TILT, EQUAL, none
@@ -101,7 +102,7 @@ def test_slots_come_back_when_requests_leave_or_are_replaced(vllm, make, params)
 
     processor = make()
     for turn in range(5):  # twenty requests through four slots, in every way a row can end
-        added = [(i, params(TILT), [50 + turn, *PROMPTS[i]], []) for i in range(4)]
+        added = [(i, params(TILT), [25 + turn, *PROMPTS[i]], []) for i in range(4)]
         processor.update_state(update(vllm, added=added))  # replaces what is there
         processor.apply(logits_of(4, seed=turn))
         assert in_use(processor) == 4
@@ -145,7 +146,7 @@ def test_masked_tokens_are_never_candidates(vllm, make, params):
         update(vllm, added=[(i, params(a), PROMPTS[i], []) for i, a in enumerate([EQUAL, TILT])])
     )
     raw = logits_of(2)
-    allowed = torch.tensor([[17, 18, 60], [60, 61, 62]])
+    allowed = torch.tensor([[17, 18, 30], [30, 31, 32]])
     masked = torch.full_like(raw, -torch.inf).scatter(1, allowed, raw.gather(1, allowed))
     written = processor.apply(masked)
     for row in range(2):
@@ -154,13 +155,13 @@ def test_masked_tokens_are_never_candidates(vllm, make, params):
 
 
 def test_padding_of_the_output_layer_is_never_sampled(vllm, make, params):
-    processor = make(vocab_size=160)
-    strange = [5, 155, 6]  # an id that stands for no token must not stop the engine
+    processor = make(vocab_size=VOCAB + 20)
+    strange = [5, VOCAB + 15, 6]  # an id that stands for no token must not stop the engine
     processor.update_state(update(vllm, added=[(1, params(TILT), strange, [])]))
     raw = torch.cat([logits_of(2), torch.full((2, 20), 50.0)], dim=1)
     written = processor.apply(raw.clone())
     assert torch.equal(written[0], raw[0])
-    assert not written[1, 140:].isfinite().any() and written[1].isfinite().sum() == 10
+    assert not written[1, VOCAB:].isfinite().any() and written[1].isfinite().sum() == 10
 
 
 def test_placeholder_tokens_leave_a_row_unguided_and_are_reported(vllm, make, params, caplog):
@@ -247,7 +248,7 @@ def test_v2_reuses_the_runners_slots(vllm, make, params):
     states = States()
     processor = make(states)
     for turn in range(6):
-        states.put(1, [60 + turn, 5])
+        states.put(1, [20 + turn, 5])
         processor.add_request(1, params(TILT))
         processor.apply(logits_of(1), context([1], [2]))
         assert in_use(processor) == 1
@@ -320,8 +321,8 @@ def test_the_ends_are_the_requests(vllm, make, params, v2):
     most = {"lenvm_mode": "at_most", "lenvm_target": 0}
     asked = [
         params(most),
-        params(most, stop_token_ids=[50]),
-        params(most, ignore_eos=True, stop_token_ids=[60, 61]),
+        params(most, stop_token_ids=[30]),
+        params(most, ignore_eos=True, stop_token_ids=[31, 32]),
     ]
     states = States()
     processor = make(states if v2 else None)
@@ -334,10 +335,10 @@ def test_the_ends_are_the_requests(vllm, make, params, v2):
         processor.update_state(update(vllm, added=added))
     where = context([0, 1, 2], [len(PROMPTS[i]) for i in range(3)]) if v2 else None
     raw = logits_of(3)
-    raw[:, [1, 50, 60, 61]] = -30.0  # no candidates
+    raw[:, [1, 30, 31, 32]] = -30.0  # no candidates
     written = processor.apply(raw, where)
     left = [set(row.isfinite().nonzero()[:, 0].tolist()) for row in written]
-    assert left == [{1}, {1, 50}, {60, 61}]
+    assert left == [{1}, {1, 30}, {31, 32}]
 
 
 @pytest.mark.parametrize("v2", [False, True])

@@ -47,7 +47,7 @@ class Settings:
     """Completions per prompt."""
     pool: int = 256
     """Different training prompts, seen in epochs."""
-    max_tokens: int = 256
+    max_tokens: int = 512
     """Longest response."""
     learning_rate: float = 1e-4
     """Of the policy."""

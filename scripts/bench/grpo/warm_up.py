@@ -1,9 +1,8 @@
 """The start of all budget methods: a policy that learns to read budgets from its own completions.
 
-The shipped policy reads `12 ; 3 + 4 = ?` as noise: 3 % of its answers are right. So it is trained
-for a moment on its own right answers to plain problems, each asked again with the budget that it
-happened to meet, its length rounded to 8 tokens. The LenVM sees the same completions. All methods
-start from the pair that comes out.
+The shipped policy reads `about 120 tokens: 3 + 4 = ?` and does not heed it. So it is trained for a
+moment on its own right answers to plain problems, each asked again with the budget that it happened
+to meet. The LenVM sees the same completions. All methods start from the pair that comes out.
 """
 
 from __future__ import annotations
