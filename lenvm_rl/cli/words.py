@@ -78,7 +78,7 @@ WORDS = {
     "student": Word(read=_lenvm),
     "probe": Word(kind=str, read=_policy),
     "prompts": Word(
-        "Prompts: a file, `demo:COUNT`, or a set: `gsm8k@hub:100`.",
+        "Prompts: a file, `demo:COUNT`, `demo-products:COUNT`, or a set: `gsm8k@hub:100`.",
         kind=str,
         read=_prompts,
         adds=("limit", "seed"),

@@ -14,8 +14,8 @@ def test_a_text_on_the_shipped_model(tmp_path):
     out = tmp_path / "view.html"
     given = ["--lenvm", "demo", "--prompt", "12 + 7 = ?", "--out", out]
     figures = run(*given, "--response", f"@{tmp_path / 'answer.txt'}")
-    assert figures["tokens"] == 5 and figures["models"] == 1  # four words and the EOS
-    assert run(*given, "--response", "the answer is 19", "--truncated")["tokens"] == 4
+    assert figures["tokens"] == 6 and figures["models"] == 1  # three words, two digits, EOS
+    assert run(*given, "--response", "the answer is 19", "--truncated")["tokens"] == 5
     assert figures["bytes"] > 10_000 and out.read_text().startswith("<!doctype html>")
 
 

@@ -89,12 +89,11 @@ def test_asked_without_thinking_it_answers_at_once():
 
 
 def test_what_length_buys():
-    """Small sums are right at once, others are not, and digit by digit more of them are."""
-    easy = task.sample_problems(24, seed=9, digits=(1, 1), level="easy")
-    other = task.sample_problems(24, seed=9, digits=(3, 4))
-    direct, *_ = policy().by_style(easy).values()
-    assert summary(direct)["accuracy"] > 0.7
-    found = policy().by_style(other)
+    """The smallest sums are right at once, others are not, and digit by digit more of them are."""
+    smallest = [task.Problem((a, b)) for a in (2, 5, 9) for b in (3, 4, 8)]
+    at_once = policy().answer(smallest, ["<think></think>"] * 9, temperature=0.0)
+    assert summary(at_once)["accuracy"] > 0.8
+    found = policy().by_style(task.sample_problems(24, seed=9, digits=(3, 4)))
     assert list(found) == list(WAYS)
     accuracy = {way: summary(answers)["accuracy"] for way, answers in found.items()}
     length = {way: summary(answers)["length"] for way, answers in found.items()}

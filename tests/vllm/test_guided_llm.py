@@ -70,6 +70,14 @@ def spoken(completion):
     return sum(token != EOS for token in completion.token_ids)
 
 
+def test_thinking_is_part_of_the_text(vllm, plain, prompts, tokenizer):
+    """The tags are tokens like any others: no special ones, which an engine would leave out."""
+    answers = run(vllm, plain, prompts, None, temperature=0.0, max_tokens=500)
+    for answer in answers:
+        assert re.fullmatch("<think>.*</think>the answer is [0-9]+", answer.text), answer.text
+        assert answer.text == tokenizer.decode(answer.token_ids, skip_special_tokens=True)
+
+
 def test_off_and_beta_zero_sample_as_a_server_without_the_processor(vllm, plain, guided, prompts):
     reference = tokens(run(vllm, plain, prompts, None))
     neutral = {"lenvm_mode": "tilt", "lenvm_beta": 0.0}
