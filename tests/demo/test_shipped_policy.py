@@ -39,6 +39,7 @@ def test_config_is_what_the_engines_need():
     generation = GenerationConfig.from_pretrained(policy_path())
     assert (generation.temperature, generation.top_k, generation.top_p) == (1.0, 0, 1.0)
     assert (generation.eos_token_id, generation.pad_token_id) == (1, 0)
+    assert generation.max_new_tokens == evaluate_policy.MAX_TOKENS  # a server's limit, if unasked
 
 
 def test_weights_are_finite_float32():
