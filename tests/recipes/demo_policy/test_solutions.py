@@ -66,7 +66,7 @@ def test_exact_texts():
     short = replace(CAREFUL, direct=0.0, columns=0.0, check=0.0)
     steps = "347 + 85 = 432; 432 - 112 = 320"
     assert written(problem, rng, short) == f"<think>{steps}</think>the answer is 320"
-    again = "85 + 347: 5 + 7 = 2', 8 + 4' = 3', 0 + 3' = 4, so 432; "
+    again = "347 + 85: 7 + 5 = 2', 4 + 8' = 3', 3 + 0' = 4, so 432; "
     again += "432 - 112: 2 - 2 = 0, 3 - 1 = 2, 4 - 1 = 3, so 320"
     checked = replace(short, check=1.0, check_again=0.0)
     assert written(problem, rng, checked) == (
@@ -149,7 +149,7 @@ def test_a_check_finds_slips():
 def test_lengths_spread_within_a_prompt(family):
     rng, spreads = random.Random(0), []
     for problem in sample_problems(40, seed=5, family=family):
-        lengths = [len(written(problem, rng)) for _ in range(50)]
+        lengths = [len(written(problem, rng)) for _ in range(90)]
         assert min(lengths) == len("<think></think>the answer is ") + len(str(problem.answer))
         spreads.append(stdev(lengths) / fmean(lengths))
     assert fmean(spreads) > 0.5
