@@ -98,7 +98,8 @@ def test_a_rehearsal_on_a_cpu(name):
     if name == "steps":
         assert all(row["extra_passes"] == 0 for row in found["by_requests"].values())
     if name == "training":
-        assert 0 < found["mfu"] < 1 and found["tokens_per_s"] > 0
+        # Below 1 on a GPU alone: here the peak is a timing of its own, made on a busy machine.
+        assert found["mfu"] > 0 and found["tokens_per_s"] > 0
 
 
 def test_the_folders_of_the_gpu_tests_are_there():
