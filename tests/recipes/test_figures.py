@@ -36,6 +36,9 @@ def test_its_command_exists(figure):
     files = [w.split("::")[0] for w in words if IN_TREE.match(w)]
     if words[1:3] == ["-m", "scripts.bench"]:
         files.append(f"scripts/bench/{words[3]}.py")
+    elif words[1:2] == ["-m"] and words[2].startswith("recipes."):
+        module = words[2].replace(".", "/")
+        files.append(f"{module}/__main__.py" if (ROOT / module).is_dir() else f"{module}.py")
     assert [f for f in files if not (ROOT / f).exists()] == []
     if words[0] == "lenvm":
         name = " ".join(words[1:3] if words[1] == "eval" else words[1:2])
