@@ -173,10 +173,9 @@ def test_penalties_move_no_bound(vllm, guided, prompts):
 
 def test_greedy_requests_are_guided(vllm, guided, prompts):
     unguided = tokens(run(vllm, guided, prompts, None, temperature=0.0))
-    strong = {"lenvm_mode": "tilt", "lenvm_beta": 40.0}
-    longer = tokens(run(vllm, guided, prompts, strong, temperature=0.0))
-    assert longer != unguided
-    assert sum(map(len, longer)) > sum(map(len, unguided))
+    both = [{"lenvm_mode": "tilt", "lenvm_beta": beta} for beta in (40.0, -40.0)]
+    longer, shorter = (tokens(run(vllm, guided, prompts, t, temperature=0.0)) for t in both)
+    assert longer != unguided != shorter != longer
 
 
 def test_several_completions_of_one_prompt_are_guided(vllm, guided, prompts):
