@@ -158,9 +158,13 @@ def majority(answers: Sequence[Answer], votes: int) -> float:
     wins = []
     for start in range(0, len(answers), votes):
         group = answers[start : start + votes]
-        said = Counter(answer.text.rpartition("answer is ")[2] for answer in group)
-        wins.append(said.most_common(1)[0][0] == str(group[0].problem.answer))
+        wins.append(most_said([a.text for a in group]) == str(group[0].problem.answer))
     return float(np.mean(wins))
+
+
+def most_said(texts: Sequence[str]) -> str:
+    """The most frequent final answer, of equally frequent ones the first."""
+    return Counter(text.rpartition("answer is ")[2] for text in texts).most_common(1)[0][0]
 
 
 def shortest_correct(styles: dict[str, list[Answer]]) -> dict[str, float]:

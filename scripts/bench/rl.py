@@ -39,7 +39,9 @@ from scripts.bench.plots import plot_curves, plot_drift, plot_pareto
 from scripts.bench.pool import run_missing
 
 FIGURES = ("accuracy", "length", "tokens_per_correct", "share_truncated")
-GREEDY = ("greedy_accuracy", "greedy_length")
+BESIDE = ("greedy_accuracy", "greedy_length", "hard_accuracy", "hard_length")
+TEMPERATURES = (1.0, 0.6, 0.0)
+VOTES = 16
 SHARES = tuple(percent / 100 for percent in range(95, 20, -5))
 """Of the untrained policy's length on the same prompts; the first update at each is reported."""
 SMOOTHING = 3  # updates averaged before a length counts as reached
@@ -92,6 +94,7 @@ def run(options: Options) -> dict[str, Any]:
         "run_hours": sum(r["seconds"] for r in runs) / 3600,
         "before": start,
         "before_by_temperature": before["by_temperature"],
+        "before_by_majority": before["majority"],
         "answer": answer(rows),
         "methods": rows,
         "settings": harness.settings(options),
@@ -100,7 +103,7 @@ def run(options: Options) -> dict[str, Any]:
     plot_pareto(rows, (start["length"], start["accuracy"]), options.out / "pareto.png")
     plot_curves(runs, options.out / "curves.png")
     plot_drift(runs, options.out / "drift.png")
-    show_rows(rows, start, before["by_temperature"])
+    show_rows(rows, start, before["by_temperature"], before["majority"])
     return figures
 
 
@@ -137,17 +140,16 @@ def one_run(
 
 
 def prepare(path: Path, settings: Settings) -> dict[str, Any]:
-    """The policy before training: figures on held-out problems, at other temperatures too (0 is
-    greedy), which cost no training at all; and what rewards ask of the training prompts."""
-    if not path.exists() or "by_temperature" not in json.loads(path.read_text()):
+    """The policy before training: figures on held-out problems, at other temperatures (0 is greedy)
+    and by majority too, which cost no training at all; and what rewards ask of the prompts."""
+    if not path.exists() or "majority" not in json.loads(path.read_text()):
         CONSOLE.print("measuring the policy before training")
         world, policy = World(settings), policy_of()
+        rows = [{"temperature": t, **world.evaluate(policy, temperature=t)} for t in TEMPERATURES]
         content = {
-            "start": world.evaluate(policy),
-            "by_temperature": [
-                {"temperature": t, **world.evaluate(policy, temperature=t)}
-                for t in (1.0, 0.7, 0.5, 0.3, 0)
-            ],
+            "start": {k: v for k, v in rows[0].items() if k != "temperature"},
+            "by_temperature": rows,
+            "majority": {"votes": VOTES, **world.majority(policy, votes=VOTES)},
             "columns": world.references(policy),
         }
         write_json(path, content)
@@ -155,13 +157,17 @@ def prepare(path: Path, settings: Settings) -> dict[str, Any]:
 
 
 def show_rows(
-    rows: Sequence[dict[str, Any]], start: dict[str, float], samplers: list[dict[str, float]]
+    rows: Sequence[dict[str, Any]],
+    start: dict[str, float],
+    samplers: list[dict[str, float]],
+    voted: dict[str, float],
 ) -> None:
     """The table on the screen, the most accurate first."""
     others = ", ".join(
         f"T {row['temperature']:g}: {100 * row['accuracy']:.1f} % at {row['length']:.1f}"
         for row in samplers[1:]
     )
+    others += f", majority of {voted['votes']}: {100 * voted['accuracy']:.1f} %"
     reached_by_one = [n for n in SHARES if any(row[column(n)] is not None for row in rows)]
     wanted = [share for share in reached_by_one if round(100 * share) % 10 == 0]
     lines = []
@@ -268,8 +274,8 @@ def _row(group: Sequence[Run]) -> dict[str, Any]:
         values = torch.tensor(known, dtype=torch.float64)
         row[name] = values.mean().item()
         row[f"{name}_std"] = values.std().item() if len(group) > 1 else math.nan
-    for name in GREEDY:
-        if all(name in run for run in group):  # runs of before it was measured have none
+    for name in BESIDE:
+        if all(run.get(name) is not None for run in group):  # not measured, or no hard problem
             row[name] = statistics.fmean(run[name] for run in group)
     for share in SHARES:
         reached = [updates_to(run["history"], share) for run in group]

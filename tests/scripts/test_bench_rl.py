@@ -9,6 +9,7 @@ import torch
 
 from lenvm_rl.core import length_term, read_critic
 from lenvm_rl.demo import policy_path
+from lenvm_rl.demo.prompts import demo_prompts
 from lenvm_rl.model import (
     LengthValueModel,
     describe_policy,
@@ -29,6 +30,7 @@ from scripts.bench.grpo.methods import (
     rewards_of,
     task_advantage,
 )
+from scripts.bench.grpo.training import Settings, World
 from scripts.bench.harness import main
 from scripts.bench.rl import answer, compare, updates_to
 from tests.tiny import FORWARD
@@ -235,6 +237,24 @@ def test_lambda_scan_differs_from_objective_right_by_lambda_alone():
         )
 
 
+def test_hard_problems_and_votes_are_of_the_held_out_ones(lenvm, monkeypatch):
+    world = World(Settings(lenvm=lenvm, pool=1, eval_prompts=3, eval_samples=2))
+    hard = [p for p in demo_prompts(200, seed=3) if p.data_source == "demo/hard"][:1]
+    world.held = world.held[:2] + hard
+    said = [["1", "1"], ["2", "3"], [hard[0].ground_truth, "4"]]
+
+    def sample(policy, prompts, samples, **_):
+        texts = [f"the answer is {n}" for group in said for n in group]
+        return [Completion([*world.tokenizer(t)["input_ids"], 1], "stop", []) for t in texts]
+
+    monkeypatch.setattr(world, "sample", sample)
+    figures = world.evaluate(None)
+    assert figures["hard_accuracy"] == 0.5
+    assert figures["hard_length"] == pytest.approx((len(hard[0].ground_truth) + 10) / 2, abs=1)
+    votes = world.majority(None, votes=2)
+    assert votes["accuracy"] == pytest.approx(1 / 3), "the first of two that are said once"
+
+
 def history(lengths):
     same = {"reference_length": 100.0, "accuracy": 0.5, "value_rmse": 0.1, "value_bias": 0.0}
     return [{"length": n, **same} for n in lengths]
@@ -305,7 +325,9 @@ def test_a_whole_bench_goes_on_where_it_was_killed(lenvm, tmp_path, capsys, monk
     assert [row["method"] for row in figures["methods"]] == names.split(",")
     assert all(0 <= row["greedy_accuracy"] <= 1 for row in figures["methods"])
     samplers = figures["before_by_temperature"]
-    assert [row["temperature"] for row in samplers] == [1.0, 0.7, 0.5, 0.3, 0]
+    assert [row["temperature"] for row in samplers] == [1.0, 0.6, 0]
+    assert figures["before_by_majority"]["votes"] == 16
+    assert figures["before_by_majority"]["length"] > 16 * 5, "one answer costs all votes"
     assert {**samplers[0]} == {"temperature": 1.0, **figures["before"]}
     assert {
         "rl.json",

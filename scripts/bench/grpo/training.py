@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.rollouts.atomic import write_json
 from lenvm_rl.sampling.encoding import encode_prompt
 from lenvm_rl.sampling.transformers.sampler import Completion, ContinuousSampler, Request
+from recipes.demo_policy.evaluate_policy import most_said
 from scripts.bench.grpo.batches import Grid, length_values, policy_gradient, value_loss
 from scripts.bench.grpo.methods import Graded
 from scripts.bench.harness import settings as settings_of
@@ -206,7 +208,7 @@ class World:
         )
 
     def evaluate(self, policy: Any, *, temperature: float = 1.0) -> dict[str, float]:
-        """Accuracy and length on problems that were not trained on."""
+        """Accuracy and length on problems that were not trained on, on hard ones too."""
         samples = self.settings.eval_samples if temperature else 1
         completions = self.sample(
             policy, self.held, samples, seed=EVAL_SEED, temperature=temperature
@@ -215,6 +217,7 @@ class World:
         right = [self.right(p, c) for p, c in zip(owners, completions, strict=True)]
         tokens = [len(c.token_ids) for c in completions]
         ordered = sorted(tokens)
+        hard = [i for i, p in enumerate(owners) if p.data_source.endswith("/hard")]
         return {
             "accuracy": sum(right) / len(right),
             "length": sum(tokens) / len(tokens),
@@ -222,6 +225,22 @@ class World:
             "tokens_per_correct": sum(tokens) / sum(right) if any(right) else math.inf,
             "share_truncated": sum(c.finish_reason != "stop" for c in completions)
             / len(completions),
+            "hard_accuracy": statistics.fmean(right[i] for i in hard) if hard else None,
+            "hard_length": statistics.fmean(tokens[i] for i in hard) if hard else None,
+        }
+
+    def majority(self, policy: Any, *, votes: int) -> dict[str, float]:
+        """Accuracy of the most frequent answer of `votes` samples at temperature 1, and what one
+        such answer costs in tokens."""
+        completions = self.sample(policy, self.held, votes, seed=EVAL_SEED)
+        texts = [self._text(completion) for completion in completions]
+        said = [most_said(texts[i : i + votes]) for i in range(0, len(texts), votes)]
+        return {
+            "accuracy": statistics.fmean(
+                answer == prompt.ground_truth
+                for answer, prompt in zip(said, self.held, strict=True)
+            ),
+            "length": sum(len(c.token_ids) for c in completions) / len(self.held),
         }
 
     def references(self, policy: Any) -> References:
@@ -239,8 +258,10 @@ class World:
 
     def right(self, prompt: Prompt, completion: Completion) -> bool:
         """Whether a completion ends in the prompt's answer."""
-        text = self.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
-        return task.grade(text, prompt.ground_truth or "")
+        return task.grade(self._text(completion), prompt.ground_truth or "")
+
+    def _text(self, completion: Completion) -> str:
+        return self.tokenizer.decode(completion.token_ids, skip_special_tokens=True)
 
 
 def plain_prompts(settings: Settings) -> tuple[list[Prompt], list[Prompt]]:
