@@ -239,8 +239,9 @@ def test_lambda_scan_differs_from_objective_right_by_lambda_alone():
 
 def test_hard_problems_and_votes_are_of_the_held_out_ones(lenvm, monkeypatch):
     world = World(Settings(lenvm=lenvm, pool=1, eval_prompts=3, eval_samples=2))
-    hard = [p for p in demo_prompts(200, seed=3) if p.data_source == "demo/hard"][:1]
-    world.held = world.held[:2] + hard
+    some = [p for p in demo_prompts(200, seed=3) if p.ground_truth not in ("1", "2", "3", "4")]
+    hard = [p for p in some if p.data_source == "demo/hard"][:1]
+    world.held = [p for p in some if p.data_source == "demo/easy"][:2] + hard
     said = [["1", "1"], ["2", "3"], [hard[0].ground_truth, "4"]]
 
     def sample(policy, prompts, samples, **_):
