@@ -29,7 +29,7 @@ def run(
     Args:
         dir: Directory of the recipe's files.
         heads: Candidate heads; repeatable. By default those under DIR/heads.
-        dtype: Of policy and value models; cores without bfloat16 units are quicker in float32.
+        dtype: Of policy and value models; cores without bfloat16 units emulate them.
         requests: Responses for every stream.
         record: Write the result into the recipe's own folder.
     """

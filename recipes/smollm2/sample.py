@@ -36,7 +36,7 @@ def run(
     Args:
         dir: Directory of the recipe's files.
         place: SET@PLACE: where a prompt set lies, if not at its place on the hub; repeatable.
-        engine_args: Settings of vLLM. Cores without bfloat16 units are quicker in float32.
+        engine_args: Settings of vLLM. Cores without bfloat16 units emulate them.
         max_num_seqs: Completions sampled at once.
         record: Write the result into the recipe's own folder.
     """
