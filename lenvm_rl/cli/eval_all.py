@@ -101,14 +101,14 @@ def _sampled(policy: str, prompts: str | None, folder: Path, seed: int, part: st
     from lenvm_rl.demo.run import heldout_prompts
     from lenvm_rl.sampling.transformers.engine import sample_to_file
 
+    sizes = {"train": (TRAIN_PROMPTS, TRAIN_N), "heldout": (HELDOUT_PROMPTS, HELDOUT_N)}
+    most, n = sizes[part]
     if prompts is None:
-        found = demo_prompts(TRAIN_PROMPTS, seed=seed) if part == "train" else heldout_prompts(seed)
+        found = demo_prompts(most, seed=seed) if part == "train" else heldout_prompts(seed, most)
     else:
         found = resolve_prompts(prompts, seed=seed)
         half = len(found) // 2
         found = found[half:] if part == "train" else found[:half]
-    sizes = {"train": (TRAIN_PROMPTS, TRAIN_N), "heldout": (HELDOUT_PROMPTS, HELDOUT_N)}
-    most, n = sizes[part]
     sample_to_file(
         resolve_policy(policy),
         found[:most],

@@ -156,11 +156,11 @@ def pretrain(out: Path, *, rows: int, seed: int, console: Console) -> Path:
     return checkpoint / "lenvm"
 
 
-def heldout_prompts(seed: int) -> list[Prompt]:
-    """`HELDOUT_PROMPTS` problems that no training problem equals."""
+def heldout_prompts(seed: int, count: int = HELDOUT_PROMPTS) -> list[Prompt]:
+    """`count` problems that no training problem equals."""
     taken = {str(p.messages) for p in demo_prompts(TRAIN_PROMPTS, seed=seed)}
-    fresh = demo_prompts(2 * HELDOUT_PROMPTS, seed=seed + 1_000_003)
-    return [prompt for prompt in fresh if str(prompt.messages) not in taken][:HELDOUT_PROMPTS]
+    fresh = demo_prompts(2 * count, seed=seed + 1_000_003)
+    return [prompt for prompt in fresh if str(prompt.messages) not in taken][:count]
 
 
 def guide(out: Path, lenvm: Path, *, seed: int, console: Console) -> Result:

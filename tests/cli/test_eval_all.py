@@ -86,6 +86,19 @@ def test_another_policy_brings_its_prompts(calls, tmp_path):
     assert calls["length-control"]["policy"] == "other"
 
 
+def test_as_many_unseen_prompts_as_its_page_says(monkeypatch, tmp_path):
+    sampled = {}
+    monkeypatch.setattr(
+        "lenvm_rl.sampling.transformers.engine.sample_to_file",
+        lambda policy, prompts, folder, **given: sampled.update({folder.name: prompts}),
+    )
+    for part in ("train", "heldout"):
+        eval_all._sampled("demo", None, tmp_path, 0, part)
+    asked = {part: {str(p.messages) for p in prompts} for part, prompts in sampled.items()}
+    assert len(asked["heldout"]) == eval_all.HELDOUT_PROMPTS
+    assert not asked["heldout"] & asked["train"]
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

@@ -88,7 +88,7 @@ def entry(report, text, table="words"):
 def test_scores_by_hand(report):
     wait = entry(report, "wait")
     after_8 = GAMMA * u(20) - u(8) + 0.1  # from 8 tokens left to 20
-    assert wait["count"] == 2 == wait["positive"]  # the third is the last before the cut
+    assert wait["count"] == 2 == wait["positive"]  # the third is the last before the truncation
     assert wait["mean"] == pytest.approx(after_8) and wait["sd"] == pytest.approx(0, abs=1e-7)
     # A word of two tokens: from 8 left (after <b>) or 20 (after wait) to 2, two tokens later.
     scores = [GAMMA**2 * u(2) - u(start) + 1 - GAMMA**2 for start in (8, 20)]

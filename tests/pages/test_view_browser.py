@@ -130,7 +130,7 @@ def test_responses_are_switched_in_the_list_and_by_key(opened):
     tab = opened(data | {"responses": [*data["responses"], other]})
     tab.locator("#list button").nth(1).click()
     assert tab.locator(".text").text_content() == "x y<eos>"
-    assert "Cut by the token limit" in tab.locator("#notes").inner_text()
+    assert "Truncated by the token limit" in tab.locator("#notes").inner_text()
     tab.keyboard.press("k")
     assert tab.locator(".text").text_content() == "".join(WORDS)
 

@@ -31,6 +31,7 @@ _TITLES = {
 }
 _COLOURS = {"positive": "viridis", "negative": "plasma"}
 _SCREEN_ROWS = 12
+_LARGEST = 360  # pixels: a few words alone do not fill the cloud
 
 
 def draw(result: Result, out: str | Path, *, font: str | None = None) -> list[Path]:
@@ -113,6 +114,7 @@ def _clouds(result: Result, out: Path, font: str | None) -> list[Path]:
             colormap=colours,
             font_path=font or findfont("DejaVu Sans"),
             prefer_horizontal=1.0,
+            max_font_size=_LARGEST,
             max_words=120,
             random_state=0,
         ).generate_from_frequencies(sizes)

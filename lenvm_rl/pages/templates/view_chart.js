@@ -188,7 +188,7 @@ function drawAxes(context) {
 // Names of the lines, in a row over the plot.
 function drawNames(context) {
   const names = page.models.map((m, i) => [m.name, "--model-" + (i % 4), DASHES[i % 4]]);
-  names.push([response().ended ? "true" : "seen before the cut (at least)", "--ink", [4, 4]]);
+  names.push([response().ended ? "true" : "seen before the limit (at least)", "--ink", [4, 4]]);
   context.textAlign = "left";
   context.textBaseline = "middle";
   let x = plot.width - EDGE.right;

@@ -18,8 +18,8 @@ function drawList() {
     entry.type = "button";
     entry.value = r;
     entry.append(element("span", "name", one.id + " #" + one.sample));
-    const facts = one.tokens.length.toLocaleString("en") + (one.ended ? "" : "+ cut") +
-      " tokens, guessed " + tokens(first(one));
+    const facts = one.tokens.length.toLocaleString("en") +
+      (one.ended ? " tokens" : "+ tokens, truncated") + ", guessed " + tokens(first(one));
     entry.append(element("span", "facts soft number", facts));
     return entry;
   }));
@@ -47,9 +47,9 @@ function drawPrompt() {
   byId("prompt").firstElementChild.textContent =
     "Prompt (" + one.prompt_tokens + " tokens): " + line + truthText;
   byId("prompt").lastElementChild.textContent = one.prompt;
-  const cut = one.ended ? [] : ["Cut by the token limit: how much would have followed is not " +
-    "known, and the last token has no shift."];
-  byId("notes").textContent = [...cut, ...one.notes].join(" ");
+  const truncated = one.ended ? [] : ["Truncated by the token limit: how much would have " +
+    "followed is not known, and the last token has no shift."];
+  byId("notes").textContent = [...truncated, ...one.notes].join(" ");
 }
 
 // Rows of the readout: what each model said before the token and after it.

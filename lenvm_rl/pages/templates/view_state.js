@@ -36,7 +36,7 @@ function shown(model, i) {
   return state.view === "total" ? i + numbers.length[i] : numbers.length[i];
 }
 
-// What a model that knew the end would say; for a cut response, the least it could be.
+// What a model that knew the end would say; for a truncated response, the least it could be.
 function truth(model, i) {
   const left = response().tokens.length - i;
   if (state.view === "u") return 1 - Math.pow(page.models[model].gamma, left);
