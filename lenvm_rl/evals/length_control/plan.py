@@ -58,7 +58,8 @@ class Settings:
     """equal: weight of undershooting relative to overshooting. The Length Score falls 2.5 times as
     fast below the target as above it (5 |d| against 2 d); and a continuation is valued as the
     policy would write it unguided, so guidance can still end it earlier, but not make it longer. On
-    the demo policy 1, 2.5, 5 and 10 score 82, 89, 92 and 93; 1 is the paper's distance."""
+    the demo policy's first edition 1, 2.5, 5 and 10 score 82, 89, 92 and 93; 1 is the paper's
+    distance."""
     seed: int = 0
     """Seed of all samples."""
 

@@ -16,6 +16,7 @@ from adjustText import adjust_text
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -29,6 +30,7 @@ Rows = Sequence[Mapping[str, Any]]
 _GUIDED, _BUDGET, _PROMPTED = (STYLE[name][0] for name in ("guided", "truncated", "in_words"))
 _THINKING = "#8a5a9e"
 _BUDGET_LABELS = 6
+_HALO = [withStroke(linewidth=2.5, foreground="white")]  # a label on a line stays legible
 _SAME = 9.0  # pixels: closer points share a label
 
 
@@ -177,7 +179,7 @@ def place_labels(axes: Axes, labelled: Sequence[tuple[Mapping[str, Any], str, st
         else:
             groups.append((here, colour, [label]))
     texts = [
-        axes.text(*point, _joined(labels), color=colour, fontsize=7)
+        axes.text(*point, _joined(labels), color=colour, fontsize=7, path_effects=_HALO, zorder=3)
         for point, colour, labels in groups
     ]
     bars = [path for lines in axes.collections for path in lines.get_paths()]
