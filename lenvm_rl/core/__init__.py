@@ -1,6 +1,7 @@
 """The mathematics of length value models: tensors in, tensors out, on torch alone.
 
-`values` converts lengths, values and logits; `targets` holds the parameterisations; `returns` and
+`values` converts lengths, values and logits; `targets` holds the parameterisations, `distribution`
+the bins that give every gamma, the mean and quantiles at once; `returns` and
 `truncated` the targets of each token; `losses` the training loss; `metrics`, `boundary`,
 `intervals` and `lifebench` the evaluation; `candidates`, `tilt` and `guidance` the steering of
 generation; `length_terms` reinforcement learning with a length critic, of the parts `advantages`,
@@ -33,6 +34,7 @@ from lenvm_rl.core.correct_answers import (
     correct_term,
     lead_over_wrong,
 )
+from lenvm_rl.core.distribution import LengthBins, LengthDistribution, bins_of, read_outputs
 from lenvm_rl.core.guidance import MODES, Guided, RowNumbers, forbids_eos, guide, tokens_left
 from lenvm_rl.core.intervals import interval, resampled_means
 from lenvm_rl.core.length_terms import (
@@ -88,6 +90,8 @@ from lenvm_rl.core.shaping import (
     shaping_rewards,
 )
 from lenvm_rl.core.targets import (
+    DISTRIBUTION,
+    OF_VALUES,
     TARGETS,
     check_target,
     label,
@@ -122,8 +126,10 @@ __all__ = [
     "CLAMP",
     "CONTROLLERS",
     "CONTROLS",
+    "DISTRIBUTION",
     "MODES",
     "NORMALISATIONS",
+    "OF_VALUES",
     "POSITIONS",
     "TARGETS",
     "TRUNCATIONS",
@@ -132,6 +138,8 @@ __all__ = [
     "Controller",
     "DualAscent",
     "Guided",
+    "LengthBins",
+    "LengthDistribution",
     "LengthTerm",
     "LengthValues",
     "Ranking",
@@ -142,6 +150,7 @@ __all__ = [
     "ValueErrors",
     "advantage_term",
     "at_positions",
+    "bins_of",
     "boundary_weights",
     "budget_advantage",
     "budget_potential",
@@ -194,6 +203,7 @@ __all__ = [
     "prompt_boundary_length",
     "r2",
     "read_critic",
+    "read_outputs",
     "recalibrate",
     "relative_error",
     "relative_error_by_position",

@@ -27,7 +27,7 @@ from lenvm_rl.core.losses import masked_mean
 from lenvm_rl.core.recalibration import Recalibration, recalibrate
 from lenvm_rl.core.returns import discounted_returns
 from lenvm_rl.core.shaping import budget_advantage, shaping_rewards
-from lenvm_rl.core.targets import predicted_length, value_of_logit
+from lenvm_rl.core.targets import OF_VALUES, predicted_length, value_of_logit
 from lenvm_rl.core.values import length_to_logit, logit_to_length, logit_to_value
 
 AUTO = "auto"
@@ -100,7 +100,7 @@ class LengthValues:
         Outputs of other targets are read as the logit z of their value, V = -sigmoid(z).
         """
         gamma = critic.gamma
-        if critic.target != "return":
+        if critic.target not in OF_VALUES:
             left = predicted_length(
                 logits, target=critic.target, gamma=gamma, length_scale=critic.length_scale
             )

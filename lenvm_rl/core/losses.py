@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lenvm_rl.core.checks import as_float, check_same_shape
-from lenvm_rl.core.targets import check_target
+from lenvm_rl.core.targets import OF_VALUES, check_target
 
 
 def squared_error(prediction: Tensor, label: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def censored_squared_error(
     check_target(target)
     loss = squared_error(prediction, label)
     check_same_shape(loss=loss, censored=censored)
-    longer = prediction <= label if target == "return" else prediction >= label
+    longer = prediction <= label if target in OF_VALUES else prediction >= label
     return torch.where(censored.bool() & longer, torch.zeros_like(loss), loss)
 
 

@@ -1,6 +1,6 @@
 """Targets of the head: what it predicts, and the label it is trained against.
 
-Four parameterisations (LenVM section 5.1) that differ only in the map from logit to prediction
+Parameterisations (LenVM section 5.1) that differ only in the map from logit to prediction
 and in the label; `l` is the remaining length in tokens, `scale` is `length_scale`:
 
     target               prediction p     label y               length of a prediction
@@ -8,12 +8,16 @@ and in the label; `l` is the remaining length in tokens, `scale` is `length_scal
     length               softplus(z)      l / scale             scale p
     normalized_length    sigmoid(z)       min(l / scale, 1)     scale p
     log_length           softplus(z)      ln(1 + l)             exp(p) - 1 = exp(z)
+    distribution         as `return`, with z = z_gamma of K outputs (`distribution`), for any gamma
 
-`return` is the method, the others are its ablations. `normalized_length` saturates: lengths above
-the scale share one label, so choose the scale at or above the longest response.
+`return` is the paper's method, the three after it are its ablations. `normalized_length`
+saturates: lengths above the scale share one label, so choose the scale at or above the longest
+response.
 
-`gamma` is needed by `return`, `length_scale` by `length` and `normalized_length`; where it is not
-needed it may be given and is ignored.
+A distribution is trained on lengths themselves (`LengthDistribution.nll`); here it is read.
+
+`gamma` is needed by `return` and `distribution`, `length_scale` by `length` and
+`normalized_length`; where it is not needed it may be given and is ignored.
 """
 
 import torch
@@ -28,7 +32,10 @@ from lenvm_rl.core.values import (
     value_to_length,
 )
 
-TARGETS = ("return", "length", "normalized_length", "log_length")
+DISTRIBUTION = "distribution"
+TARGETS = ("return", "length", "normalized_length", "log_length", DISTRIBUTION)
+OF_VALUES = ("return", DISTRIBUTION)
+"""Targets whose logit z is that of the mean value: V = -sigmoid(z)."""
 
 
 def check_target(target: str) -> str:
@@ -43,12 +50,12 @@ def predict(logit: Tensor | float, *, target: str = "return") -> Tensor:
         logit: raw head output z, any shape.
         target: one of `TARGETS`.
     Returns:
-        Same shape, at least float32. Ranges: return [-1, 0], normalized_length [0, 1],
-        length and log_length [0, inf).
+        Same shape, at least float32. Ranges: return and distribution [-1, 0], normalized_length
+        [0, 1], length and log_length [0, inf).
     """
     z = as_float(logit, name="logit")
     check_target(target)
-    if target == "return":
+    if target in OF_VALUES:
         return logit_to_value(z)
     if target == "normalized_length":
         return torch.sigmoid(z)
@@ -67,7 +74,7 @@ def label(
     Args:
         length: remaining tokens >= 0, any shape; counts the token about to be emitted.
         target: one of `TARGETS`.
-        gamma: per-token discount in (0, 1), for `return`.
+        gamma: per-token discount in (0, 1), for `return` and `distribution`.
         length_scale: tokens per unit, > 0, for `length` and `normalized_length`.
     Returns:
         Same shape, at least float32, in the range of `predict`.
@@ -75,7 +82,7 @@ def label(
         ValueError: unknown target, missing or illegal gamma or length_scale.
     """
     check_target(target)
-    if target == "return":
+    if target in OF_VALUES:
         return length_to_value(length, gamma=_need_gamma(gamma))
     tokens = as_float(length, name="length", low=0.0)
     if target == "log_length":
@@ -96,7 +103,7 @@ def predicted_length(
     Arguments and errors as for `label`. Returns tokens >= 0, same shape as `logit`.
     """
     check_target(target)
-    if target == "return":
+    if target in OF_VALUES:
         return logit_to_length(logit, gamma=_need_gamma(gamma))
     z = as_float(logit, name="logit")
     if target == "log_length":
@@ -117,7 +124,7 @@ def length_of_prediction(
     `resolution_limit(from_logit=False)` and then gives inf. Arguments and errors as for `label`.
     """
     check_target(target)
-    if target == "return":
+    if target in OF_VALUES:
         return value_to_length(prediction, gamma=_need_gamma(gamma))
     p = as_float(prediction, name="prediction")
     return torch.expm1(p) if target == "log_length" else p * _need_scale(length_scale, target)
@@ -132,14 +139,15 @@ def value_of_logit(
 ) -> Tensor:
     """Value V in [-1, 0] of a raw head output of any target, so that one evaluation serves all.
 
-    For `return` this is the prediction itself, an estimate of E[G]. The other targets estimate a
-    transformed length, whose value `-(1 - gamma**l)` is not that expectation (LenVM appendix F).
+    For `return` and `distribution` this is the prediction itself, an estimate of E[G]. The others
+    estimate a transformed length, whose value `-(1 - gamma**l)` is not that expectation (LenVM
+    appendix F).
 
     Args:
-        gamma: always needed except for `return`.
+        gamma: always needed except for `return` and `distribution`.
     """
     check_target(target)
-    if target == "return":
+    if target in OF_VALUES:
         return logit_to_value(logit)
     tokens = predicted_length(logit, target=target, length_scale=length_scale)
     return length_to_value(tokens, gamma=_need_gamma(gamma))

@@ -1,4 +1,4 @@
-"""The four parameterisations: maps by hand, inverses, limits, shared evaluation, bad input."""
+"""The parameterisations: maps by hand, inverses, limits, shared evaluation, bad input."""
 
 import math
 
@@ -37,6 +37,7 @@ def test_predictions_by_hand():
         "length": softplus(z),
         "normalized_length": sigmoid(z),
         "log_length": softplus(z),
+        "distribution": -sigmoid(z),
     }
     for target in TARGETS:
         assert predict(torch.tensor([z]), target=target).item() == pytest.approx(expected[target])
@@ -50,6 +51,7 @@ def test_labels_by_hand():
         "length": [[0.1, 0.2], [0.5, 2.0]],
         "normalized_length": [[0.1, 0.2], [0.5, 1.0]],  # 20 tokens saturate at scale 10
         "log_length": [[math.log(2), math.log(3)], [math.log(6), math.log(21)]],
+        "distribution": [[-0.5, -0.75], [-0.96875, -1.0 + 2.0**-20]],
     }
     for target in TARGETS:
         actual = label(length, target=target, **SETTINGS)
@@ -63,6 +65,7 @@ def test_predicted_lengths_by_hand():
         "length": 10 * softplus(z),
         "normalized_length": 10 * sigmoid(z),
         "log_length": math.exp(z),
+        "distribution": softplus(z) / math.log(2),
     }
     for target in TARGETS:
         actual = predicted_length(torch.tensor([z]), target=target, **SETTINGS)
@@ -93,6 +96,7 @@ def test_100k_tokens_in_float32(target):
         "length": lambda n: torch.log(torch.expm1(n / scale)),
         "normalized_length": lambda n: torch.logit(n / scale),
         "log_length": torch.log,
+        "distribution": lambda n: torch.log(torch.expm1(n * -math.log(gamma))),
     }[target](length.double())
     arguments = {"target": target, "gamma": gamma, "length_scale": scale}
     assert_close(predicted_length(logit.float(), **arguments), length, rtol=2e-6, atol=0.0)
