@@ -22,5 +22,6 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
         {},
     )
     assert len(re.findall(r"demo\S* [\d.]+", capsys.readouterr().out)) == 3
-    (row, *_) = RolloutReader(tmp_path / "runs/python/equal-60").iter_rows()
-    assert row.guidance["lenvm_target"] == 60 and len(row.response_ids) > 20
+    rows = list(RolloutReader(tmp_path / "runs/python/equal-60").iter_rows())
+    assert [row.guidance["lenvm_target"] for row in rows] == [60] * 8
+    # so few prompts teach no lengths: that guidance keeps to them is tests/recipes/test_one_file.py

@@ -14,7 +14,7 @@ from typing import Any
 from lenvm_rl.model.hub import check_weights
 from lenvm_rl.rollouts.record import Rollout
 from lenvm_rl.sampling.run import OVER_CONTEXT, EngineFacts, Failure, Request, completion_seed
-from lenvm_rl.vllm.room import cpu_defaults
+from lenvm_rl.vllm.room import cpu_defaults, one_cpu_process
 
 AHEAD = 1024
 """Completions handed to the engine before earlier ones are done."""
@@ -63,6 +63,7 @@ def start_llm(policy: str, *, seed: int, resumed: int = 0, **settings: Any) -> A
         check_weights(policy)
     from vllm import LLM
 
+    one_cpu_process()
     own = completion_seed(seed, "resumed", resumed) % 2**31 if resumed else seed
     return LLM(policy, **{**cpu_defaults(policy, settings), "seed": own, **settings})
 

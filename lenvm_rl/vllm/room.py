@@ -7,6 +7,7 @@ wins, and is refused where it does not fit. All of this is known before vLLM sta
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,8 @@ AT_ONCE = 256
 """Requests that an engine runs at once where nothing else is said: vLLM's own least default."""
 MAX_NUM_SEQS = 64
 """The same beside a LenVM, which keeps a slot for each."""
+ON_A_CPU = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+"""Environment of an offline engine on a CPU: one process on all cores."""
 _CPU_SHARE = 0.25  # of what is free
 _CPU_BLOCK = 128  # tokens of a block of vLLM's CPU cache
 
@@ -88,6 +91,16 @@ def beside_lenvm(
     settings["max_num_seqs"] = rows
     cpu_defaults(policy, settings, beside=memory.weights + taken)
     return options, settings
+
+
+def one_cpu_process() -> None:
+    """An offline engine's environment on a CPU, where nothing else is set: vLLM's own way is a
+    process that waits by spinning, with a core to itself, which is half of a machine of two."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        for name, value in ON_A_CPU.items():
+            os.environ.setdefault(name, value)
 
 
 def cpu_defaults(model: str, settings: Mapping[str, Any], *, beside: int = 0) -> dict[str, Any]:

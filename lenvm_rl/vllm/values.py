@@ -18,7 +18,7 @@ from lenvm_rl.core import predicted_length, value_of_logit
 from lenvm_rl.model import LengthValueConfig
 from lenvm_rl.model.hub import check_weights
 from lenvm_rl.rollouts import Rollout
-from lenvm_rl.vllm.room import cpu_defaults
+from lenvm_rl.vllm.room import cpu_defaults, one_cpu_process
 
 _AT_ONCE = 512  # sequences handed to vLLM together, so that files of any size stream
 
@@ -58,6 +58,7 @@ def pooling_engine(lenvm: str, **settings: Any) -> Any:
     check_weights(lenvm)
     from vllm import LLM
 
+    one_cpu_process()
     defaults = cpu_defaults(str(lenvm), settings)
     return LLM(str(lenvm), runner="pooling", **{**defaults, **settings})
 

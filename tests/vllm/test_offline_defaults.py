@@ -1,5 +1,6 @@
 """What does an engine start with where nothing was said?"""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ def started(monkeypatch, cpu, policy="policy", **settings):
     """Arguments that `LLM` gets."""
     monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: cpu)
     monkeypatch.setattr(vllm, "LLM", lambda *args, **given: given)
+    monkeypatch.setattr(os, "environ", {"VLLM_CPU_OMP_THREADS_BIND": "0-3"})
     return start_llm(policy, seed=3, **settings)
 
 
@@ -39,6 +41,16 @@ def test_a_cpu_engine_leaves_memory_to_others(monkeypatch):
     assert given == {"kv_cache_memory_bytes": 2 * GIB, "enforce_eager": True, "seed": 3}
     given = started(monkeypatch, cpu=True, gpu_memory_utilization=0.9, enforce_eager=False)
     assert given == {"gpu_memory_utilization": 0.9, "enforce_eager": False, "seed": 3}
+
+
+def test_a_cpu_engine_is_one_process_unless_told_otherwise(monkeypatch):
+    started(monkeypatch, cpu=True)
+    assert os.environ == {
+        "VLLM_CPU_OMP_THREADS_BIND": "0-3",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    }
+    started(monkeypatch, cpu=False)
+    assert os.environ == {"VLLM_CPU_OMP_THREADS_BIND": "0-3"}
 
 
 def test_a_cpu_engine_takes_what_its_requests_can_use():
