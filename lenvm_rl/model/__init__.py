@@ -5,6 +5,7 @@ from lenvm_rl.model.create import (
     describe_policy,
     from_scratch,
     save_checkpoint,
+    to_distribution,
 )
 from lenvm_rl.model.heads import HEADS, CandidateHead, ValueHead
 from lenvm_rl.model.hub import find_lenvm, find_model, is_lenvm_checkpoint
@@ -38,6 +39,7 @@ __all__ = [
     "is_lenvm_checkpoint",
     "load_tokenizer",
     "save_checkpoint",
+    "to_distribution",
     "tokenizer_sha",
     "tokens_of_another_meaning",
 ]

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
-from lenvm_rl.core import TARGETS, check_gamma
+from lenvm_rl.core import DISTRIBUTION, TARGETS, LengthBins, bins_of, check_gamma, read_outputs
 from lenvm_rl.model.heads import HEADS
 
 # Standard names that trainers and engines read from a top-level configuration. A whitelist: a
@@ -39,7 +40,9 @@ class LengthValueConfig(PretrainedConfig):
     Args:
         text_config: configuration of the trunk (an object, or its dictionary with `model_type`).
         gamma: per-token discount in (0, 1); None only before training has chosen it.
-        target: one of `lenvm_rl.core.TARGETS`; "return" is the paper's V = -sigmoid(z).
+        target: one of `lenvm_rl.core.TARGETS`; "return" is the paper's V = -sigmoid(z),
+            "distribution" a probability of every length, which has all gammas and quantiles in it.
+        bins: edges of the bins of lengths (`lenvm_rl.core.LengthBins`), of a distribution alone.
         length_scale: tokens that one unit of a (normalised) length target stands for.
         head: "state" (the paper's: a value per state) or "candidate" (a value per state and token,
             read before the token is run), see `heads`.
@@ -58,7 +61,8 @@ class LengthValueConfig(PretrainedConfig):
         measured: {"mre_s0", "mre_s0_noise_floor", "step", ...} on completions held out.
 
     Raises:
-        ValueError: for a gamma outside (0, 1), an unknown target or head output, or no trunk.
+        ValueError: for a gamma outside (0, 1), an unknown target or head output, bins that are
+            missing or not asked for, or no trunk.
     """
 
     model_type = "lenvm"
@@ -68,6 +72,7 @@ class LengthValueConfig(PretrainedConfig):
     text_config: dict | PretrainedConfig | None = None
     gamma: float | None = None
     target: str = "return"
+    bins: list[int] | None = None
     length_scale: float | None = None
     head: str = "state"
     head_hidden_size: int | None = None
@@ -104,7 +109,15 @@ class LengthValueConfig(PretrainedConfig):
         if self.answers == "correct":  # as version 0.1 wrote it
             self.answers = "correct"
         _check_choice("answers", self.answers, ANSWERS)
-        kwargs.setdefault("num_labels", 1)
+        if (self.target == DISTRIBUTION) != (self.bins is not None):
+            raise ValueError(
+                f"target={self.target!r} with bins={self.bins}: a distribution needs bins, other "
+                "targets have none. `lenvm init --head-target distribution --longest N` spaces "
+                "them, as lenvm_rl.core.LengthBins.up_to(N).edges does."
+            )
+        if self.bins is not None:
+            self.bins = list(LengthBins(tuple(self.bins)).edges)
+        kwargs.setdefault("num_labels", 1 if self.bins is None else len(self.bins) - 1)
         super().__post_init__(**kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -132,6 +145,35 @@ class LengthValueConfig(PretrainedConfig):
             )
         return self.gamma
 
+    @property
+    def length_bins(self) -> LengthBins | None:
+        """What the outputs of the head stand for; None where it has one, the logit z."""
+        return bins_of(self.bins)
+
+    def require_bins(self) -> LengthBins:
+        """The bins of a distribution; ValueError for a LenVM that predicts one number a state."""
+        if self.bins is None:
+            raise ValueError(
+                f"this LenVM predicts one number per state (target {self.target!r}), which has no "
+                "quantiles, no probabilities and no gamma but its own. Train one with "
+                "lenvm.target=distribution, or from `lenvm init --head-target distribution`."
+            )
+        return LengthBins(tuple(self.bins))
+
+    def read(self, outputs: Tensor, *, gamma: float | None = None) -> Tensor:
+        """The value logit z [...] of raw head outputs, [...] or [..., K] of a distribution.
+
+        Args:
+            gamma: what a distribution is read with; None is the stored one.
+        Raises:
+            ValueError: no gamma, or another one than stored of a LenVM that knows one alone.
+        """
+        if self.bins is None:
+            if gamma is not None and gamma != self.gamma:
+                self.require_bins()
+            return outputs
+        return read_outputs(outputs, bins=self.length_bins, gamma=gamma or self.require_gamma())
+
 
 def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
@@ -143,6 +185,7 @@ _TARGETS = {
     "length": "the tokens to go",
     "normalized_length": "the tokens to go, in units of `length_scale`",
     "log_length": "the logarithm of the tokens to go",
+    "distribution": "the distribution of the tokens to go, in {} bins, the last from {:,} on",
 }
 
 
@@ -157,7 +200,9 @@ def model_card(config: LengthValueConfig) -> str:
         "gamma": "not chosen yet: it has not been trained"
         if config.gamma is None
         else f"{config.gamma:.10g} per token",
-        "predicts": _TARGETS.get(config.target, config.target),
+        "predicts": _TARGETS.get(config.target, config.target).format(
+            *([len(config.bins) - 1, config.bins[-2]] if config.bins else [])
+        ),
         "length scale": config.length_scale and f"{config.length_scale:g} tokens",
         "counted": "response tokens from here to the end, EOS included, prompt excluded",
         "head": f"{config.head}, on a {trunk.model_type} trunk of width {config.hidden_size}"

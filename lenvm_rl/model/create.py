@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig
 
+from lenvm_rl.core import DISTRIBUTION, LengthBins
 from lenvm_rl.model.config import LengthValueConfig
+from lenvm_rl.model.heads import make_head
 from lenvm_rl.model.hub import model_type
 from lenvm_rl.model.length_value_model import LengthValueModel, check_decoder
 from lenvm_rl.model.tokens import tokenizer_sha
@@ -74,6 +78,20 @@ def from_scratch(
     model = LengthValueModel(config)
     check_decoder(model.model, architecture)
     return model
+
+
+def to_distribution(model: LengthValueModel, bins: LengthBins) -> LengthValueModel:
+    """The same trunk and hidden layer under a fresh output for each bin; seed it with torch."""
+    config = copy.deepcopy(model.config)
+    config.target, config.bins, config.num_labels = DISTRIBUTION, list(bins.edges), len(bins)
+    with torch.device("meta"):
+        wide = LengthValueModel(config)
+    wide.model = model.model
+    head = make_head(config).to(next(model.score.parameters()).dtype)
+    kept = {k: x for k, x in model.score.state_dict().items() if not k.startswith("summary.")}
+    head.load_state_dict(kept, strict=False)
+    wide.score = head
+    return wide
 
 
 def save_checkpoint(model: LengthValueModel, tokenizer: Any, path: str | Path) -> Path:

@@ -6,7 +6,7 @@ s_{t+1}; the last response token (EOS) is never fed, as nothing remains after it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -73,11 +73,19 @@ def by_length(widths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
         yield batch
 
 
-@torch.inference_mode()
 def iter_logits(
     model: LengthValueModel, rows: Iterable[Rollout], *, token_budget: int = 16_384
 ) -> Iterator[tuple[Rollout, Tensor]]:
-    """Raw logits z of the states s_0 .. s_{L-1} of every rollout, [L] float32 on the CPU.
+    """Logits z of the states s_0 .. s_{L-1} of every rollout, [L] float32 on the CPU; those of a
+    distribution are read at the stored gamma. Arguments and order as for `iter_outputs`."""
+    return _iterate(model, model.length_logits, rows, token_budget)
+
+
+def iter_outputs(
+    model: LengthValueModel, rows: Iterable[Rollout], *, token_budget: int = 16_384
+) -> Iterator[tuple[Rollout, Tensor]]:
+    """Raw head outputs at the states s_0 .. s_{L-1} of every rollout, float32 on the CPU: z [L], or
+    the K outputs [L, K] of a distribution.
 
     Rows come back sorted by length within windows of a few thousand, not in their own order.
 
@@ -88,6 +96,16 @@ def iter_logits(
     Raises:
         ValueError: a rollout that the model cannot read, see `check_readable`.
     """
+    return _iterate(model, model.length_outputs, rows, token_budget)
+
+
+@torch.inference_mode()
+def _iterate(
+    model: LengthValueModel,
+    read: Callable[[Tensor], Tensor],
+    rows: Iterable[Rollout],
+    token_budget: int,
+) -> Iterator[tuple[Rollout, Tensor]]:
     model.eval()
     stream = iter(rows)
     while window := list(islice(stream, _WINDOW)):
@@ -95,7 +113,7 @@ def iter_logits(
             check_readable(model.config, row)
         for batch in by_length([fed(_ids(row)) for row in window], token_budget):
             rows_now = [window[i] for i in batch]
-            yield from zip(rows_now, _forward(model, rows_now), strict=True)
+            yield from zip(rows_now, _forward(model, read, rows_now), strict=True)
 
 
 def model_space(model: LengthValueModel) -> dict[str, Any]:
@@ -116,10 +134,12 @@ def _ids(row: Rollout) -> tuple[Ids, Ids]:
     return row.prompt_ids, row.response_ids
 
 
-def _forward(model: LengthValueModel, rows: list[Rollout]) -> list[Tensor]:
+def _forward(
+    model: LengthValueModel, read: Callable[[Tensor], Tensor], rows: list[Rollout]
+) -> list[Tensor]:
     batch = Padded.of([_ids(row) for row in rows])
-    z = model.length_logits(batch.ids.to(next(model.parameters()).device)).float().cpu()
-    return [z_row[states] for z_row, states in zip(z, batch.states, strict=True)]
+    out = read(batch.ids.to(next(model.parameters()).device)).float().cpu()
+    return [of_row[states] for of_row, states in zip(out, batch.states, strict=True)]
 
 
 def check_readable(config: LengthValueConfig, row: Rollout) -> None:

@@ -3,6 +3,10 @@
     state      z(s)    = W2 SiLU(W1 h_s + b1) + b2                       (LenVM, eq. 6-8)
     candidate  q(s, x) = W2 SiLU(W1 h_s + b1 + U e_x) + b2               (ours)
 
+With the target `distribution` W2 has K rows, and z is read off the K outputs at the gamma of the
+configuration (`core.distribution`): a head gives z whatever its target, and `outputs` what it is
+trained on.
+
 The candidate head predicts the value of the state that x leads to, before x has been run through
 the trunk: one hidden state values every token of the vocabulary. Trained on the token that was
 really taken, its target is the return of the next state, which the data holds already.
@@ -14,25 +18,56 @@ Both compute in float32 under any trunk dtype and any autocast: a bfloat16 logit
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from lenvm_rl.model.config import LengthValueConfig
+
 HEADS = ("state", "candidate")
 
 
 class ValueHead(nn.Module):
-    """z = W2 SiLU(W1 h + b1) + b2 in float32: [..., H] -> [...]. Parameters keep their dtype."""
+    """z = W2 SiLU(W1 h + b1) + b2 in float32: [..., H] -> [...]. Parameters keep their dtype.
 
-    def __init__(self, hidden_size: int, inner_size: int | None = None):
+    Args:
+        hidden_size: H.
+        inner_size: width of the hidden layer; None is H.
+        config: of the LenVM that it belongs to, for bins and, at use, gamma; None: one output.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        inner_size: int | None = None,
+        config: LengthValueConfig | None = None,
+    ):
         super().__init__()
+        self._config = config
+        bins = None if config is None else config.length_bins
+        self.width = () if bins is None else (len(bins),)
+        """Shape of the outputs at a state: () for z itself, or (K,)."""
         self.fc = nn.Linear(hidden_size, inner_size or hidden_size)
-        self.summary = nn.Linear(inner_size or hidden_size, 1)
+        self.summary = nn.Linear(inner_size or hidden_size, 1 if bins is None else len(bins))
+
+    def outputs(self, hidden: Tensor) -> Tensor:
+        """What is trained: z [...], or the K outputs [..., K] of a distribution."""
+        with _without_autocast(hidden):
+            return self._summarise(_linear(hidden, self.fc))
+
+    def read(self, outputs: Tensor) -> Tensor:
+        """z [...] of `outputs`, at the gamma of the configuration."""
+        return outputs if self._config is None else self._config.read(outputs)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        with _without_autocast(hidden):
-            return _linear(F.silu(_linear(hidden, self.fc)), self.summary).squeeze(-1)
+        return self.read(self.outputs(hidden))
+
+    def _summarise(self, inner: Tensor) -> Tensor:
+        out = _linear(F.silu(inner), self.summary)
+        return out if self.width else out.squeeze(-1)
 
     def linears(self) -> list[nn.Linear]:
         """All layers of the head."""
@@ -46,8 +81,13 @@ class CandidateHead(ValueHead):
     made once, leaves a gather and one small layer per candidate.
     """
 
-    def __init__(self, hidden_size: int, inner_size: int | None = None):
-        super().__init__(hidden_size, inner_size)
+    def __init__(
+        self,
+        hidden_size: int,
+        inner_size: int | None = None,
+        config: LengthValueConfig | None = None,
+    ):
+        super().__init__(hidden_size, inner_size, config)
         self.token = nn.Linear(hidden_size, inner_size or hidden_size, bias=False)
 
     def states(self, hidden: Tensor) -> Tensor:
@@ -61,11 +101,11 @@ class CandidateHead(ValueHead):
             return _linear(embedded, self.token)
 
     def combine(self, states: Tensor, tokens: Tensor) -> Tensor:
-        """W2 SiLU(states + tokens) + b2: [..., R] and [..., R] -> [...]."""
+        """Outputs W2 SiLU(states + tokens) + b2: [..., R] and [..., R] -> [...] or [..., K]."""
         with _without_autocast(states):
-            return _linear(F.silu(states + tokens), self.summary).squeeze(-1)
+            return self._summarise(states + tokens)
 
-    def forward(
+    def outputs(
         self, hidden: Tensor, embedded: Tensor, position_ids: Tensor | None = None
     ) -> Tensor:
         """q(s_{i-1}, x_i) at every position i: the value of the state that ends with token i.
@@ -76,17 +116,23 @@ class CandidateHead(ValueHead):
             position_ids: [B, T]; a sequence begins where it is 0, and there the state before is
                 the zero vector. None: every row is one sequence.
         Returns:
-            z [B, T] float32.
+            z [B, T] float32, or [B, T, K].
         """
         before = F.pad(hidden[:, :-1], (0, 0, 1, 0))
         if position_ids is not None:
             before = before.masked_fill((position_ids == 0).unsqueeze(-1), 0)
         return self.combine(self.states(before), self.tokens(embedded))
 
+    def forward(
+        self, hidden: Tensor, embedded: Tensor, position_ids: Tensor | None = None
+    ) -> Tensor:
+        return self.read(self.outputs(hidden, embedded, position_ids))
 
-def make_head(kind: str, hidden_size: int, inner_size: int | None = None) -> ValueHead:
-    """The head of `kind`, one of `HEADS`."""
-    return {"state": ValueHead, "candidate": CandidateHead}[kind](hidden_size, inner_size)
+
+def make_head(config: LengthValueConfig) -> ValueHead:
+    """The head that a configuration asks for."""
+    kind = {"state": ValueHead, "candidate": CandidateHead}[config.head]
+    return kind(config.hidden_size, config.head_hidden_size, config)
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager:

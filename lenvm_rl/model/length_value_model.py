@@ -2,8 +2,10 @@
 
     z = W2 SiLU(W1 h + b1) + b2,   V = -sigmoid(z)          (LenVM, eq. 6-8)
 
-With the candidate head (`heads`), the value at position i is read off the state before token i and
-the embedding of token i. Training, files and evaluation are the same for both.
+With the target `distribution` the head has K outputs, off which z is read at any gamma
+(`core.distribution`). With the candidate head (`heads`), the value at position i is read off the
+state before token i and the embedding of token i. Training, files and evaluation are the same for
+all.
 
 Deviations from the reference: the trunk is held without its output embedding (the reference
 computes and throws away the logits of every token), and gamma, target and policy are stored.
@@ -12,6 +14,7 @@ computes and throws away the logits of every token), and gamma, target and polic
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForTokenClassification,
 from transformers.modeling_outputs import TokenClassifierOutput
 from transformers.utils import is_flash_attn_2_available
 
-from lenvm_rl.core import predict, predicted_length, value_of_logit
+from lenvm_rl.core import LengthDistribution, predict, predicted_length, value_of_logit
 from lenvm_rl.model.config import LengthValueConfig, model_card
 from lenvm_rl.model.decoder import FOREIGN, is_causal
 from lenvm_rl.model.first_blocks import block_count, first_blocks
@@ -35,8 +38,9 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
 
     The value at position i belongs to the state that ends with token i: at the last prompt token
     it is the value of s_0. `forward(...).logits` has shape [B, T, 1] and is float32; what it holds
-    is `config.head_output`. The class name ends in ForTokenClassification because verl's critic
-    workers, checkpoint manager and model merger recognise value models by it.
+    is `config.head_output` (the raw outputs of a distribution: [B, T, K]). The class name ends in
+    ForTokenClassification because verl's critic workers, checkpoint manager and model merger
+    recognise value models by it.
     """
 
     config_class = LengthValueConfig
@@ -50,7 +54,7 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
     def __init__(self, config: LengthValueConfig):
         super().__init__(config)
         self.model = AutoModel.from_config(config.text_config)
-        self.score = make_head(config.head, config.hidden_size, config.head_hidden_size)
+        self.score = make_head(config)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -69,26 +73,55 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.set_input_embeddings(value)
 
-    def length_logits(self, input_ids: Tensor | None = None, **trunk_kwargs: Any) -> Tensor:
-        """Raw logit z of the remaining length at every position: [B, T] ids -> [B, T] float32."""
+    def length_outputs(self, input_ids: Tensor | None = None, **trunk_kwargs: Any) -> Tensor:
+        """What is trained, at every position, float32: [B, T] ids -> z [B, T], or the K outputs
+        [B, T, K] of a distribution."""
         trunk_kwargs.setdefault("use_cache", False)
         hidden = self.model(input_ids=input_ids, **trunk_kwargs).last_hidden_state
         if self.config.head == "state":
-            return self.score(hidden)
+            return self.score.outputs(hidden)
         embedded = trunk_kwargs.get("inputs_embeds")
         if embedded is None:
             embedded = self.get_input_embeddings()(input_ids)
-        return self.score(hidden, embedded, trunk_kwargs.get("position_ids"))
+        return self.score.outputs(hidden, embedded, trunk_kwargs.get("position_ids"))
 
-    def values(self, input_ids: Tensor | None = None, **trunk_kwargs: Any) -> Tensor:
-        """V in (-1, 0), unitless, [B, T], whatever target the model was trained on (eq. 6)."""
-        logit = self.length_logits(input_ids, **trunk_kwargs)
-        return value_of_logit(logit, gamma=self.config.require_gamma(), **self._target())
+    def length_logits(
+        self, input_ids: Tensor | None = None, *, gamma: float | None = None, **trunk_kwargs: Any
+    ) -> Tensor:
+        """Logit z of the remaining length at every position: [B, T] ids -> [B, T] float32.
+
+        Args:
+            gamma: of the value that z is the logit of; None is the stored one. A distribution has
+                every gamma, other targets have one.
+        """
+        return self.config.read(self.length_outputs(input_ids, **trunk_kwargs), gamma=gamma)
+
+    def values(
+        self, input_ids: Tensor | None = None, *, gamma: float | None = None, **trunk_kwargs: Any
+    ) -> Tensor:
+        """V in (-1, 0), unitless, [B, T], whatever target the model was trained on (eq. 6).
+
+        Args:
+            gamma: as for `length_logits`.
+        """
+        logit = self.length_logits(input_ids, gamma=gamma, **trunk_kwargs)
+        return value_of_logit(logit, gamma=gamma or self.config.require_gamma(), **self._target())
 
     def predicted_lengths(self, input_ids: Tensor | None = None, **trunk_kwargs: Any) -> Tensor:
         """Remaining length in tokens, EOS included, [B, T]; <= E[l] by Jensen (appendix F)."""
         logit = self.length_logits(input_ids, **trunk_kwargs)
         return predicted_length(logit, gamma=self.config.require_gamma(), **self._target())
+
+    def distribution(
+        self, input_ids: Tensor | None = None, **trunk_kwargs: Any
+    ) -> LengthDistribution:
+        """Mean, quantiles and probabilities of the remaining length, EOS included, [B, T].
+
+        Raises:
+            ValueError: a LenVM that predicts one number a state.
+        """
+        bins = self.config.require_bins()
+        return bins.of(self.length_outputs(input_ids, **trunk_kwargs))
 
     def _target(self) -> dict[str, Any]:
         return {"target": self.config.target, "length_scale": self.config.length_scale}
@@ -107,7 +140,7 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
         for name in ("past_key_values", "cache"):  # transformers' name of it until 5.23, and since
             if kwargs.get(name, 0) is None:
                 del kwargs[name]
-        logit = self.length_logits(
+        outputs = self.length_outputs(
             input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -116,8 +149,9 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
             **kwargs,
         )
         if self.config.head_output == "value":
-            logit = predict(logit, target=self.config.target)
-        return TokenClassifierOutput(logits=logit.unsqueeze(-1))
+            outputs = predict(self.config.read(outputs), target=self.config.target)
+        wide = outputs.dim() > 2  # [B, T, K] already
+        return TokenClassifierOutput(logits=outputs if wide else outputs.unsqueeze(-1))
 
     @classmethod
     def from_policy(
@@ -126,6 +160,7 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
         *,
         gamma: float | None = None,
         target: str = "return",
+        bins: Sequence[int] | None = None,
         length_scale: float | None = None,
         head: str = "state",
         head_hidden_size: int | None = None,
@@ -143,6 +178,7 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
         Args:
             path: directory or hub name of a causal LM.
             gamma: may stay None until training reads it off the rollout file.
+            bins: edges of the bins of the target "distribution", `LengthBins.up_to(...).edges`.
             head: "state" or "candidate", see `heads`.
             frozen_trunk: train the head alone, on the policy's own hidden states.
             layers: keep the first so many blocks alone, see `first_blocks`; None keeps all.
@@ -166,6 +202,7 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
             text_config=copy.deepcopy(trunk.config),
             gamma=gamma,
             target=target,
+            bins=None if bins is None else list(bins),
             length_scale=length_scale,
             head=head,
             head_hidden_size=head_hidden_size,

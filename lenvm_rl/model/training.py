@@ -1,8 +1,9 @@
 """Training of a small LenVM on a rollout file in one process, without a trainer framework.
 
 A plain loop: shuffled batches, micro-batches of similar length, the core's targets and squared
-error, AdamW, cosine decay. It is what grids of small runs need, where starting a trainer takes
-longer than training; `lenvm_rl.verl` is the trainer for everything larger.
+error (of a distribution: cross entropy), AdamW, cosine decay. It is what grids of small runs need,
+where starting a trainer takes longer than training; `lenvm_rl.verl` is the trainer for everything
+larger.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lenvm_rl.core import (
+    DISTRIBUTION,
     TARGETS,
     boundary_weights,
     censored_squared_error,
@@ -96,7 +98,7 @@ class MicroBatch:
     ids: Tensor
     """[B, T] prompt and response without its last token, padded on the right."""
     targets: Tensor
-    """[B, T] labels in the space of the target."""
+    """[B, T] labels in the space of the target; of a distribution the lengths themselves."""
     weights: Tensor
     """[B, T] 0 or 1."""
     censored: Tensor
@@ -219,7 +221,8 @@ def _labelled(
         labels = value_targets(batch.states, finished, gamma=space["gamma"], truncated=truncated)
         return MicroBatch(batch.ids, *labels)
     lengths, weights, censored = length_targets(batch.states, finished, truncated=truncated)
-    return MicroBatch(batch.ids, label(lengths, **space), weights, censored)
+    labels = lengths if space["target"] == DISTRIBUTION else label(lengths, **space)
+    return MicroBatch(batch.ids, labels, weights, censored)
 
 
 def _step(
@@ -241,11 +244,8 @@ def _step(
     total = 0.0
     for batch in batches:
         with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-            logits = model.length_logits(batch.ids)
-        prediction = predict(logits, target=space["target"])
-        error = censored_squared_error(
-            prediction, batch.targets, batch.censored, target=space["target"]
-        )
+            outputs = model.length_outputs(batch.ids)
+        error = _error(model, outputs, batch)
         states = boundary_weights(batch.weights, boundary_weight=recipe.boundary_weight)
         # Adds up to the batch's weighted mean, but for the weight of s_0.
         loss = masked_sum(error, weigh(batch.weights, recipe.weighting) * states) / denom
@@ -257,6 +257,15 @@ def _step(
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
     return total
+
+
+def _error(model: LengthValueModel, outputs: Tensor, batch: MicroBatch) -> Tensor:
+    """Loss [B, T] of every state."""
+    bins, target = model.config.length_bins, model.config.target
+    if bins is not None:
+        return bins.of(outputs).nll(batch.targets, batch.censored)
+    prediction = predict(outputs, target=target)
+    return censored_squared_error(prediction, batch.targets, batch.censored, target=target)
 
 
 def _groups(model: LengthValueModel, recipe: Recipe) -> list[dict[str, Any]]:

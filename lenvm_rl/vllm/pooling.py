@@ -3,10 +3,10 @@
     LLM(lenvm_dir, runner="pooling").encode(prompts, pooling_task="token_classify")
     vllm serve lenvm_dir --runner pooling            POST /pooling
 
-returns z, `[tokens, 1]` float32. Not the value: a value near -1 rounds long lengths away, which
-`lenvm_rl.vllm.values` reads off z without loss. The trunk is whatever class vLLM has for the
-architecture of the checkpoint's `text_config`, with vLLM's own kernels, parallelism and loaders;
-the head stays in float32 under any dtype.
+returns z, `[tokens, 1]` float32, or the K outputs of a distribution, `[tokens, K]`. Not the value:
+a value near -1 rounds long lengths away, which `lenvm_rl.vllm.values` reads off z without loss. The
+trunk is whatever class vLLM has for the architecture of the checkpoint's `text_config`, with vLLM's
+own kernels, parallelism and loaders; the head stays in float32 under any dtype.
 """
 
 from __future__ import annotations
@@ -31,14 +31,16 @@ from vllm.model_executor.models.utils import (
     no_init_weights,
 )
 
-from lenvm_rl.model import LengthValueConfig, ValueHead
+from lenvm_rl.model import LengthValueConfig
+from lenvm_rl.model.heads import make_head
 
 _HEAD = "score."
 
 
 @default_pooling_type(tok_pooling_type="ALL")
 class LengthValuePoolingModel(nn.Module, SupportsLoRA, SupportsPP):
-    """Trunk and value head; `forward` returns z of every token, `[T, 1]` float32.
+    """Trunk and value head; `forward` returns z of every token, `[T, 1]` float32, or the K outputs
+    of a distribution, `[T, K]`.
 
     Raises:
         ValueError: a checkpoint with the candidate head, or a trunk that vLLM does not know.
@@ -63,7 +65,7 @@ class LengthValuePoolingModel(nn.Module, SupportsLoRA, SupportsPP):
                 hf_config=trunk_config,
                 architectures=[causal_architecture(trunk_config)],
             )
-        self.score = ValueHead(trunk_config.hidden_size, config.head_hidden_size).float()
+        self.score = make_head(config).float()
         self.make_empty_intermediate_tensors = self.trunk.make_empty_intermediate_tensors
         self.pooler = pooler_for_token_classify(
             vllm_config.model_config.pooler_config, act_fn=PoolerIdentity()
@@ -80,11 +82,12 @@ class LengthValuePoolingModel(nn.Module, SupportsLoRA, SupportsPP):
         intermediate_tensors: Any = None,
         inputs_embeds: Tensor | None = None,
     ) -> Any:
-        """Raw logits z `[T, 1]` of T packed tokens (between pipeline stages: hidden states)."""
+        """Raw outputs `[T, 1 or K]` of T packed tokens (between pipeline stages: hidden states)."""
         hidden = self.trunk(input_ids, positions, intermediate_tensors, inputs_embeds)
         if not isinstance(hidden, Tensor):
             return hidden
-        return self.score(hidden).unsqueeze(-1)
+        outputs = self.score.outputs(hidden)
+        return outputs if self.score.width else outputs.unsqueeze(-1)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Load a LenVM checkpoint: `model.*` into the trunk, `score.*` into the head."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lenvm_rl.core import TARGETS
+from lenvm_rl.core import TARGETS, LengthBins
 from lenvm_rl.model import from_scratch, tokenizer_sha
 from lenvm_rl.model.heldout import heldout_errors
 from lenvm_rl.model.training import PRECISIONS, Recipe, micro_batches, train, weigh
@@ -11,6 +11,7 @@ from lenvm_rl.rollouts import Rollout, RolloutReader, RolloutWriter
 from tests.tiny import make_tokenizer
 
 EOS, GAMMA = 1, 0.9
+BINS = list(LengthBins.up_to(40).edges)
 
 
 def announced(count):
@@ -38,7 +39,13 @@ def file(tmp_path_factory):
 def fresh(target="return"):
     torch.manual_seed(0)
     return from_scratch(
-        make_tokenizer(), hidden_size=32, num_layers=1, gamma=GAMMA, target=target, length_scale=9.0
+        make_tokenizer(),
+        hidden_size=32,
+        num_layers=1,
+        gamma=GAMMA,
+        target=target,
+        bins=BINS if target == "distribution" else None,
+        length_scale=9.0,
     )
 
 
@@ -59,6 +66,7 @@ def test_labels_of_every_target():
         "length": left / 2,
         "normalized_length": (left / 2).clamp(max=1),
         "log_length": (1 + left).log(),
+        "distribution": left,
     }
     for target in TARGETS:
         (batch,) = micro_batches(
@@ -75,6 +83,43 @@ def test_every_target_learns_lengths_that_the_prompt_announces(file, target):
     recipe = Recipe(learning_rate=1e-2, steps=120, batch_rows=32)
     train(model, file, recipe, label="toy", progress=False)
     assert heldout_errors(model, rows)["length_error"] < min(0.5, before / 4)
+
+
+def test_a_distribution_learns_from_truncated_rows_what_they_tell(tmp_path):
+    """Half of the responses have 4 tokens, half were cut at 4: P(l > 4) is a half, not nothing."""
+    rows = [
+        Rollout(
+            prompt_id=f"p{i}",
+            sample_id=0,
+            prompt_ids=[20, 3],
+            response_ids=[30, 30, 30, EOS if i % 2 else 30],
+            finish_reason="stop" if i % 2 else "length",
+        )
+        for i in range(64)
+    ]
+    with RolloutWriter(tmp_path / "r", tokenizer_sha=tokenizer_sha(make_tokenizer())) as writer:
+        writer.append(rows)
+    longer = {}
+    for truncated in ("drop", "censored"):
+        model = fresh("distribution")
+        recipe = Recipe(learning_rate=1e-2, steps=150, batch_rows=32, truncated=truncated)
+        train(model, tmp_path / "r", recipe, label="toy", progress=False)
+        with torch.no_grad():
+            at_prompt = model.distribution(torch.tensor([[20, 3]]))[0, 1]
+        longer[truncated] = at_prompt.longer_than(4.0).item()
+    assert longer["drop"] < 0.05
+    assert longer["censored"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_micro_batches_do_not_matter_to_a_distribution(file):
+    """One row at a time or all at once, padded differently: the same weights come out."""
+    weights = []
+    for micro_tokens in (1, 8192):
+        model = fresh("distribution")
+        recipe = Recipe(learning_rate=3e-3, steps=4, batch_rows=8, micro_tokens=micro_tokens)
+        train(model, file, recipe, label="toy", progress=False)
+        weights.append(model.score.summary.weight.detach())
+    torch.testing.assert_close(*weights, atol=2e-5, rtol=0)
 
 
 def test_precision_changes_little_and_weights_much(file):

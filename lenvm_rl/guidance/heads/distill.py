@@ -423,7 +423,9 @@ class Distiller:
         """[n, K] z of the head; gradients flow to its parameters alone."""
         embedded = self._head.get_input_embeddings()(batch.candidates).detach()
         score: Any = self._head.score
-        return score.combine(score.states(batch.hidden)[:, None], score.tokens(embedded))
+        return score.read(
+            score.combine(score.states(batch.hidden)[:, None], score.tokens(embedded))
+        )
 
 
 def fresh_head(exact: LengthValueModel) -> LengthValueModel:

@@ -72,7 +72,8 @@ class CandidateTable:
     def logits(self, states: Tensor, candidates: Tensor, mask: Tensor) -> Tensor:
         """z of candidates [n, K] in states [n, R]; 0 where masked out."""
         ids = candidates.masked_fill(~mask, 0)
-        return self._head.combine(states[:, None], self._tokens[ids]).masked_fill_(~mask, 0.0)
+        outputs = self._head.combine(states[:, None], self._tokens[ids])
+        return self._head.read(outputs).masked_fill_(~mask, 0.0)
 
 
 class QHeadScorer(HistoryTrunk):
