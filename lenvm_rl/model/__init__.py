@@ -1,13 +1,13 @@
 """Length value models on any transformers trunk: create, save, load, import, sample."""
 
-from lenvm_rl.model.config import LengthValueConfig
+from lenvm_rl.model.config import HEADS, LengthValueConfig
 from lenvm_rl.model.create import (
     describe_policy,
     from_scratch,
     save_checkpoint,
     to_distribution,
 )
-from lenvm_rl.model.heads import HEADS, CandidateHead, ValueHead
+from lenvm_rl.model.heads import CandidateHead, ValueHead
 from lenvm_rl.model.hub import find_lenvm, find_model, is_lenvm_checkpoint
 from lenvm_rl.model.length_value_model import (
     LengthValueModel,

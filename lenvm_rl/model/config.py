@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig
 
 from lenvm_rl.core import DISTRIBUTION, TARGETS, LengthBins, bins_of, check_gamma, read_outputs
-from lenvm_rl.model.heads import HEADS
 
 # Standard names that trainers and engines read from a top-level configuration. A whitelist: a
 # blanket delegation would also answer probes such as `hasattr(config, "rope_parameters")`.
@@ -30,6 +29,7 @@ _TRUNK_FIELDS = frozenset(
         "sliding_window",
     }
 )
+HEADS = ("state", "candidate")
 HEAD_OUTPUTS = ("value", "logit")
 ANSWERS = ("all", "correct")
 

@@ -18,16 +18,12 @@ Both compute in float32 under any trunk dtype and any autocast: a bfloat16 logit
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from lenvm_rl.model.config import LengthValueConfig
-
-HEADS = ("state", "candidate")
+from lenvm_rl.model.config import LengthValueConfig
 
 
 class ValueHead(nn.Module):
