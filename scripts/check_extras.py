@@ -46,6 +46,7 @@ COMMANDS: dict[str, list[list[str]]] = {
     "base": READ,
     "vllm": [*READ, ["sample", "--policy", "demo", "--prompts", "demo:2", *GUIDED]],
     "ray": READ[:1],
+    "serving": [*READ[:2], ["predictor", "--help"], ["route", "--help"]],
     "evals": [
         *READ[:4],
         ["eval", "prediction", "--lenvm", "demo", "--rollouts", "rollouts", "--out", "prediction"],
@@ -56,6 +57,7 @@ COMMANDS: dict[str, list[list[str]]] = {
 }
 """The arguments of `lenvm`, run one after the other in an empty folder."""
 IMPORTS = {
+    "serving": ["lenvm_rl.serving.predictor", "lenvm_rl.serving.proxy", "lenvm_rl.serving.run"],
     "ray": ["ray.data", "lenvm_rl.vllm.ray_engine"],
     "verl": [
         "verl.trainer.main_ppo",

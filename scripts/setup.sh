@@ -102,7 +102,7 @@ started=$SECONDS
 echo "setup: torch"
 "${pip[@]}" install -q -c constraints/cpu.txt torch==2.13.0
 echo "setup: lenvm-rl with verl (a few minutes on a normal line)"
-"${pip[@]}" install -q -c constraints/cpu.txt -e '.[verl,dev]'
+"${pip[@]}" install -q -c constraints/cpu.txt -e '.[verl,serving,dev]'
 check_versions
 .venv/bin/python - <<'PY'
 import importlib.metadata, lenvm_rl, torch, verl  # noqa: E401 (fails here rather than in a worker)

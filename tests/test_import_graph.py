@@ -24,9 +24,10 @@ ARROWS = {
     "demo": {"core", "evals", "guidance", "model", "prompts", "rollouts", "sampling"},
     "verl": {"core", "guidance", "model", "rollouts", "sampling"},
     "vllm": {"core", "guidance", "model", "rollouts", "sampling"},
+    "serving": {"core", "model", "rollouts", "sampling"},
     "cli": {
         *("core", "demo", "evals", "guidance", "model", "pages", "prompts", "rollouts"),
-        *("sampling", "verl", "vllm"),
+        *("sampling", "serving", "verl", "vllm"),
     },
 }
 # third-party packages that change fast -> the only parts that import them
@@ -41,6 +42,7 @@ EDGES = {
     "transfer_queue": {"verl"},
     "vllm": {"vllm"},
     "openai": {"sampling"},
+    **dict.fromkeys(("aiohttp", "fastapi", "prometheus_client", "starlette"), {"serving"}),
     "tyro": {"cli"},
 }
 MAY_USE_REWARD_FNS = {"demo", "verl", "cli"}

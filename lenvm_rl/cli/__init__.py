@@ -11,6 +11,7 @@ and exit status 2; work that failed in part, with exit status 1.
     words       the vocabulary
     commands    commands that put several functions together
     sample      lenvm sample, by every engine
+    predictor   lenvm predictor, lenvm route
     eval_all    lenvm eval all
     graders     which grader judges these prompts
 """

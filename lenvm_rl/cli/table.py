@@ -67,6 +67,12 @@ COMMANDS = {
         "Distil the exact scorer into a candidate head.",
     ),
     "serve": Command(_OWN + "serve", "Serve a policy with length guidance.", passes_on=True),
+    "predictor": Command(
+        "lenvm_rl.cli.predictor:predictor", "Answer over HTTP how long responses will be."
+    ),
+    "route": Command(
+        "lenvm_rl.cli.predictor:route", "Put length predictions into requests, before servers."
+    ),
     "view": Command(
         "lenvm_rl.pages.view:view",
         "Draw predictions along responses as an HTML page.",

@@ -39,13 +39,14 @@ class TextProblem(ValueError):
         self.kind = kind
 
 
-def prompt_ids(tokenizer: Any, prompt: str | Sequence[Message]) -> list[int]:
+def prompt_ids(tokenizer: Any, prompt: str | Sequence[Message], **template_args: Any) -> list[int]:
     """Token ids of a prompt, up to where the response begins.
 
     Args:
         tokenizer: a Hugging Face tokenizer; its `chat_template_args`, where it has any, go to the
             template.
         prompt: a text, or chat messages. Without a chat template a single user's message is a text.
+        template_args: of this prompt; they win over the tokenizer's.
     Raises:
         TextProblem: a conversation without a chat template, one that the template refuses, or text
             that is not Unicode.
@@ -60,7 +61,7 @@ def prompt_ids(tokenizer: Any, prompt: str | Sequence[Message]) -> list[int]:
             add_generation_prompt=True,
             tokenize=True,
             return_dict=False,
-            **getattr(tokenizer, "chat_template_args", {}),
+            **{**getattr(tokenizer, "chat_template_args", {}), **template_args},
         )
     if not isinstance(prompt, str):
         if [message["role"] for message in prompt] != ["user"]:
