@@ -16,6 +16,7 @@ from lenvm_rl.verl.engine import LengthValueEngine
 _DESCRIPTION = (
     "gamma",
     "target",
+    "bins",
     "length_scale",
     "policy",
     "sampling",

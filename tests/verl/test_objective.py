@@ -62,8 +62,8 @@ def test_the_rest_is_handed_on():
     objective = loss({"lam": 0.5, "truncated": "bootstrap"})
     assert (objective.lam, objective.truncated) == (0.5, "bootstrap")
     fields = describe(objective, policy={"name": "p"}, sampling={"temperature": 1.0})
-    described = {"gamma", "target", "length_scale", "policy", "sampling", "answers", "training"}
-    assert set(fields) == described
+    described = {"gamma", "target", "bins", "length_scale", "policy", "sampling", "answers"}
+    assert set(fields) == described | {"training"}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Metrics of pretraining: of a step, and of held-out completions, accumulated batch by batch.
 
-    mse                      token-weighted squared error in the space of the training target
+    mse                      token-weighted squared error in the space of the training target; of a
+                             distribution, of V at gamma
+    nll                      cross entropy of a distribution
     r2                       share of the variance of the returns G_t that V(s_t) explains
     mre_s0                   mean over prompts of |L_hat - L_GT| / L_GT at the prompt boundary, with
                              L_GT the length of the mean discounted length of the prompt's
@@ -63,30 +65,36 @@ class HeldOut:
         }
         self._prompts: dict[str, _Prompt] = defaultdict(_Prompt)
         self._errors = ValueErrors(gamma=loss.gamma)
-        self._target_error = 0.0
+        self._target_error = self._nll = 0.0
         self._rows = self._truncated = 0
 
-    def update(self, logits: Tensor, batch: TensorDict, rows: Sequence[Rollout]) -> None:
+    def update(self, outputs: Tensor, batch: TensorDict, rows: Sequence[Rollout]) -> None:
         """Add one batch.
 
         Args:
-            logits: the model's outputs z at every token, nested [B, P + L].
+            outputs: the model's z at every token, nested [B, P + L], or [B, P + L, K].
             batch: the batch they were computed on (`make_batch` of `rows`).
             rows: its completions.
         """
-        states, mask = states_of_responses(logits, batch["prompt_length"], batch["response_length"])
+        states, mask = states_of_responses(
+            outputs, batch["prompt_length"], batch["response_length"]
+        )
         real = batch["row_index"] >= 0
         keep = real & batch["finished"]
         self._rows += int(real.sum())
         self._truncated += int((real & ~batch["finished"]).sum())
         if not keep.any():
             return
-        z, mask = states[keep, :-1].double(), mask[keep]
+        x, mask = states[keep, :-1].double(), mask[keep]
+        z = self._loss.read(x)
         lengths = predicted_length(z, **self._space)
         self._errors.add(mask, value_of_logit(z, **self._space), lengths)
         wanted = label(remaining_length(mask).double(), **self._space)
         error = squared_error(predict(z, target=self._loss.target), wanted)
         self._target_error += float(masked_sum(error, mask.double()))
+        if self._loss.bins is not None:
+            nll = self._loss.bins.of(x).nll(remaining_length(mask))
+            self._nll += float(masked_sum(nll, mask.double()))
         for i, predicted in zip(batch["row_index"][keep].tolist(), lengths[:, 0], strict=True):
             prompt = self._prompts[rows[i].prompt_id]
             prompt.lengths.append(rows[i].length)
@@ -111,6 +119,8 @@ class HeldOut:
             "tokens": float(errors.tokens),
             **self._prompt_metrics(),
         }
+        if self._loss.bins is not None:
+            result["nll"] = self._nll / errors.tokens
         if errors.variance > 0:
             result["r2"] = 1.0 - errors.mse / errors.variance
         for position, value in errors.relative_errors.items():

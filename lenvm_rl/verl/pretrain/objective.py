@@ -1,8 +1,9 @@
 """The objective of pretraining, with every `auto` decided, as verl's loss function.
 
-The model hands over raw logits z (`config.head_output = "logit"`) in verl's field `values`, one per
-token of prompt and response. The state before response token t is the token at position P + t - 1,
-so s_0 is the last prompt token and s_L the last response token.
+The model hands over its raw outputs (`config.head_output = "logit"`) in verl's field `values`, one
+z per token of prompt and response, or the K outputs of a distribution. The state before response
+token t is the token at position P + t - 1, so s_0 is the last prompt token and s_L the last
+response token.
 
 Targets are made here, from the lengths of the rows as they arrive, after every reordering: nothing
 that verl does to a batch can leave a target behind that belongs to another row.
@@ -21,12 +22,16 @@ from verl.utils.metric import AggregationType, Metric
 from verl.workers.config import CriticConfig
 
 from lenvm_rl.core import (
+    DISTRIBUTION,
+    LengthBins,
     boundary_weights,
     censored_squared_error,
     label,
     length_targets,
     masked_sum,
     predict,
+    read_outputs,
+    remaining_length,
     value_of_logit,
     value_targets,
 )
@@ -41,7 +46,9 @@ class LengthValueLoss:
 
         loss = sum_t b_t w_t (p(z_t) - y_t)**2 / sum over the global batch of w
 
-    w is 0 or 1; b is `boundary_weight` at s_0 and 1 elsewhere. Metrics leave b out.
+    w is 0 or 1; b is `boundary_weight` at s_0 and 1 elsewhere. Metrics leave b out. Of a
+    distribution the error is the cross entropy `LengthDistribution.nll`, and `mse` that of V at
+    gamma.
     Every token has the same weight whatever the micro-batching, the number of data-parallel
     workers and the packing. An instance is picklable and is verl's `loss_fn`.
     """
@@ -50,6 +57,8 @@ class LengthValueLoss:
     """Per-token discount in (0, 1)."""
     target: str = "return"
     """One of `lenvm_rl.core.TARGETS`."""
+    bins: LengthBins | None = None
+    """Of the target "distribution"."""
     length_scale: float | None = None
     """Tokens per unit, for the targets that are scaled."""
     lam: float = 1.0
@@ -65,14 +74,15 @@ class LengthValueLoss:
         """Loss of one micro-batch and its metrics, as verl's engines expect them.
 
         Args:
-            model_output: "values": logits z, nested [B, P + L].
+            model_output: "values": logits z, nested [B, P + L], or outputs [B, P + L, K].
             data: "prompt_length", "response_length" [B], "finished" [B], "row_weight" [B], and
                 from the engine "batch_num_tokens" (sum of `loss_mask` over the global batch) and
                 "dp_size" (FSDP averages gradients over that many workers).
         """
-        logits, mask = states_of_responses(
+        outputs, mask = states_of_responses(
             model_output["values"], data["prompt_length"], data["response_length"]
         )
+        logits = self.read(outputs)
         prediction = predict(logits[:, :-1], target=self.target)
         targets, weights, censored = self._targets(logits, mask, data["finished"])
         weights = weights * data["row_weight"].to(weights.dtype)[:, None]
@@ -80,17 +90,25 @@ class LengthValueLoss:
         tokens = max(float(tu.get(data, "batch_num_tokens")), 1.0)
         scale = float(tu.get(data, "dp_size")) / tokens
         error = censored_squared_error(prediction, targets, censored, target=self.target)
+        trained = error
+        if self.bins is not None:
+            trained = self.bins.of(outputs[:, :-1]).nll(remaining_length(mask), censored)
         states = boundary_weights(mask, boundary_weight=self.boundary_weight)
-        loss = masked_sum(error, weights * states) * scale
+        loss = masked_sum(trained, weights * states) * scale
         with torch.no_grad():
             squared = masked_sum(error, weights) * scale
             absolute = masked_sum((prediction - targets).abs(), weights) * scale
             mean = masked_sum(prediction, weights) * scale
-        return loss, {
-            "mse": _summed(squared),
-            "mae": _summed(absolute),
-            "prediction_mean": _summed(mean),
-        }
+            metrics = {"mse": squared, "mae": absolute, "prediction_mean": mean}
+            if self.bins is not None:
+                metrics["nll"] = masked_sum(trained, weights) * scale
+        return loss, {name: _summed(value) for name, value in metrics.items()}
+
+    def read(self, outputs: Tensor) -> Tensor:
+        """Logits z [...] of raw outputs, [...] or, without gradient, [..., K] of a distribution."""
+        if self.bins is not None:
+            outputs = outputs.detach()
+        return read_outputs(outputs, bins=self.bins, gamma=self.gamma)
 
     def counted_tokens(self, length: int, finished: bool) -> int:
         """How many states of a completion of `length` tokens carry weight: 0 or `length`."""
@@ -120,12 +138,12 @@ def states_of_responses(
     """The model's outputs at s_0 .. s_L of every row, padded on the right.
 
     Args:
-        values: nested [B, P + L], one output per token.
+        values: nested [B, P + L] or [B, P + L, K], the output of every token.
         prompt_length: [B] tokens, at least 1.
         response_length: [B] tokens, at least 1.
     Returns:
-        states [B, T + 1] with T the longest response (columns beyond L + 1 repeat some finite
-        value), and the mask [B, T] of response tokens (int64).
+        states [B, T + 1] or [B, T + 1, K] with T the longest response (columns beyond L + 1 repeat
+        some finite value), and the mask [B, T] of response tokens (int64).
     """
     flat, offsets = values.values(), values.offsets()
     first = offsets[:-1] + prompt_length.to(offsets.device) - 1
@@ -175,11 +193,26 @@ def make_loss(
         facts: of the training file; None when completions are yet to be sampled.
         model: what messages call the model.
     Raises:
-        ValueError: gamma contradicts that of the model, or nothing says what it is.
+        ValueError: gamma contradicts that of the model, or nothing says what it is; a head of
+            another number of outputs than the target has.
     """
+    target = settings.target or stored.target
+    if (target == DISTRIBUTION) != (stored.bins is not None):
+        raise ValueError(
+            f"lenvm.target={target}, but {model} has target {stored.target} with "
+            f"{'one output' if stored.bins is None else 'an output for each bin'} per state. Leave "
+            "lenvm.target out to go on with it, or make a new model with `lenvm init`."
+        )
+    if target != "return" and (settings.lam != 1 or settings.truncated == "bootstrap"):
+        raise ValueError(
+            f"{model} has target {target}, which is trained on lengths and has no lambda-returns: "
+            f"lenvm.lam={settings.lam}, lenvm.truncated={settings.truncated} need target return. "
+            "Use lam=1 and truncated=drop or truncated=censored."
+        )
     return LengthValueLoss(
         gamma=_gamma(settings, stored, facts, model),
-        target=settings.target or stored.target,
+        target=target,
+        bins=stored.length_bins,
         length_scale=_length_scale(settings, stored, facts),
         lam=settings.lam,
         truncated=settings.truncated,
@@ -199,6 +232,7 @@ def describe(
     return {
         "gamma": loss.gamma,
         "target": loss.target,
+        "bins": None if loss.bins is None else list(loss.bins.edges),
         "length_scale": loss.length_scale,
         "policy": policy,
         "sampling": sampling,

@@ -39,7 +39,12 @@ class LengthValueSettings:
     gamma: float | str = AUTO
     """Per-token discount in (0, 1). auto: the checkpoint's, else 0.01 ** (1 / p99 of lengths)."""
     target: str | None = None
-    """One of lenvm_rl.core.TARGETS. None: the checkpoint's ("return" is the method)."""
+    """One of lenvm_rl.core.TARGETS. None: the checkpoint's ("return" is the paper's). distribution
+    on a checkpoint of one output gives its head an output for each bin, and starts from there."""
+    longest: float | str = AUTO
+    """Tokens that the bins of the target distribution are spaced up to. auto: the checkpoint's,
+    else the longest response of the file, twice as many with truncated=censored, whose lengths go
+    on; on_policy data.max_response_length in its place."""
     length_scale: float | str = AUTO
     """Tokens per unit of the targets length and normalized_length. auto: longest response."""
     lam: float = 1.0
@@ -67,6 +72,10 @@ class LengthValueSettings:
             raise ValueError(
                 f"lenvm.length_scale must be a positive number of tokens or auto, got "
                 f"{self.length_scale}."
+            )
+        if self.longest != AUTO and not number("lenvm.longest", self.longest) >= 1:
+            raise ValueError(
+                f"lenvm.longest must be a number of tokens or auto, got {self.longest}."
             )
         if not 0 <= self.lam <= 1:
             raise ValueError(f"lenvm.lam must be in [0, 1], got {self.lam}; 1 is the closed form.")

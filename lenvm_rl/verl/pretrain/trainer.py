@@ -36,7 +36,16 @@ from verl.utils.debug import marked_timer
 from verl.workers.config import CriticConfig, HFModelConfig
 from verl.workers.engine_workers import TrainingWorkerConfig
 
-from lenvm_rl.model import check_tokenizer_sha, describe_policy, tokenizer_sha
+from lenvm_rl.core import AUTO, DISTRIBUTION, LengthBins
+from lenvm_rl.model import (
+    LengthValueModel,
+    check_tokenizer_sha,
+    describe_policy,
+    is_lenvm_checkpoint,
+    save_checkpoint,
+    to_distribution,
+    tokenizer_sha,
+)
 from lenvm_rl.rollouts import Rollout, RolloutReader
 from lenvm_rl.verl import checkpoint as checkpoints
 from lenvm_rl.verl.batch import make_batch
@@ -90,6 +99,7 @@ class LengthValuePretrainer(PPOTrainer):
         self.total_training_steps = min(
             self.source.total_steps, self.config.trainer.total_training_steps or 1 << 62
         )
+        critic = self._with_bins(critic, facts)
         object.__setattr__(critic.optim, "total_training_steps", self.total_training_steps)
         self.loss = make_loss(
             self.settings, self.model_config, facts, model=self.config.critic.model.path
@@ -98,6 +108,27 @@ class LengthValuePretrainer(PPOTrainer):
         self._start_workers(critic)
         self.critic_wg.describe(**self._description(facts))
         self._load_checkpoint()
+
+    def _with_bins(self, critic: CriticConfig, facts: RolloutFacts | None) -> CriticConfig:
+        """Where lenvm.target=distribution meets a head of one output: the workers' configuration
+        on a model with an output for each bin, which is written beside the checkpoints."""
+        if self.settings.target != DISTRIBUTION or self.model_config.bins is not None:
+            return critic
+        longest = self.settings.longest
+        if longest == AUTO:
+            longest = facts.longest_response if facts else self.config.data.max_response_length
+            longest *= 2 if self.settings.truncated == "censored" else 1
+        place = self.root / "start"
+        if not is_lenvm_checkpoint(place):
+            torch.manual_seed(self.settings.seed)
+            model = LengthValueModel.from_pretrained(critic.model.local_path)
+            bins = LengthBins.up_to(float(longest))
+            save_checkpoint(to_distribution(model, bins), self.tokenizer, place)
+        with open_dict(self.config):
+            self.config.critic.model.path = str(place)
+        critic = critic_config(self.config)
+        self.model_config = length_value_config(critic)
+        return critic
 
     def _make_source(self) -> tuple[OfflineSource | OnPolicySource, RolloutFacts | None]:
         """Where the batches come from, and what is known about the completions beforehand."""

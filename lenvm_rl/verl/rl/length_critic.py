@@ -82,6 +82,7 @@ class LengthCritic:
         self.loss = LengthValueLoss(
             gamma=self.gamma,
             target=self.model.target,
+            bins=self.model.length_bins,
             length_scale=self.model.length_scale,
             truncated=settings.truncated,
         )
@@ -119,7 +120,7 @@ class LengthCritic:
             self._multiple *= self._critic.ppo_micro_batch_size_per_gpu
 
     def logits(self, rows: Sequence[Rollout]) -> Tensor:
-        """Raw outputs z at s_0 .. s_L of every completion, [B, T + 1] float32.
+        """Logits z at s_0 .. s_L of every completion, [B, T + 1] float32.
 
         Args:
             rows: B completions, T tokens in the longest; columns beyond L + 1 repeat some value.
@@ -131,7 +132,7 @@ class LengthCritic:
         states, _ = states_of_responses(values, batch["prompt_length"], batch["response_length"])
         index = batch["row_index"]
         out = torch.empty(len(rows), states.shape[1], dtype=torch.float32)
-        out[index[index >= 0]] = states[index >= 0].float()
+        out[index[index >= 0]] = self.loss.read(states[index >= 0].float())
         return out
 
     def refresh(self, rows: Sequence[Rollout]) -> dict[str, float]:
