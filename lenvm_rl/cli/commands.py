@@ -307,6 +307,7 @@ def init(
     architecture: str = "qwen2",
     gamma: float | None = None,
     head_target: str = "return",
+    longest: int | None = None,
     head: str = "state",
     freeze_trunk: bool = False,
     seed: int = 0,
@@ -333,8 +334,9 @@ def init(
         max_positions: fresh trunk: longest sequence.
         architecture: fresh trunk: model type.
         gamma: per-token discount in (0, 1); training can choose it.
-        head_target: quantity that the head predicts: return (the paper's), length,
-            normalized_length, log_length.
+        head_target: quantity that the head predicts: return (the paper's), distribution (of the
+            length: quantiles, and every gamma), length, normalized_length, log_length.
+        longest: with distribution: tokens of the longest response; bins are spaced up to it.
         head: kind of head: state (the paper's), or candidate: values tokens before they run.
         freeze_trunk: train the head alone, on the policy's own hidden states.
         seed: seed of everything random.
@@ -359,7 +361,8 @@ def init(
         )
     torch.manual_seed(seed)
     figures: dict[str, Any] = {}
-    common: dict[str, Any] = {"gamma": gamma, "target": head_target, "head": head}
+    bins = _bins(head_target, longest)
+    common: dict[str, Any] = {"gamma": gamma, "target": head_target, "bins": bins, "head": head}
     tokens = models.load_tokenizer(_found(tokenizer or policy or ""))
     if policy is not None:
         model = models.LengthValueModel.from_policy(
@@ -387,6 +390,18 @@ def init(
     path = models.save_checkpoint(model, tokens, out)
     figures |= {"parameters": model.num_parameters(), "gamma": gamma, "works": works}
     return Answer({"lenvm": str(path), **figures}, warnings=warnings)
+
+
+def _bins(head_target: str, longest: int | None) -> list[int] | None:
+    from lenvm_rl.core import DISTRIBUTION, LengthBins
+
+    if (head_target == DISTRIBUTION) != (longest is not None):
+        given = "no --longest" if longest is None else f"--longest {longest}"
+        raise ValueError(
+            f"--head-target {head_target} with {given}: a distribution needs the tokens of the "
+            "longest response to space its bins, and other targets have none."
+        )
+    return None if longest is None else list(LengthBins.up_to(longest).edges)
 
 
 def _found(name: str) -> str:
@@ -448,6 +463,8 @@ def predict(
     prompts: str | None = None,
     rollouts: Path | None = None,
     text: str | None = None,
+    max_tokens: int | None = None,
+    gamma: float | None = None,
     out: Path | None = None,
     limit: int | None = None,
     engine: Literal["transformers", "vllm"] = "transformers",
@@ -457,14 +474,18 @@ def predict(
 ) -> Answer:
     """Predict lengths: of responses to prompts, or of what is left along given responses.
 
-    Prints a JSON object per row. Lengths are in tokens, EOS included: inverses of the mean
-    discounted length, and so lower than the mean length.
+    Prints a JSON object per row. Lengths are in tokens, EOS included. `length` is the inverse of
+    the mean discounted length, and so lower than the mean length. A LenVM of the target
+    distribution also gives mean, p10, p50, p90, p99 and p_truncated, the chance that --max-tokens
+    cuts the response.
 
     Example: `lenvm predict --lenvm runs/demo/checkpoint/lenvm --text "12 + 7 - 3 = ?"`
 
     Args:
         rollouts: or a rollout file: predictions along its responses.
         text: or one user message.
+        max_tokens: limit on the response's tokens, for p_truncated.
+        gamma: of value and length: a distribution has every one (default: the checkpoint's).
         out: file for the rows (default: the screen).
         limit: maximum number of rows.
         engine: transformers, or vllm: serve the LenVM as a pooling model.
@@ -484,14 +505,17 @@ def predict(
         from lenvm_rl.vllm.values import EngineReader
 
         reader = EngineReader(str(lenvm), dtype=dtype)
+    read: dict[str, Any] = {"gamma": gamma, "max_tokens": max_tokens}
     if rollouts is not None:
-        rows = predict_rollouts(lenvm, rollouts, logits=reader)
+        rows = predict_rollouts(lenvm, rollouts, outputs=reader, **read)
     else:
         message = [{"role": "user", "content": text}]
         asked = [Prompt(prompt_id="text", messages=message)]
         if prompts is not None:
             asked = resolve_prompts(prompts, seed=seed, limit=limit)
-        rows = predict_prompts(lenvm, asked, logits=reader, chat_template_args=chat_template_args)
+        rows = predict_prompts(
+            lenvm, asked, outputs=reader, chat_template_args=chat_template_args, **read
+        )
     errors: list[str] = []
     written = _write_lines(islice(rows, limit), out, errors)
     warnings = ()

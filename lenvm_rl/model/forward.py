@@ -121,11 +121,11 @@ def model_space(model: LengthValueModel) -> dict[str, Any]:
     return config_space(model.config)
 
 
-def config_space(config: LengthValueConfig) -> dict[str, Any]:
-    """`model_space` of a checkpoint whose weights are elsewhere."""
+def config_space(config: LengthValueConfig, *, gamma: float | None = None) -> dict[str, Any]:
+    """`model_space` of a checkpoint whose weights are elsewhere, at its gamma or another one."""
     return {
         "target": config.target,
-        "gamma": config.require_gamma(),
+        "gamma": gamma or config.require_gamma(),
         "length_scale": config.length_scale,
     }
 

@@ -74,6 +74,15 @@ def test_init_predict_and_eval_agree_on_gamma(policy, rollouts, tmp_path):
     assert (tmp_path / "result" / "prediction.json").is_file()
 
 
+def test_init_of_a_distribution(policy, tmp_path):
+    words = ["init", "--policy", policy, "--gamma", 0.9, "--head-target", "distribution"]
+    made = run(*words, "--longest", 30, "--out", tmp_path / "wide")
+    assert LengthValueModel.from_pretrained(made["lenvm"]).config.bins[-2] > 30
+    words = ["predict", "--lenvm", tmp_path / "wide", "--text", "w2 w3", "--max-tokens", 20]
+    row = run(*words)
+    assert 0 < row["p_truncated"] < 1 <= row["p10"] <= row["p99"]
+
+
 def test_fresh_trunk(policy, tmp_path):
     words = ["init", "--tokenizer", policy, "--hidden-size", 64, "--layers", 1]
     made = run(*words, "--out", tmp_path / "fresh")
@@ -148,6 +157,10 @@ def test_sample_and_convert(policy, tmp_path):
         (["sample", "--policy", "demo", "--prompts", "demo:0", "--out", "x"], "positive number"),
         (["sample", "--policy", "demo", "--prompts", "none.jsonl", "--out", "x"], "does not exist"),
         (["init", "--out", "x"], "give --policy"),
+        (
+            ["init", "--policy", "demo", "--head-target", "distribution", "--out", "x"],
+            "no --longest: a distribution needs the tokens of the longest response",
+        ),
         (["init", "--policy", "demo", "--gamma", "1", "--out", "x"], r"gamma must be in"),
         (
             ["init", "--policy", "demo", "--layers", "99", "--out", "x"],
