@@ -4,7 +4,7 @@
 the bins that give every gamma, the mean and quantiles at once; `returns` and
 `truncated` the targets of each token; `losses` the training loss; `metrics`, `boundary`,
 `intervals` and `lifebench` the evaluation; `candidates`, `tilt` and `guidance` the steering of
-generation; `length_terms` reinforcement learning with a length critic, of the parts `advantages`,
+generation; `scheduling` the keys of requests that wait; `length_terms` reinforcement learning with a length critic, of the parts `advantages`,
 `correct_answers`, `recalibration`, `shaping` and `controllers`.
 """
 
@@ -83,6 +83,7 @@ from lenvm_rl.core.returns import (
     remaining_length,
     td_scores,
 )
+from lenvm_rl.core.scheduling import gittins, tail_inflated, tail_mean
 from lenvm_rl.core.shaping import (
     BUDGETS,
     budget_advantage,
@@ -168,6 +169,7 @@ __all__ = [
     "gae",
     "gamma_for_length",
     "gamma_from_lengths",
+    "gittins",
     "guide",
     "interval",
     "kendall_tau",
@@ -215,6 +217,8 @@ __all__ = [
     "shaping_term",
     "shortest_of_group",
     "squared_error",
+    "tail_inflated",
+    "tail_mean",
     "td_scores",
     "tilt",
     "tilt_to_mean",
