@@ -1,11 +1,11 @@
 """The mathematics of length value models: tensors in, tensors out, on torch alone.
 
 `values` converts lengths, values and logits; `targets` holds the parameterisations, `distribution`
-the bins that give every gamma, the mean and quantiles at once; `returns` and
-`truncated` the targets of each token; `losses` the training loss; `metrics`, `boundary`,
-`intervals` and `lifebench` the evaluation; `candidates`, `tilt` and `guidance` the steering of
-generation; `scheduling` the keys of requests that wait; `length_terms` reinforcement learning with a length critic, of the parts `advantages`,
-`correct_answers`, `recalibration`, `shaping` and `controllers`.
+the bins that give every gamma, the mean and quantiles at once; `returns` and `truncated` the
+targets of each token; `losses` the training loss; `metrics`, `boundary`, `intervals` and
+`lifebench` the evaluation; `candidates`, `tilt` and `guidance` the steering of generation;
+`scheduling` the keys of requests that wait; `length_terms` reinforcement learning with a length
+critic, of the parts `advantages`, `correct_answers`, `recalibration`, `shaping` and `controllers`.
 """
 
 from lenvm_rl.core.advantages import (

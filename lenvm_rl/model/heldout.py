@@ -70,6 +70,8 @@ class NaivePredictors:
     """[longest] mean of u(L - t) over finished responses with L > t, at t = 0, 1, ..."""
     sources: Mapping[str, float]
     """Mean u of each data source; empty where fewer than two are known."""
+    lengths: Tensor
+    """[M'] int64 lengths of finished responses, ascending."""
 
     @classmethod
     def fit(
@@ -113,6 +115,7 @@ class NaivePredictors:
             bounds=(u.min().item(), u.max().item()),
             survival=_mean_residual_u(total[ended], gamma),
             sources=_mean_by_source(u, sources or ()),
+            lengths=total[ended].sort().values,
         )
 
     @classmethod
@@ -163,6 +166,21 @@ class NaivePredictors:
         u = self.survival[offsets.long().clamp(max=last)]
         guesses["survival"] = u_to_length(u, gamma=self.gamma)
         return guesses
+
+    def residual_quantile(self, length: int, *, level: float = 0.9) -> Tensor:
+        """Quantile of the tokens that training responses still going after t tokens have left.
+
+        Args:
+            length: t runs from 0 to length - 1; beyond the longest response it is 1.
+            level: in (0, 1].
+        Returns:
+            [length] float64 tokens.
+        """
+        written = torch.arange(length)
+        ended = torch.searchsorted(self.lengths, written, right=True)
+        left = len(self.lengths) - ended
+        rank = (ended + (level * left).ceil().long() - 1).clamp(max=len(self.lengths) - 1)
+        return (self.lengths[rank] - written).clamp(min=1).double()
 
 
 def _mean_by_source(u: Tensor, sources: Sequence[str]) -> dict[str, float]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from lenvm_rl.core import LengthBins, gittins, tail_inflated
 from lenvm_rl.evals.result import Result
 from lenvm_rl.evals.scheduling.draw import draw, view
 from lenvm_rl.evals.scheduling.evaluate import (
@@ -17,7 +18,9 @@ from lenvm_rl.evals.scheduling.evaluate import (
     predict_remaining,
     prompt_means,
 )
+from lenvm_rl.evals.scheduling.orders import orders_of
 from lenvm_rl.evals.scheduling.queueing import Server
+from lenvm_rl.model import LengthValueModel
 from lenvm_rl.model.heldout import NaivePredictors, outcome_errors
 from lenvm_rl.model.policy import open_rollouts
 from lenvm_rl.rollouts import RolloutReader
@@ -25,7 +28,7 @@ from tests.evals.geometric import GAMMA, Oracle, rollouts, write
 
 ROWS = rollouts(range(8), 16, seed=1, prompts_per_kind=3)
 SETTINGS = Settings(
-    loads=(0.95, 1.2), requests=200, seeds=3, server=Server(slots=4), preempt_until=0.8
+    loads=(0.95, 1.2), burstiness=(1.0,), requests=200, seeds=3, server=Server(slots=4)
 )
 
 
@@ -91,7 +94,12 @@ def test_all_orders_of_a_draw_serve_the_same_tokens(report):
 
 def test_without_preemption_the_remaining_order_is_the_predicted_one():
     settings = Settings(
-        loads=(1.1,), requests=100, seeds=1, preempt_until=0.0, server=Server(slots=2)
+        loads=(1.1,),
+        burstiness=(1.0,),
+        requests=100,
+        seeds=1,
+        preempt_until=0.0,
+        server=Server(slots=2),
     )
     report = evaluate(ROWS, predict_remaining(Oracle(), ROWS), settings)
     one, other = (line(report, f"{k}-lenvm", 1.1) for k in ("predicted", "remaining"))
@@ -105,6 +113,67 @@ def test_an_idle_server_has_no_way_to_go():
     report = evaluate(ROWS, predict_remaining(Oracle(), ROWS), settings)
     assert math.isnan(line(report, "predicted-lenvm", 0.01)["share"])
     assert report.to_dict()["share_predicted_lenvm"] is None
+
+
+def test_a_bound_on_latency_keeps_the_tail(report):
+    """At a load above 1 shortest first starves the long ones; patience does not."""
+    for load in SETTINGS.loads:
+        free, bounded = line(report, "srpt", load), line(report, "patient-true", load)
+        assert bounded["tail"] < 1.15 and bounded["latency_max"] < free["latency_max"]
+        assert 0 < bounded["share"] < free["share"] == 1.0
+    assert line(report, "srpt")["tail"] > 1.5
+    assert report.figures["tail_patient_lenvm_most"] < line(report, "remaining-lenvm")["tail"]
+
+
+def test_orders_without_a_model(report):
+    feedback = line(report, "feedback")
+    assert feedback["preemptions"] > 0 and math.isfinite(feedback["share"])
+    aged = line(report, "aged-lenvm")
+    assert aged["tail"] < line(report, "remaining-lenvm")["tail"]
+
+
+def test_short_memory_and_bursts():
+    """All orders of a draw write the same tokens; the less memory, the longer it takes."""
+    found = {}
+    for memory in (60, None):
+        settings = Settings(
+            loads=(1.0,),
+            burstiness=(0.2, 1.0),
+            requests=100,
+            seeds=2,
+            server=Server(slots=4, memory=memory, prefill_seconds=0.1),
+        )
+        rows = [row for row in ROWS if row.length <= 50]
+        predictions = predict_remaining(Oracle(), rows)
+        found[memory] = evaluate(rows, predictions, settings)
+        assert {row["burstiness"] for row in found[memory].tables["summary"]} == {0.2, 1.0}
+    short, ample = (found[m].tables["summary"][0] for m in (60, None))
+    assert short["order"] == ample["order"] == "fcfs"
+    assert short["preemptions"] > 0 == ample["preemptions"]
+    assert short["read_again"] > 0 == ample["read_again"]
+    assert short["throughput"] < ample["throughput"]
+
+
+def test_keys_of_a_distribution(policy_dir):
+    bins = LengthBins.up_to(40)
+    model = LengthValueModel.from_policy(
+        policy_dir, gamma=GAMMA, target="distribution", bins=bins.edges
+    ).eval()
+    rows = ROWS[:8]
+    known = predict_remaining(model, rows, None)
+    with torch.no_grad():
+        ids = torch.tensor([rows[3].prompt_ids + rows[3].response_ids[:-1]])
+        said = model.distribution(ids)[0, len(rows[3].prompt_ids) - 1 :]
+    for name, expected in (
+        ("lenvm", said.mean()),
+        ("lenvm-p90", said.quantile(0.9)),
+        ("lenvm-tie", tail_inflated(said)),
+        ("lenvm-gittins", gittins(said)),
+    ):
+        assert known[name][3] == pytest.approx(expected.double().numpy(), rel=1e-5), name
+    orders = {order.name for order in orders_of(known)}
+    assert {"predicted-lenvm-tie", "remaining-lenvm-gittins", "patient-lenvm-gittins"} <= orders
+    assert "remaining-lenvm-tie" not in orders and "predicted-quantile" not in orders
 
 
 def test_prompt_means_by_hand():
@@ -159,6 +228,9 @@ def test_settings_that_simulate_nothing_are_refused():
         ({"requests": 1}, "simulate nothing"),
         ({"loads": (0.5, -1.0)}, "loads must be positive"),
         ({"preempt_until": -0.1}, "preempt_until"),
+        ({"aging": -1.0}, "aging must be at least 0"),
+        ({"burstiness": (1.0, 0.0)}, "burstiness must be positive"),
+        ({"patience": 0.0}, "patience must be positive"),
     ):
         with pytest.raises(ValueError, match=reason):
             Settings(**wrong)

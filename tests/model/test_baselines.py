@@ -89,3 +89,10 @@ def test_no_training_rows_and_a_bad_gamma_are_refused():
         NaivePredictors.fit([], [], gamma=GAMMA)
     with pytest.raises(ValueError, match="gamma"):
         NaivePredictors.fit([1], [1], gamma=1.0)
+
+
+def test_residual_quantile_is_that_of_responses_still_going():
+    naive = NaivePredictors.fit([1] * 5, [1, 2, 4, 8, 8], gamma=GAMMA)
+    # of 1, 2, 4, 8, 8 the .6 quantile is the third; after one token of 1, 3, 7, 7 the third as well
+    assert naive.residual_quantile(10, level=0.6).tolist() == [4, 7, 6, 5, 4, 3, 2, 1, 1, 1]
+    assert naive.residual_quantile(1, level=1.0).tolist() == [8]

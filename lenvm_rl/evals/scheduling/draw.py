@@ -41,6 +41,7 @@ def view(result: Result) -> Table:
     """One line per load and order."""
     figures, rows = result.figures, result.tables["summary"]
     columns = ("latency_mean", "latency_p99", "first_token_mean", "preemptions")
+    rows = [row for row in rows if row["burstiness"] == figures["burstiness"]]
     table = screen(
         f"Order of service: {figures['requests']} requests x {figures['seeds']} seeds, "
         f"{figures['slots']} slots, lengths of {figures['completions']:,} completions "

@@ -7,18 +7,33 @@ simulated server (`queueing`). The same requests are served in several orders:
     predicted-P        shortest predicted response first, by predictor P at s_0; none is preempted
     remaining-P        shortest predicted remainder first, by P at every state; a running request
                        may be preempted until it has written `preempt_until` of its first prediction
-    predicted-true, remaining-true      the same with the lengths themselves: perfect knowledge
+    srpt               shortest remaining processing time by the lengths themselves; any request may
+                       be preempted at any time
+    feedback           no prediction: levels of twice as many tokens each, those that have written
+                       least go first (multi-level feedback, a tail-aware order without a model)
+    aged-P             remaining-P of which any may be preempted, where waiting counts for `aging`
+    patient-P          the same with a bound on latency, `patience` times the p99 of fcfs in other
+                       draws at the same load: who would miss it goes first (`queueing.Patience`)
 
 Predictors: lenvm; linear, source and survival (`model.heldout`, fitted on training completions);
-prompt (the mean length of all samples of the prompt, the request's own among them: a little more
-than any reader of the prompt could know); random (a number drawn per request). One order is judged
-by
+quantile (the .9 quantile of what training completions that are still going have left: the same for
+every prompt); prompt (the mean length of all samples of the prompt, the request's own among them: a
+little more than any reader of the prompt could know); random (a number drawn per request); true
+(the lengths themselves: perfect knowledge). A LenVM that predicts a distribution is `lenvm` by its
+mean, and gives further keys of it (`core.scheduling`):
+
+    lenvm-p90          quantile .9
+    lenvm-tie          tail-inflated expectation
+    lenvm-gittins      Gittins index, of what remains at every token
+
+One order is judged by
 
     share = (mean latency of fcfs - its own) / (mean latency of fcfs - that of perfect knowledge)
 
-with perfect knowledge under the same rule of preemption: 1 is as good as knowing, 0 is as good as
-not caring. Seeds draw requests and arrivals; all orders of a seed serve the same ones. The share is
-NaN where fcfs and perfect knowledge do not differ, as on an idle server.
+with perfect knowledge under the same rule of preemption: predicted-true, remaining-true, or srpt
+where any may be preempted. 1 is as good as knowing, 0 is as good as not caring. Seeds draw requests
+and arrivals; all orders of a seed serve the same ones. The share is NaN where fcfs and perfect
+knowledge do not differ, as on an idle server.
 
 A completion that the token limit truncated is served to where it was truncated, as by a real
 server.
@@ -27,18 +42,22 @@ server.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from lenvm_rl.core import DISTRIBUTION, gittins, tail_inflated
 from lenvm_rl.evals.result import Result
-from lenvm_rl.evals.scheduling.queueing import Served, Server, poisson_arrivals, serve
+from lenvm_rl.evals.scheduling.orders import ALONG_ONLY, Order, Remaining, Traffic, orders_of
+from lenvm_rl.evals.scheduling.queueing import Served, Server, arrivals
 from lenvm_rl.model import LengthValueModel
-from lenvm_rl.model.forward import iter_logits
+from lenvm_rl.model.forward import iter_logits, iter_outputs
 from lenvm_rl.model.heldout import NaivePredictors, outcome_errors, predicted_along
 from lenvm_rl.model.policy import open_rollouts
 from lenvm_rl.rollouts import Rollout
@@ -53,8 +72,8 @@ HEADLINE = (
 )
 SMALL = {"requests": 600, "seeds": 3}
 """Settings for a first look."""
-Remaining = list[np.ndarray]
-"""For each request [L]: predicted tokens still to come at s_0 .. s_{L-1}."""
+_CALIBRATION = 1_000
+"""Seeds from here on draw the traffic whose tail under fcfs sets the bound on latency."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,27 +82,38 @@ class Settings:
 
     loads: Sequence[float] = LOADS
     """Offered loads, each positive (1.0 = server saturated)."""
+    burstiness: Sequence[float] = (1.0, 0.25)
+    """Arrivals: shapes of gamma distributed gaps; 1 is Poisson, below 1 requests come in bursts."""
     requests: int = 1000
     """Requests per simulation, drawn from the rows (with replacement when there are fewer)."""
     seeds: int = 5
     """Draws of requests and arrivals; the spread is over them."""
     preempt_until: float = 0.8
     """Preempt only before this fraction of the first predicted length (TRAIL's c); 0: never."""
+    aging: float = 0.1
+    """In the aged order: tokens that a unit of time of waiting is worth."""
+    patience: float = 1.0
+    """In patient orders: latency to keep, as a share of the p99 of first come, first served in
+    other draws at the same load."""
     server: Server = Server()
     seed: int = 0
     """Seed of requests and arrivals."""
 
     def __post_init__(self) -> None:
-        if self.requests < 2 or self.seeds < 1 or not self.loads:
+        if self.requests < 2 or self.seeds < 1 or not self.loads or not self.burstiness:
             raise ValueError(
-                f"{self.requests} requests x {self.seeds} seeds x {len(self.loads)} loads simulate "
-                "nothing: give at least 2 requests, 1 seed and 1 load."
+                f"{self.requests} requests x {self.seeds} seeds x {len(self.loads)} loads x "
+                f"{len(self.burstiness)} kinds of arrivals simulate nothing: give at least 2 "
+                "requests, and 1 of the others."
             )
-        if not self.preempt_until >= 0:
-            raise ValueError(f"preempt_until must be at least 0, got {self.preempt_until}.")
-        for load in self.loads:
-            if not 0 < load < math.inf:
-                raise ValueError(f"loads must be positive numbers, got {load}.")
+        for name in ("preempt_until", "aging"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
+        for name in ("loads", "burstiness", "patience"):
+            value = getattr(self, name)
+            for number in value if name != "patience" else (value,):
+                if not 0 < number < math.inf:
+                    raise ValueError(f"{name} must be positive, got {number}.")
 
 
 def run(
@@ -131,13 +161,33 @@ def run(
 def predict_remaining(
     model: LengthValueModel, rows: Sequence[Rollout], naive: NaivePredictors | None = None
 ) -> dict[str, Remaining]:
-    """Every real predictor along every row: lenvm, and linear, source and survival where fitted."""
-    found = {(row.prompt_id, row.sample_id): z for row, z in iter_logits(model, rows)}
-    along = [(row, found[row.prompt_id, row.sample_id]) for row in rows]
+    """Every real predictor along every row: lenvm with its keys, and the naive ones where fitted.
+
+    A LenVM that predicts one number a state has no keys but it.
+    """
+    spread = model.config.target == DISTRIBUTION
+    read = iter_outputs if spread else iter_logits
+    found = {(row.prompt_id, row.sample_id): out for row, out in read(model, rows)}
+    outputs = [found[row.prompt_id, row.sample_id] for row in rows]
+    z = [model.config.read(out) for out in outputs] if spread else outputs
+    guesses = predicted_along(model, list(zip(rows, z, strict=True)), naive)
+    guesses.pop("mean", None)  # ranks nothing
+    if spread:
+        keys = [_distribution_keys(model, out) for out in outputs]
+        guesses |= {name: [part[name] for part in keys] for name in keys[0]}
+    if naive is not None:
+        guesses["quantile"] = [naive.residual_quantile(row.length) for row in rows]
+    return {name: [part.double().numpy() for part in parts] for name, parts in guesses.items()}
+
+
+def _distribution_keys(model: LengthValueModel, outputs: Tensor) -> dict[str, Tensor]:
+    """[L] each, of the outputs [L, K] along a row."""
+    distribution = model.config.require_bins().of(outputs)
     return {
-        name: [lengths.double().numpy() for lengths in parts]
-        for name, parts in predicted_along(model, along, naive).items()
-        if name != "mean"  # ranks nothing
+        "lenvm": distribution.mean(),
+        "lenvm-p90": distribution.quantile(0.9),
+        "lenvm-tie": tail_inflated(distribution),
+        "lenvm-gittins": gittins(distribution),
     }
 
 
@@ -156,19 +206,26 @@ def evaluate(
         settings: loads, seeds, the server.
     """
     lengths = np.array([row.length for row in rows])
+    prompts = np.array([len(row.prompt_ids) for row in rows])
     known = {**predictions, **_oracles(rows, lengths)}
+    orders = orders_of(known)
+    cells = [(shape, load) for shape in settings.burstiness for load in settings.loads]
     runs = []
-    total = len(settings.loads) * settings.seeds * len(_orders(known))
+    total = len(cells) * (settings.seeds * len(orders) + settings.seeds)
     with progress_bar("simulating", total, shown=progress) as advance:
-        for load in settings.loads:
+        for shape, load in cells:
+            draw = partial(_drawn, lengths, prompts, known, settings, shape, load)
+            tail = _tail_of_fcfs(draw, settings, advance)
             for seed in range(settings.seeds):
-                runs += _one_draw(lengths, known, settings, load, seed, advance)
-    summary = _over_seeds(runs, settings.loads, list(_orders(known)))
+                cell = {"burstiness": shape, "load": load, "seed": seed}
+                for line in _serve_all(draw(seed), orders, settings, tail, advance):
+                    runs.append(cell | line)
+    summary = _over_seeds(runs)
     outcomes = torch.as_tensor(lengths, dtype=torch.float64)
     predictors = [
         {"predictor": name, **outcome_errors(torch.tensor([x[0] for x in values]), outcomes)}
         for name, values in known.items()
-        if name not in ("true", "survival")
+        if name not in ("true", *ALONG_ONLY)
     ]
     tables = {"summary": summary, "runs": runs, "predictors": predictors}
     figures = _figures(rows, lengths, settings, summary, predictors)
@@ -195,83 +252,101 @@ def prompt_means(rows: Sequence[Rollout]) -> np.ndarray:
     return np.array([np.mean(groups[row.prompt_id]) for row in rows])
 
 
-def _orders(known: Mapping[str, Remaining]) -> dict[str, tuple[str, bool]]:
-    """Name of each order to (predictor, whether it may preempt). `fcfs` comes first."""
-    at_start = [name for name in known if name != "survival"]  # the same for all before the start
-    at_start.insert(-1, "random")
-    along = [name for name in known if name != "prompt"]
-    return (
-        {"fcfs": ("", False)}
-        | {f"predicted-{name}": (name, False) for name in at_start}
-        | {f"remaining-{name}": (name, True) for name in along}
+def _drawn(
+    lengths: np.ndarray,
+    prompts: np.ndarray,
+    known: Mapping[str, Remaining],
+    settings: Settings,
+    burstiness: float,
+    load: float,
+    seed: int,
+) -> Traffic:
+    rng = np.random.default_rng([settings.seed, 2, seed])  # the same requests at every load
+    n = settings.requests
+    picked = rng.choice(len(lengths), size=n, replace=n > len(lengths))
+    capacity = settings.server.capacity(lengths, prompts)
+    arrival = arrivals(
+        lengths[picked], load=load, capacity=capacity, rng=rng, burstiness=burstiness
+    )
+    return Traffic.drawn(picked, arrival, lengths, prompts, known, rng)
+
+
+def _tail_of_fcfs(
+    draw: Callable[[int], Traffic], settings: Settings, advance: Callable[[int], None]
+) -> float:
+    """Mean p99 latency of first come, first served over draws that are not evaluated."""
+    tails = []
+    for seed in range(settings.seeds):
+        served = _served(draw(_CALIBRATION + seed), Order("fcfs", "", "never"), settings, 0.0)
+        tails.append(np.quantile(served.latency, 0.99))
+        advance(1)
+    return float(np.mean(tails))
+
+
+def _serve_all(
+    traffic: Traffic,
+    orders: Sequence[Order],
+    settings: Settings,
+    tail: float,
+    advance: Callable[[int], None],
+) -> list[dict[str, Any]]:
+    table = {}
+    for order in orders:
+        served = _served(traffic, order, settings, tail)
+        table[order.name] = {"order": order.name, **_measures(served, traffic)}
+        advance(1)
+    fcfs = table["fcfs"]
+    for order in orders:
+        line = table[order.name]
+        gain = fcfs["latency_mean"] - table[order.perfect]["latency_mean"]
+        won = fcfs["latency_mean"] - line["latency_mean"]
+        line["share"] = won / gain if gain > 0 else math.nan
+        line["tail"] = line["latency_p99"] / fcfs["latency_p99"]
+    return list(table.values())
+
+
+def _served(traffic: Traffic, order: Order, settings: Settings, tail: float) -> Served:
+    return traffic.served(
+        order,
+        settings.server,
+        preempt_until=settings.preempt_until,
+        aging=settings.aging,
+        bound=settings.patience * tail,
     )
 
 
-def _one_draw(
-    lengths: np.ndarray,
-    known: Mapping[str, Remaining],
-    settings: Settings,
-    load: float,
-    seed: int,
-    advance: Any,
-) -> list[dict[str, Any]]:
-    rng = np.random.default_rng([settings.seed, 2, seed])  # the same draw at every load
-    n = settings.requests
-    picked = rng.choice(len(lengths), size=n, replace=n > len(lengths))
-    drawn = lengths[picked]
-    arrival = poisson_arrivals(drawn, load=load, server=settings.server, rng=rng)
-    table = []
-    for order, (predictor, preempts) in _orders(known).items():
-        hold: np.ndarray | float = 0.0
-        if not predictor:
-            keys = [np.full(k, t) for t, k in zip(arrival, drawn, strict=True)]
-        elif predictor == "random":
-            keys = [np.full(k, x) for x, k in zip(rng.random(n), drawn, strict=True)]
-        else:
-            keys = [known[predictor][i] for i in picked]
-            if preempts:
-                hold = np.floor(settings.preempt_until * np.array([key[0] for key in keys]))
-            else:
-                keys = [np.full(len(key), key[0]) for key in keys]
-        served = serve(arrival, drawn, keys, settings.server, keeps_slot_after=hold)
-        table.append({"load": load, "seed": seed, "order": order, **_measures(served, drawn)})
-        advance(1)
-    least = {row["order"]: row["latency_mean"] for row in table}
-    for row in table:
-        _, preempts = _orders(known)[row["order"]]
-        gain = least["fcfs"] - least["remaining-true" if preempts else "predicted-true"]
-        row["share"] = (least["fcfs"] - row["latency_mean"]) / gain if gain > 0 else math.nan
-    return table
-
-
-def _measures(served: Served, lengths: np.ndarray) -> dict[str, float]:
+def _measures(served: Served, traffic: Traffic) -> dict[str, float]:
     """Measures of one simulation. Latency: arrival to last token; per token: latency / length."""
-    latency = served.latency
+    latency, first = served.latency, served.first_token - served.arrival
     return {
         "latency_mean": float(latency.mean()),
         "latency_p50": float(np.quantile(latency, 0.5)),
         "latency_p99": float(np.quantile(latency, 0.99)),
-        "latency_per_token": float((latency / lengths).mean()),
-        "first_token_mean": float((served.first_token - served.arrival).mean()),
+        "latency_max": float(latency.max()),
+        "latency_per_token": float((latency / traffic.lengths).mean()),
+        "first_token_mean": float(first.mean()),
+        "first_token_p99": float(np.quantile(first, 0.99)),
+        "throughput": float(traffic.lengths.sum() / served.makespan),
         "preemptions": served.preemptions,
+        "read_again": float(served.read / max(1, traffic.prompts.sum()) - 1),
         "busy": served.slot_steps / served.steps,
     }
 
 
-def _over_seeds(
-    runs: Sequence[Mapping[str, Any]], loads: Sequence[float], orders: Sequence[str]
-) -> list[dict[str, Any]]:
+def _over_seeds(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Mean over seeds of every measure; `_sd` is the standard deviation over seeds."""
+    cell = ("burstiness", "load", "order")
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in runs:
+        groups.setdefault(tuple(row[name] for name in cell), []).append(row)
     table = []
-    for load in loads:
-        for order in orders:
-            rows = [row for row in runs if row["load"] == load and row["order"] == order]
-            line: dict[str, Any] = {"load": load, "order": order}
-            for name in rows[0].keys() - {"load", "seed", "order"}:
-                values = np.array([row[name] for row in rows], dtype=np.float64)
-                line[name] = float(values.mean())
-                line[f"{name}_sd"] = float(values.std(ddof=1)) if len(rows) > 1 else math.nan
-            table.append({key: line[key] for key in ("load", "order", *sorted(line))})
+    for place, rows in groups.items():
+        line: dict[str, Any] = {}
+        for name in rows[0].keys() - {"seed", *cell}:
+            values = np.array([row[name] for row in rows], dtype=np.float64)
+            line[name] = float(values.mean())
+            line[f"{name}_sd"] = float(values.std(ddof=1)) if len(rows) > 1 else math.nan
+        table.append(dict(zip(cell, place, strict=True)) | {key: line[key] for key in sorted(line)})
     return table
 
 
@@ -284,7 +359,11 @@ def _figures(
 ) -> dict[str, Any]:
     """Counts, settings, and what was found at the load nearest to .95."""
     near = min(settings.loads, key=lambda load: abs(load - 0.95))
-    chosen = {line["order"]: line for line in summary if line["load"] == near}
+    smooth = max(settings.burstiness, key=lambda shape: -abs(shape - 1))  # Poisson, or nearest
+    steady = [line for line in summary if line["burstiness"] == smooth]
+    chosen = {line["order"]: line for line in steady if line["load"] == near}
+    patient = [line for line in summary if line["order"] == "patient-lenvm"]
+    server = settings.server
     return {
         "completions": len(rows),
         "prompts": len({row.prompt_id for row in rows}),
@@ -294,20 +373,23 @@ def _figures(
         "share_truncated": sum(row.truncated for row in rows) / len(rows),
         "requests": settings.requests,
         "seeds": settings.seeds,
-        "slots": settings.server.slots,
-        "step_seconds": settings.server.step_seconds,
-        "step_seconds_per_request": settings.server.step_seconds_per_request,
-        "resume_steps": settings.server.resume_steps,
+        **{field.name: getattr(server, field.name) for field in fields(server)},
         "preempt_until": settings.preempt_until,
+        "aging": settings.aging,
+        "patience": settings.patience,
         "load": near,
+        "burstiness": smooth,
         "share_predicted_lenvm": chosen["predicted-lenvm"]["share"],
         "share_predicted_lenvm_sd": chosen["predicted-lenvm"]["share_sd"],
         "share_remaining_lenvm": chosen["remaining-lenvm"]["share"],
         "share_remaining_lenvm_sd": chosen["remaining-lenvm"]["share_sd"],
+        "share_patient_lenvm": chosen["patient-lenvm"]["share"],
+        "share_patient_lenvm_least": min(line["share"] for line in patient),
+        "tail_patient_lenvm_most": max(line["tail"] for line in patient),
         "latency_mean": {order: line["latency_mean"] for order, line in chosen.items()},
         "latency_p99": {order: line["latency_p99"] for order, line in chosen.items()},
         "share": {
-            f"{load:g}": {line["order"]: line["share"] for line in summary if line["load"] == load}
+            f"{load:g}": {line["order"]: line["share"] for line in steady if line["load"] == load}
             for load in settings.loads
         },
         "predictors": {line["predictor"]: dict(line) for line in predictors},
