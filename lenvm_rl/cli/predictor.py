@@ -122,7 +122,7 @@ def _predictor(
     import torch
 
     from lenvm_rl.model import LengthValueConfig, LengthValueModel, check_tokenizer, load_tokenizer
-    from lenvm_rl.model.forward import iter_logits
+    from lenvm_rl.model.forward import iter_outputs
     from lenvm_rl.serving.lengths import length_reader
     from lenvm_rl.serving.predictor import Predictor
 
@@ -134,8 +134,8 @@ def _predictor(
     if engine == "vllm":
         from lenvm_rl.vllm.values import EngineReader
 
-        logits = EngineReader(str(lenvm), dtype=dtype)
+        outputs = EngineReader(str(lenvm), dtype=dtype)
     else:
         model: Any = LengthValueModel.from_pretrained(lenvm)
-        logits = partial(iter_logits, model)
-    return Predictor(config, tokenizer, length_reader(config, logits), settings)
+        outputs = partial(iter_outputs, model)
+    return Predictor(config, tokenizer, length_reader(config, outputs), settings)

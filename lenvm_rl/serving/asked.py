@@ -76,7 +76,7 @@ class Predicted(BaseModel):
     p50: float | None
     p90: float | None
     p99: float | None
-    """Quantiles; null where the LenVM has one gamma, and so no distribution."""
+    """Quantiles; null where the LenVM has one gamma and no distribution."""
     mean: float
     """Mean; of a LenVM with one gamma, the inverse of the mean discounted length (a bit less)."""
     p_truncated: float | None

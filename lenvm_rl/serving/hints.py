@@ -64,7 +64,7 @@ def expected_length(
     if not isinstance(length, (int, float)) or not math.isfinite(length):
         raise ValueError(
             f"the predictor says nothing of {settings.quantile!r}: a LenVM with one gamma has no "
-            "quantiles, take --quantile mean."
+            "quantiles; take --quantile mean, or a LenVM with the target distribution."
         )
     limits = [body.get(name) for name in ("max_completion_tokens", "max_tokens")]
     return min([length, *(n for n in limits if isinstance(n, int) and n > 0)])

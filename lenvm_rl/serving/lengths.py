@@ -1,7 +1,8 @@
 """What a LenVM says of the length that is left at the end of sequences of token ids.
 
-A checkpoint with one gamma knows one moment: the mean below is then the inverse of its mean
-discounted length, at or below the mean (Jensen, appendix F), and quantiles are None.
+Only a LenVM with the target `distribution` knows a distribution. Others predict one number a state,
+that of their gamma: the mean below is then the inverse of the mean discounted length, at or below
+the mean (Jensen, appendix F), and quantiles are None.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ class Lengths:
     mean: Tensor
     """[N] float32."""
     quantile: Callable[[float], Tensor] | None = None
-    """q in (0, 1) to the smallest l with P(length <= l) >= q, [N]; None: one gamma."""
+    """q in (0, 1) to the smallest l with P(length <= l) >= q, [N]; None: no distribution."""
     longer: Callable[[Tensor], Tensor] | None = None
-    """n [N] to P(length > n), [N]; None: one gamma."""
+    """n [N] to P(length > n), [N]; None: no distribution."""
 
 
 LengthReader = Callable[[Sequence[Sequence[int]]], Lengths]
@@ -46,24 +47,27 @@ def state_row(ids: Sequence[int]) -> Rollout:
     )
 
 
-def length_reader(config: Any, logits: StateLogits) -> LengthReader:
-    """A reader of a LenVM whose weights are behind `logits`.
+def length_reader(config: Any, outputs: StateLogits) -> LengthReader:
+    """A reader of a LenVM whose weights are behind `outputs`.
 
     Args:
         config: of the checkpoint.
-        logits: rows to their z, in any order, e.g. `iter_logits` of a model.
+        outputs: rows to the raw outputs of their states, in any order: `iter_outputs` of a model,
+            or an engine.
     Raises:
-        ValueError: a LenVM without gamma.
+        ValueError: a LenVM that is no distribution and has no gamma.
     """
-    space = config_space(config)
+    bins = config.length_bins
+    space = {} if bins else config_space(config)
 
     def read(sequences: Sequence[Sequence[int]]) -> Lengths:
         rows = [state_row(ids) for ids in sequences]
-        place = {id(row): number for number, row in enumerate(rows)}
-        z = torch.empty(len(rows))
-        for row, found in logits(rows):
-            z[place[id(row)]] = found[0]
-        return Lengths(mean=predicted_length(z, **space))
+        found = {id(row): out[0] for row, out in outputs(rows)}
+        stacked = torch.stack([found[id(row)] for row in rows])
+        if bins is None:
+            return Lengths(predicted_length(stacked, **space))
+        lengths = bins.of(stacked)
+        return Lengths(lengths.mean(), lengths.quantile, lengths.longer_than)
 
     return read
 

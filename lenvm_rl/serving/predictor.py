@@ -36,10 +36,6 @@ from lenvm_rl.serving.settings import PredictorSettings
 
 CONTRACT = (0.1, 0.5, 0.9, 0.99)
 """Quantiles that every answer has."""
-NO_QUANTILES = (
-    "this LenVM was trained at one gamma, and knows no quantiles: take its mean, or a LenVM whose "
-    "target is `distribution`."
-)
 
 
 class UnknownPolicy(ValueError):
@@ -99,10 +95,10 @@ class Predictor:
         """Refuse a quantile of a LenVM that has none; the first pass is behind it then.
 
         Raises:
-            ValueError: the LenVM has one gamma.
+            ValueError: the LenVM has no distribution.
         """
         if self._read([[0]]).quantile is None and name != "mean":
-            raise ValueError(f"--quantile {name}: {NO_QUANTILES}")
+            self.config.require_bins()
 
     async def several(self, questions: Sequence[Asked]) -> list[Predicted | BaseException]:
         """Predictions in order, an exception in place of each that there is none of."""
@@ -133,7 +129,7 @@ class Predictor:
             try:
                 found[number] = Predicted(
                     **{name: values[row] for name, values in table.items()},
-                    quantiles=_further(lengths, row, questions[number].quantiles),
+                    quantiles=self._further(lengths, row, questions[number].quantiles),
                     prompt_tokens=prompt,
                     response_tokens=response,
                     attributes={"osl-bucket": osl_bucket(table["p50"][row] or table["mean"][row])},
@@ -143,6 +139,14 @@ class Predictor:
             except ValueError as error:
                 found[number] = error
         return found
+
+    def _further(self, lengths: Lengths, row: int, wanted: Sequence[float] | None) -> Any:
+        """Quantiles beyond those of the contract."""
+        if not wanted:
+            return None
+        if lengths.quantile is None:
+            return self.config.require_bins()  # says why there are none
+        return {f"{q:g}": round(lengths.quantile(q)[row].item(), 2) for q in wanted}
 
     def _states_of(self, asked: Asked) -> tuple[list[int], list[int]]:
         if asked.model is not None and self.names and asked.model not in self.names:
@@ -176,14 +180,6 @@ class Predictor:
 
 def _rounded(values: Any) -> list[float]:
     return [round(value, 2) for value in values.tolist()]
-
-
-def _further(lengths: Lengths, row: int, wanted: Sequence[float] | None) -> Any:
-    if not wanted:
-        return None
-    if lengths.quantile is None:
-        raise ValueError(f"quantiles: {NO_QUANTILES}")
-    return {f"{q:g}": round(lengths.quantile(q)[row].item(), 2) for q in wanted}
 
 
 class PredictorHere:

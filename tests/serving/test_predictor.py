@@ -10,26 +10,27 @@ import sys
 import threading
 import time
 from functools import partial
-from types import SimpleNamespace
 
 import httpx
 import pytest
 import torch
 
+from lenvm_rl.core import LengthBins
 from lenvm_rl.demo.prompts import demo_prompts
-from lenvm_rl.model import LengthValueModel, find_lenvm, load_tokenizer
-from lenvm_rl.model.forward import iter_logits
+from lenvm_rl.model import LengthValueConfig, LengthValueModel, find_lenvm, load_tokenizer
+from lenvm_rl.model.forward import iter_outputs
 from lenvm_rl.sampling.predict import predict_prompts
 from lenvm_rl.serving.lengths import Lengths, length_reader
 from lenvm_rl.serving.predictor import Predictor, predictor_app
 from lenvm_rl.serving.settings import PredictorSettings
-from tests.tiny import make_tokenizer
+from tests.tiny import make_policy, make_tokenizer
 
 SAMPLING = {"temperature": 1.0, "max_tokens": 64}
-CONFIG = SimpleNamespace(
+CONFIG = LengthValueConfig(
+    text_config=make_policy("llama", max_position_embeddings=32).config,
+    gamma=0.9,
     policy={"name": "org/tiny"},
     sampling=SAMPLING,
-    text_config=SimpleNamespace(max_position_embeddings=32, vocab_size=48),
 )
 
 
@@ -147,8 +148,8 @@ def test_a_lenvm_with_one_gamma_has_its_mean_and_no_quantiles():
     body = answer.json()
     assert body["mean"] == 10
     assert [body[name] for name in ("p10", "p50", "p90", "p99", "p_truncated")] == [None] * 5
-    assert refused.status_code == 400 and "trained at one gamma" in sentence(refused)
-    with pytest.raises(ValueError, match="--quantile p90: .*one gamma"):
+    assert refused.status_code == 400 and "one number per state" in sentence(refused)
+    with pytest.raises(ValueError, match="one number per state"):
         tiny_predictor(point).check_quantile("p90")
     tiny_predictor(uniform).check_quantile("p90")
     tiny_predictor(point).check_quantile("mean")
@@ -232,7 +233,7 @@ def test_health_metrics_and_schema():
 def test_numbers_are_those_of_lenvm_predict():
     lenvm = find_lenvm("demo")
     model, tokenizer = LengthValueModel.from_pretrained(lenvm), load_tokenizer(lenvm)
-    read = length_reader(model.config, partial(iter_logits, model))
+    read = length_reader(model.config, partial(iter_outputs, model))
     predictor = Predictor(model.config, tokenizer, read, PredictorSettings())
     prompts = demo_prompts(20, seed=3)
     questions = [{"messages": prompt.messages} for prompt in prompts]
@@ -240,6 +241,35 @@ def test_numbers_are_those_of_lenvm_predict():
     for answer, row in zip(answers, predict_prompts(lenvm, prompts), strict=True):
         assert answer.json()["prompt_tokens"] == row["prompt_tokens"]
         assert answer.json()["mean"] == pytest.approx(row["length"], rel=1e-4, abs=0.01)
+
+
+def test_a_distribution_is_read_as_the_model_reads_it(tmp_path):
+    torch.manual_seed(0)
+    make_policy("llama").save_pretrained(tmp_path)
+    model = LengthValueModel.from_policy(
+        tmp_path, gamma=0.9, target="distribution", bins=LengthBins.up_to(100).edges
+    ).eval()
+    with torch.no_grad():
+        model.score.summary.weight.mul_(10)
+    read = length_reader(model.config, partial(iter_outputs, model))
+    predictor = Predictor(model.config, make_tokenizer(), read, PredictorSettings())
+    predictor.check_quantile("p99")
+    rows = [[4, 6], [3], [9, 8, 7, 5, 40]]
+    answers = ask(
+        predictor_app(predictor), *({"token_ids": r, "max_tokens": 9 + len(r)} for r in rows)
+    )
+    for ids, answer in zip(rows, answers, strict=True):
+        with torch.inference_mode():
+            truth = model.distribution(torch.tensor([ids]))[0, -1]
+        body = answer.json()
+        assert [body[f"p{n}"] for n in (10, 50, 90, 99)] == [
+            pytest.approx(truth.quantile(q).item()) for q in (0.1, 0.5, 0.9, 0.99)
+        ]
+        assert body["mean"] == pytest.approx(truth.mean().item(), abs=0.01)
+        assert body["p_truncated"] == pytest.approx(
+            truth.longer_than(9 + len(ids)).item(), abs=1e-5
+        )
+    assert len({answer.json()["p50"] for answer in answers}) > 1
 
 
 @pytest.mark.slow
