@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -153,23 +153,34 @@ def _known_sets() -> Answer:
     return Answer({"sets": sets}, table)
 
 
-def report(rollouts: Path, *, out: Path | None = None) -> Answer:
+def report(rollouts: Path, *, out: Path | None = None, max_tokens: int | None = None) -> Answer:
     """Show the lengths of a rollout file: percentiles, share truncated, the gamma they suggest.
 
-    All results of evaluations on one page: `lenvm eval report`.
+    With --max-tokens also what share of such answers an evaluation of that limit would cut, which
+    it counts as wrong without a word. Before anything is sampled, a LenVM of the target
+    distribution says it: `lenvm predict --prompts PROMPTS --max-tokens N`. All results of
+    evaluations on one page: `lenvm eval report`.
 
-    Example: `lenvm report runs/rollouts --out runs/rollouts-report`
+    Example: `lenvm report runs/rollouts --max-tokens 512 --out runs/rollouts-report`
 
     Args:
         rollouts: rollout file: .parquet or directory.
         out: directory for JSON, CSV and a histogram.
+        max_tokens: a limit on response tokens that is thought of.
     """
-    from lenvm_rl.rollouts import length_report, report_table
+    from rich.console import Group
+
+    from lenvm_rl.rollouts import RolloutReader, length_report, report_table
+    from lenvm_rl.rollouts.caps import cut_share
 
     lengths = length_report(rollouts, progress=True)
     if out is not None:
         lengths.save(out)
-    return Answer(lengths.to_dict(), report_table(lengths))
+    if max_tokens is None:
+        return Answer(lengths.to_dict(), report_table(lengths))
+    cut = cut_share(RolloutReader(rollouts).iter_rows(), max_tokens)
+    figures = lengths.to_dict() | {"cut": cut.to_dict()}
+    return Answer(figures, Group(report_table(lengths), cut.sentence()))
 
 
 def split(
@@ -470,6 +481,9 @@ def predict(
     engine: Literal["transformers", "vllm"] = "transformers",
     dtype: str = "auto",
     chat_template_args: dict[str, Any] | None = None,
+    profile: Path | None = None,
+    band_floor: float = 0.5,
+    grader: str = "auto",
     seed: int = 0,
 ) -> Answer:
     """Predict lengths: of responses to prompts, or of what is left along given responses.
@@ -490,16 +504,23 @@ def predict(
         limit: maximum number of rows.
         engine: transformers, or vllm: serve the LenVM as a pooling model.
         dtype: with vllm: data type of the trunk; the head is float32.
+        profile: file for a length profile of every prompt in place of the rows, as NeMo-RL's length
+            penalties read it: of --prompts by prediction, of --rollouts by grading them.
+        band_floor: share of the reward that the profile's band leaves to the longest answers.
+        grader: with --profile and rollouts that have no reward: who judges them.
         seed: seed of the prompts drawn.
     """
     from itertools import islice
 
+    from lenvm_rl.cli.profiles import profiles_of_predictions
     from lenvm_rl.demo.prompts import resolve_prompts
     from lenvm_rl.prompts.prompt import Prompt
     from lenvm_rl.sampling.predict import predict_prompts, predict_rollouts
 
     if sum(given is not None for given in (prompts, rollouts, text)) != 1:
         raise ValueError("give exactly one of --prompts, --rollouts and --text.")
+    if profile is not None and rollouts is not None:
+        return _profile_rollouts(lenvm, rollouts, profile, grader, band_floor)
     reader = None
     if engine == "vllm":
         from lenvm_rl.vllm.values import EngineReader
@@ -517,7 +538,10 @@ def predict(
             lenvm, asked, outputs=reader, chat_template_args=chat_template_args, **read
         )
     errors: list[str] = []
-    written = _write_lines(islice(rows, limit), out, errors)
+    cut: list[float] = []
+    if profile is not None:
+        rows, out = profiles_of_predictions(rows, floor=band_floor), profile
+    written = _write_lines(islice(rows, limit), out, errors, cut)
     warnings = ()
     if reader is not None and reader.seconds:
         speed = f"{reader.tokens} tokens in {reader.seconds:.2f} s"
@@ -525,15 +549,47 @@ def predict(
     complaint = (
         f"{len(errors)} rows could not be predicted; the first: {errors[0]}" if errors else ""
     )
-    figures = {"lenvm": str(lenvm), "rows": written, "failed": len(errors)}
+    figures = {"lenvm": str(lenvm), "rows": written, "failed": len(errors), **_mean_cut(cut)}
     return Answer(figures, complaint=complaint, warnings=warnings, silent=out is None)
 
 
-def _write_lines(rows: Iterable[dict[str, Any]], out: Path | None, errors: list[str]) -> int:
+def _mean_cut(cut: Sequence[float]) -> dict[str, float]:
+    """Mean over prompts of the predicted chance of being truncated, with its interval."""
+    from lenvm_rl.rollouts.caps import share_interval
+
+    if len(cut) < 2:
+        return {}  # the row says it
+    low, high = share_interval(cut)
+    return {"p_truncated": sum(cut) / len(cut), "p_truncated_low": low, "p_truncated_high": high}
+
+
+def _profile_rollouts(
+    lenvm: Path, rollouts: Path, profile: Path, grader: str, band_floor: float
+) -> Answer:
+    from lenvm_rl.cli.profiles import profiles_of_rollouts
+    from lenvm_rl.model import load_tokenizer, tokenizer_sha
+    from lenvm_rl.rollouts import RolloutReader
+
+    tokenizer = load_tokenizer(lenvm)
+    rows = RolloutReader(rollouts, tokenizer_sha=tokenizer_sha(tokenizer)).iter_rows()
+    found = profiles_of_rollouts(
+        rows,
+        lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+        grader,
+        floor=band_floor,
+    )
+    written = _write_lines(found, profile, [], [])
+    return Answer({"lenvm": str(lenvm), "rows": written, "failed": 0})
+
+
+def _write_lines(
+    rows: Iterable[dict[str, Any]], out: Path | None, errors: list[str], cut: list[float]
+) -> int:
     """JSON lines to the screen, or to a file that appears whole or not at all; their number.
 
     Args:
         errors: gets the `error` of every row that has one.
+        cut: gets the `p_truncated` of every prompt that has one.
     """
     from lenvm_rl.rollouts.atomic import replacing
 
@@ -546,6 +602,7 @@ def _write_lines(rows: Iterable[dict[str, Any]], out: Path | None, errors: list[
             written += 1
             file.write(json.dumps(row) + "\n")
             errors += [row["error"]] if "error" in row else []
+            cut += [x] if isinstance(x := row.get("p_truncated"), float) else []
     return written
 
 

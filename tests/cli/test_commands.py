@@ -81,6 +81,41 @@ def test_init_of_a_distribution(policy, tmp_path):
     words = ["predict", "--lenvm", tmp_path / "wide", "--text", "w2 w3", "--max-tokens", 20]
     row = run(*words)
     assert 0 < row["p_truncated"] < 1 <= row["p10"] <= row["p99"]
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "w2 w3"}\n{"prompt": "w4"}\n')
+    words = ["predict", "--lenvm", tmp_path / "wide", "--prompts", prompts]
+    said = run(*words, "--max-tokens", 20, "--out", tmp_path / "rows.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert said["p_truncated"] == pytest.approx(sum(row["p_truncated"] for row in rows) / 2)
+    assert said["p_truncated_low"] <= said["p_truncated"] <= said["p_truncated_high"]
+    run(*words, "--profile", tmp_path / "profiles.jsonl", "--band-floor", 0.25)
+    profiles = [json.loads(line) for line in (tmp_path / "profiles.jsonl").read_text().splitlines()]
+    assert [p["profile_band"]["total"]["a"] for p in profiles] == [row["p50"] for row in rows]
+    assert {p["profile_band"]["total"]["f"] for p in profiles} == {0.25}
+
+
+def test_profiles_of_graded_rollouts_and_what_a_limit_cuts(policy, rollouts, tmp_path):
+    graded = tmp_path / "graded"
+    reader = RolloutReader(rollouts)
+    with RolloutWriter(
+        graded, tokenizer_sha=reader.metadata["tokenizer_sha"], vocab_size=48
+    ) as out:
+        for row in reader.iter_rows():
+            row.reward = float(row.sample_id % 2)
+            out.append([row])
+    run("init", "--policy", policy, "--gamma", 0.9, "--out", tmp_path / "lenvm")
+    words = ["predict", "--lenvm", tmp_path / "lenvm", "--profile", tmp_path / "profiles.jsonl"]
+    assert run(*words, "--rollouts", graded)["rows"] == 10
+    first = json.loads((tmp_path / "profiles.jsonl").read_text().splitlines()[0])
+    assert first["samples"] == 4 and first["shortest_correct"] == 3  # samples 1 and 3: 3 and 5
+    assert first["profiled_output_lengths"] == [2, 3, 4, 5] and first["p50"] == 4.0
+    with pytest.raises(ValueError, match="neither a reward nor a ground truth"):
+        run(*words, "--rollouts", rollouts)
+    with pytest.raises(ValueError, match="a profile needs quantiles"):
+        run(*words, "--text", "w2")
+    cut = run("report", rollouts, "--max-tokens", 5)["cut"]
+    assert cut["cut"] == sum(p + s + 2 > 5 for p in range(10) for s in range(4)) / 40
+    assert cut["low"] <= cut["cut"] <= cut["high"]
 
 
 def test_fresh_trunk(policy, tmp_path):
