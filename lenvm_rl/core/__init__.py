@@ -34,7 +34,13 @@ from lenvm_rl.core.correct_answers import (
     correct_term,
     lead_over_wrong,
 )
-from lenvm_rl.core.distribution import LengthBins, LengthDistribution, bins_of, read_outputs
+from lenvm_rl.core.distribution import (
+    LengthBins,
+    LengthDistribution,
+    bins_of,
+    interval_coverage,
+    read_outputs,
+)
 from lenvm_rl.core.guidance import MODES, Guided, RowNumbers, forbids_eos, guide, tokens_left
 from lenvm_rl.core.intervals import interval, resampled_means
 from lenvm_rl.core.length_terms import (
@@ -172,6 +178,7 @@ __all__ = [
     "gittins",
     "guide",
     "interval",
+    "interval_coverage",
     "kendall_tau",
     "label",
     "lam_for_length",

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lenvm_rl.core.checks import as_float, check_fraction
+from lenvm_rl.core.checks import as_float, check_fraction, check_same_shape
 from lenvm_rl.core.values import check_gamma, logit_to_u
 
 SINGLE = 9
@@ -180,19 +180,9 @@ class LengthDistribution:
         return self.at_most(x - 1.0), self.at_most(x)
 
     def coverage(self, lengths: Tensor, share: float) -> Tensor:
-        """How much of the outcome lies in the central interval of probability `share`, [0, 1].
-
-        An interval of whole lengths rarely has exactly that probability: at its two ends a coin
-        decides, and this is the mean over the coin, |[P(l < L), P(l <= L)] n I| / P(l = L) with I
-        = [(1 - share) / 2, (1 + share) / 2]. Its mean over outcomes is `share` where calibrated.
-        """
-        check_fraction(share, name="share")
+        """`interval_coverage` of what happened, in [0, 1]."""
         low, high = (x.double() for x in self.pit(lengths))
-        inside = high.clamp(max=(1 + share) / 2) - low.clamp(min=(1 - share) / 2)
-        width = high - low
-        middle = ((low - 0.5).abs() <= share / 2).double()  # of a step of no width
-        part = inside.clamp(min=0.0) / width.clamp(min=1e-30)
-        return torch.where(width > 1e-12, part, middle).to(self.outputs.dtype)
+        return interval_coverage(low, high, share).to(self.outputs.dtype)
 
     def nll(self, lengths: Tensor, censored: Tensor | None = None) -> Tensor:
         """Cross entropy of each state, with the exact likelihood of truncated completions.
@@ -245,6 +235,26 @@ class LengthDistribution:
         starts = _starts(self.bins, self.outputs.device)
         counts = _counts(self.bins, self.outputs.device)
         return starts.to(self.outputs.dtype), counts.to(self.outputs.dtype)
+
+
+def interval_coverage(low: Tensor, high: Tensor, share: float) -> Tensor:
+    """How much of each outcome lies in the central interval of probability `share`, [0, 1].
+
+    An interval of whole lengths rarely has exactly that probability: at its two ends a coin
+    decides, and this is the mean over the coin, `|[low, high] n I| / (high - low)` with I =
+    [(1 - share) / 2, (1 + share) / 2]. Its mean over outcomes is `share` where calibrated.
+
+    Args:
+        low: [...] P(l < L) of the outcome L, see `LengthDistribution.pit`.
+        high: [...] P(l <= L).
+        share: in [0, 1].
+    """
+    check_fraction(share, name="share")
+    check_same_shape(low=low, high=high)
+    inside = high.clamp(max=(1 + share) / 2) - low.clamp(min=(1 - share) / 2)
+    width = high - low
+    middle = ((low - 0.5).abs() <= share / 2).to(low.dtype)  # of a step of no width
+    return torch.where(width > 1e-12, inside.clamp(min=0.0) / width.clamp(min=1e-12), middle)
 
 
 def read_outputs(outputs: Tensor, *, bins: LengthBins | None, gamma: float | None) -> Tensor:

@@ -62,6 +62,7 @@ def draw(result: Result, out: str | Path) -> list[Path]:
     drawn = {"prompts": _prompts, "positions": _positions, "calibration": _calibration}
     drawn |= {"states": _states, "state_positions": _state_positions}
     drawn |= {"domains": _domains, "position_calibration": _position_calibration}
+    drawn |= {"coverage": _coverage, "reliability": _reliability, "pit": _pit}
     paths = []
     for name, fill in drawn.items():
         if rows := result.tables.get(name):
@@ -197,6 +198,48 @@ def _state_positions(axes: Axes, table: pd.DataFrame, figures: Figures) -> None:
     axes.legend(fontsize=8, loc="upper right")
 
 
+def _coverage(axes: Axes, table: pd.DataFrame, figures: Figures) -> None:
+    """Shares inside the intervals by group, beside the nominal ones."""
+    names = [f"{g}: {n}" if g != "all" else n for g, n in zip(table.group, table.name, strict=True)]
+    for share, colour in ((50, "#b8c9d9"), (90, _COLOURS["lenvm"])):
+        covered = 100 * table[f"coverage_{share}"]
+        axes.scatter(covered, names, color=colour, label=f"{share} % intervals", zorder=3)
+        axes.axvline(share, color="black", linewidth=0.8)
+        axes.axvspan(share - 2, share + 2, color="#dddddd", zorder=0)
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", labelsize=7)
+    axes.set_xlabel("outcomes inside (%), grey: within 2 points of nominal")
+    axes.set_title("Coverage (inside responses, position is known only afterwards)", fontsize=10)
+    axes.legend(fontsize=8)
+
+
+def _reliability(axes: Axes, table: pd.DataFrame, figures: Figures) -> None:
+    for name, style in zip(dict.fromkeys(table.name), ("-", "--"), strict=False):
+        rows = table[table.name == name]
+        axes.plot(100 * rows.share, 100 * rows.covered, style, color=_COLOURS["lenvm"], label=name)
+    _diagonal(axes, 0.0, 100.0)
+    axes.set_xlabel("probability of the central interval (%)")
+    axes.set_ylabel("outcomes inside (%)")
+    axes.set_title(
+        f"Reliability: at most {100 * figures['coverage_error']:.1f} points off nominal",
+        fontsize=10,
+    )
+    axes.legend(fontsize=8)
+
+
+def _pit(axes: Axes, table: pd.DataFrame, figures: Figures) -> None:
+    for name, style in zip(dict.fromkeys(table.name), ("-", "--"), strict=False):
+        rows = table[table.name == name]
+        edges = [*rows["from"], rows["to"].iloc[-1]]
+        axes.stairs(len(rows) * rows.share, edges, linestyle=style, label=name)
+    axes.axhline(1.0, color="black", linewidth=0.8)
+    axes.set_ylim(bottom=0.0)
+    axes.set_xlabel("PIT: predicted P(l <= what happened)")
+    axes.set_ylabel("density of outcomes (1: calibrated)")
+    axes.set_title(f"CRPS {figures['crps']:.2f} tokens over all states", fontsize=10)
+    axes.legend(fontsize=8)
+
+
 def _domains(axes: Axes, table: pd.DataFrame, figures: Figures) -> None:
     """MRE by domain and predictor, each domain's noise floor as a line; paper's table 3 as marks
     where a domain has its name. Logarithmic where a bar is over `_TOO_TALL` times another one."""
@@ -245,6 +288,8 @@ def view(result: Result) -> Group:
     if tables.get("outcomes"):
         parts.append(_outcome_screen(tables["outcomes"]))
     parts.append(_position_screen(tables.get("positions", [])))
+    if tables.get("coverage"):
+        parts.append(_coverage_screen(tables["coverage"]))
     if "r2_monte_carlo" in figures:
         parts.append(
             Text(
@@ -334,6 +379,23 @@ def _outcome_screen(rows: Rows) -> Table:
         (
             [_SCREEN[name], *errors(name, "s0"), *errors(name, "all")]
             for name in dict.fromkeys(row["predictor"] for row in rows)
+        ),
+    )
+
+
+def _coverage_screen(rows: Rows) -> Table:
+    return screen(
+        "Inside the intervals, % of outcomes; scores in tokens",
+        ("states", "", "number", "50 %", "90 %", "CRPS", "pinball .9"),
+        (
+            [
+                row["group"],
+                escape(row["name"]),
+                f"{row['states']:,}",
+                *(f"{100 * row[f'coverage_{share}']:.1f}" for share in (50, 90)),
+                *(number(row[name], ".2f") for name in ("crps", "pinball_90")),
+            ]
+            for row in rows
         ),
     )
 

@@ -10,6 +10,8 @@ One table for each question; every number is defined where it is computed:
     position_domains   the same by data source
     calibration  is the mean outcome at a prediction the prediction itself? (all tokens)
     position_calibration   and at 0/25/50/75 % of each response?
+    coverage, reliability, pit   of the target `distribution`: how often is the length inside its
+                 intervals? (all states, by source, by tokens written, by position: `intervals`)
 
 A completion truncated by the token limit counts with the length seen, which is a lower bound; the
 share of such rows is reported, and above 1 % a warning says so.
@@ -43,6 +45,7 @@ from lenvm_rl.evals.prediction.inside import (
     position_table,
     token_metrics,
 )
+from lenvm_rl.evals.prediction.intervals import interval_metrics
 from lenvm_rl.evals.prediction.states import sample_states, state_metrics, state_table
 from lenvm_rl.evals.result import Result
 from lenvm_rl.model import LengthValueModel
@@ -62,6 +65,7 @@ HEADLINE = (
     ("mre_noise_floor", "noise floor", ".3f"),
     ("kendall_tau_s0", "Kendall tau", ".3f"),
     ("r2_monte_carlo", "R2 inside responses", ".3f"),
+    ("coverage_90", "coverage of 90 % intervals", ".3f"),
 )
 SMALL = {"states": 100, "continuations": 24}
 """Settings for a first look."""
@@ -252,11 +256,19 @@ def evaluate(
     if ended["lenvm"][1]:
         found, more = _inside(ended, tables["prompts"], naive, seed=seed)
         figures, tables = figures | found, tables | more
-    if states is not None:
-        reader = open_rollouts(model, states, any_policy=any_policy)
+    reader = None if states is None else open_rollouts(model, states, any_policy=any_policy)
+    if reader is not None:
         tables["states"] = state_table(model, reader, token_budget=token_budget)
         measured, tables["state_positions"] = state_metrics(tables["states"])
         figures |= measured
+    if model.config.length_bins is not None:
+        found, more = interval_metrics(
+            model,
+            _first_completions(rows, inside),
+            None if reader is None else reader.iter_rows(),
+            token_budget=token_budget,
+        )
+        figures, tables = figures | found, tables | more
     return Result("prediction", figures, tables, HEADLINE)
 
 
