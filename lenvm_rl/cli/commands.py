@@ -236,6 +236,42 @@ def grade(rollouts: Path, *, out: Path, tokenizer: str, grader: str = "auto") ->
     return Answer(kept.to_dict())
 
 
+def segment(
+    rollouts: Path,
+    *,
+    out: Path,
+    tokenizer: str,
+    keep: Literal["think", "answer"] = "think",
+    start: str = "<think>",
+    end: str = "</think>",
+) -> Answer:
+    """Keep the thinking, or the answer, of each response, for a LenVM that counts it.
+
+    What it is for: budgets for thinking alone (`lenvm_segment=thinking`), see recipes/guidance.
+
+    Example: `lenvm segment runs/train --tokenizer Qwen/Qwen3-8B --out runs/train-think`
+
+    Args:
+        rollouts: rollout file: .parquet or directory.
+        out: directory to write to.
+        keep: thinking ends with the first token of the closing tag; an answer has it in its prompt.
+        start: tag that opens the thinking, in the response or at the end of the prompt.
+        end: tag that closes it.
+    """
+    from lenvm_rl.model import check_tokenizer_sha, load_tokenizer, tokenizer_sha
+    from lenvm_rl.rollouts import RolloutReader, ThinkTags, keep_segment
+
+    tokens = load_tokenizer(tokenizer)
+    check_tokenizer_sha(
+        RolloutReader(rollouts).metadata["tokenizer_sha"],
+        tokenizer_sha(tokens),
+        expected_of=str(rollouts),
+        got_of=f"--tokenizer {tokenizer}",
+    )
+    tags = ThinkTags.of(start, end, tokens)
+    return Answer(keep_segment(rollouts, out, segment=keep, tags=tags, progress=True).to_dict())
+
+
 def convert(
     kind: Literal["text", "reference", "verl"],
     source: Path,

@@ -54,6 +54,9 @@ COMMANDS = {
     "report": Command(_OWN + "report", "Show the lengths of a rollout file.", ("rollouts",)),
     "split": Command(_OWN + "split", "Split a rollout file by unique prompt.", ("rollouts",)),
     "grade": Command(_OWN + "grade", "Keep the correct completions.", ("rollouts",)),
+    "segment": Command(
+        _OWN + "segment", "Keep the thinking, or the answer, of each response.", ("rollouts",)
+    ),
     "convert": Command(
         _OWN + "convert", "Make a rollout file of existing completions.", ("kind", "source")
     ),

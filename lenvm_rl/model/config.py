@@ -55,6 +55,8 @@ class LengthValueConfig(PretrainedConfig):
             for critics) or "logit" (the raw z in float32, from which long lengths can be read).
         answers: whose lengths it has learnt, "all" completions or those that a grader called
             "correct": V(s) = E[G | s], or E[G | s, correct].
+        segment: what of a response it counts, see `lenvm_rl.rollouts.segments.described`: the
+            thinking, up to the first token of its closing tag, or the answer; None: all of it.
         policy: {"name", "revision", "tokenizer_sha"} of the policy whose lengths it predicts.
         sampling: the sampling settings of the completions it was trained on.
         training: {"rows", "tokens"} of these completions.
@@ -80,6 +82,7 @@ class LengthValueConfig(PretrainedConfig):
     trunk: dict[str, Any] | None = None
     head_output: str = "value"
     answers: str = "all"
+    segment: dict[str, Any] | None = None
     policy: dict[str, Any] | None = None
     sampling: dict[str, Any] | None = None
     training: dict[str, Any] | None = None
@@ -106,7 +109,7 @@ class LengthValueConfig(PretrainedConfig):
         _check_choice("target", self.target, TARGETS)
         _check_choice("head", self.head, HEADS)
         _check_choice("head_output", self.head_output, HEAD_OUTPUTS)
-        if self.answers == "correct":  # as version 0.1 wrote it
+        if self.answers == "right":  # as version 0.1 wrote it
             self.answers = "correct"
         _check_choice("answers", self.answers, ANSWERS)
         if (self.target == DISTRIBUTION) != (self.bins is not None):
@@ -197,6 +200,7 @@ def model_card(config: LengthValueConfig) -> str:
     facts = {
         "policy": f"{named}, revision {policy['revision']}" if policy.get("revision") else named,
         "answers": "right ones alone, as graded" if config.answers == "correct" else "all",
+        "counts": f"the {config.segment['name']} segment" if config.segment else "whole responses",
         "gamma": "not chosen yet: it has not been trained"
         if config.gamma is None
         else f"{config.gamma:.10g} per token",

@@ -141,7 +141,8 @@ def open_rollouts(
         path: rollout file.
         any_policy: measure on another policy on purpose; the tokenizers must agree still.
     Raises:
-        ValueError: another tokenizer, or (unless `any_policy`) a row of another policy.
+        ValueError: another tokenizer, another segment of the responses, or (unless `any_policy`) a
+            row of another policy.
     """
     reader = RolloutReader(path)
     policy = model.config.policy or {}
@@ -151,6 +152,7 @@ def open_rollouts(
         expected_of="the LenVM",
         got_of=str(path),
     )
+    check_segment(model.config.segment, reader.metadata.get("segment"), path=path)
     if policy.get("name") and not any_policy:
         for name in sorted(_policies(reader)):
             if not _same(name, policy["name"]):
@@ -160,6 +162,16 @@ def open_rollouts(
                     "be about that. Sample its own policy, or accept it on purpose (--any-policy)."
                 )
     return reader
+
+
+def check_segment(counted: dict | None, held: dict | None, *, path: str | Path) -> None:
+    """Raise ValueError unless a LenVM counts what a file's responses are, see `keep_segment`."""
+    if counted != held:
+        of = [segment["name"] if segment else "whole response" for segment in (counted, held)]
+        raise ValueError(
+            f"the LenVM counts {of[0]}s, and {path} holds {of[1]}s: lengths would be those of "
+            "something else. `lenvm segment` cuts rollouts to one segment."
+        )
 
 
 def _policies(reader: RolloutReader) -> set[str]:

@@ -127,6 +127,8 @@ def train(
         What was done and the loss along the way.
     """
     stream = RolloutStream(path, seed=recipe.seed, columns=[], grouped=recipe.grouped)
+    for fact, usual in (("answers", "all"), ("segment", None)):
+        setattr(model.config, fact, stream.reader.metadata.get(fact, usual))
     steps = recipe.total_steps(len(stream))
     optimizer = torch.optim.AdamW(_groups(model, recipe), betas=(0.9, 0.95))
     scaler = torch.amp.GradScaler("cpu", enabled=recipe.precision == "float16")

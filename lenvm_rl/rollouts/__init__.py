@@ -5,6 +5,7 @@ files, media         shards, row groups and metadata; pictures, each stored once
 writer, reader       to disk and back
 stream               shuffled epochs for training, exact resume
 parts, duplicates    splits, subsets and correct answers; by prompt content
+segments             the thinking, or the answer, of every response
 report, lengths      percentiles, share truncated, suggested gamma
 convert              from plain text JSONL, the reference's JSONL and verl's dumps
 text, ends           prompts and responses as token ids, by one rule
@@ -34,6 +35,7 @@ from lenvm_rl.rollouts.report import (
     plot_lengths,
     report_table,
 )
+from lenvm_rl.rollouts.segments import ThinkTags, keep_segment, thinking_tags
 from lenvm_rl.rollouts.stream import RolloutStream
 from lenvm_rl.rollouts.text import TextCodec
 from lenvm_rl.rollouts.writer import RolloutWriter
@@ -58,6 +60,9 @@ __all__ = [
     "convert_verl",
     "find_duplicates",
     "keep_correct",
+    "keep_segment",
+    "thinking_tags",
+    "ThinkTags",
     "length_report",
     "plot_lengths",
     "report_table",

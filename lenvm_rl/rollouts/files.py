@@ -5,8 +5,8 @@ and so on. A shard gets its name only when it is complete (written as `*.tmp`, s
 a name that matches is a whole shard and `*.tmp` is what a killed writer left: ignored, reported.
 Every shard carries, under the metadata key `lenvm`, a JSON object with `version`, `tokenizer_sha`,
 `vocab_size` and `eos_ids`; `retokenized` where the source gave text and no token ids;
-`chat_template_args` where the chat template got some; and `answers` ("correct") where only those
-were kept that a grader called right.
+`chat_template_args` where the chat template got some; `answers` ("correct") where only those were
+kept that a grader called right; and `segment` where the rows are one part of their responses.
 
 Version 2 has columns that version 1 lacks, and every row its own `guidance`: in version 1 one entry
 of the metadata stands for all rows of the shard. Both are read, and may lie side by side.
@@ -38,6 +38,7 @@ DERIVED_METADATA = (
     "retokenized",
     "chat_template_args",
     "answers",
+    "segment",
 )
 """What all shards of a file agree on, and a file made from its rows takes over."""
 FORMAT_VERSION = 2
@@ -126,7 +127,7 @@ def check_schema(schema: pa.Schema, path: Path) -> None:
 
 def read_metadata(schema: pa.Schema, path: Path) -> dict[str, Any]:
     """The `lenvm` entry of a shard's metadata: version, tokenizer_sha, vocab_size, eos_ids, and
-    retokenized, chat_template_args and answers where there was some; of version 1 guidance too."""
+    retokenized, chat_template_args, answers and segment where there was some; of version 1 guidance too."""
     raw = (schema.metadata or {}).get(METADATA_KEY)
     if raw is None:
         raise ValueError(

@@ -67,7 +67,7 @@ class RolloutReader:
         shards: paths of the whole shards.
         leftovers: `*.tmp` files of killed writers: ignored, with a warning.
         metadata: dict with version, tokenizer_sha, vocab_size, eos_ids, and retokenized,
-            chat_template_args and answers if any.
+            chat_template_args, answers and segment if any.
         row_groups: sizes of all row groups.
     Raises:
         FileNotFoundError: nothing at `path`.

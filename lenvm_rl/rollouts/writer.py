@@ -56,6 +56,7 @@ class RolloutWriter:
             policy emitted.
         chat_template_args: what the chat template got besides the messages.
         answers: "correct" where the rows are the correct ones of more; None: all of them.
+        segment: what of the responses the rows are, see `segments.described`; None: all of them.
     Raises:
         ValueError: the path already has rows and `append` is False; another tokenizer, vocabulary,
             EOS or source of the ids; another writer is at work in the directory; a
@@ -74,6 +75,7 @@ class RolloutWriter:
         retokenized: bool = False,
         chat_template_args: dict[str, Any] | None = None,
         answers: str | None = None,
+        segment: dict[str, Any] | None = None,
     ) -> None:
         if not tokenizer_sha or not isinstance(tokenizer_sha, str):
             raise ValueError(
@@ -89,6 +91,7 @@ class RolloutWriter:
         self.retokenized = retokenized
         self.chat_template_args = chat_template_args or {}
         self.answers = answers
+        self.segment = segment
         self.rows_per_shard = rows_per_shard
         self.rows_written = 0
         """Rows in completed shards of this writer."""
@@ -268,6 +271,11 @@ class RolloutWriter:
             (
                 answers != self.answers,
                 f"holds {answers or 'all'} answers, these rows are {self.answers or 'all'}",
+            ),
+            (
+                metadata.get("segment") != self.segment,
+                f"holds {metadata.get('segment') or 'whole responses'}, these rows are "
+                f"{self.segment or 'whole responses'}",
             ),
         ):
             if differs:

@@ -21,6 +21,7 @@ _DESCRIPTION = (
     "policy",
     "sampling",
     "answers",
+    "segment",
     "training",
     "measured",
 )

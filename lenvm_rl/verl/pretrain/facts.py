@@ -46,6 +46,8 @@ class RolloutFacts:
     """Settings of the first row, without its seed."""
     answers: str = "all"
     """all, or correct: the completions that a grader called right (`lenvm grade`)."""
+    segment: dict[str, Any] | None = None
+    """What of their responses the rows are (`lenvm segment`); None: all of them."""
 
     @property
     def share_truncated(self) -> float:
@@ -105,6 +107,7 @@ def read_facts(
         policy={**_known(first.policy), "tokenizer_sha": sha},
         sampling={key: value for key, value in _known(first.sampling).items() if key != "seed"},
         answers=reader.metadata.get("answers", "all"),
+        segment=reader.metadata.get("segment"),
     )
 
 

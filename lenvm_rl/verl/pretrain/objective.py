@@ -226,6 +226,7 @@ def describe(
     policy: dict[str, Any],
     sampling: dict[str, Any],
     answers: str = "all",
+    segment: dict[str, Any] | None = None,
     training: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What a saved model says about itself, as `LengthValueWorker.describe` takes it."""
@@ -237,6 +238,7 @@ def describe(
         "policy": policy,
         "sampling": sampling,
         "answers": answers,
+        "segment": segment,
         "training": training,
     }
 

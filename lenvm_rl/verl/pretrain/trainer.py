@@ -46,6 +46,7 @@ from lenvm_rl.model import (
     to_distribution,
     tokenizer_sha,
 )
+from lenvm_rl.model.policy import check_segment
 from lenvm_rl.rollouts import Rollout, RolloutReader
 from lenvm_rl.verl import checkpoint as checkpoints
 from lenvm_rl.verl.batch import make_batch
@@ -148,6 +149,8 @@ class LengthValuePretrainer(PPOTrainer):
                     f"lenvm.val_rollouts={held_out.path} {held_out.answers}: the error would be "
                     "that of other lengths. Make both with `lenvm grade`, or neither."
                 )
+            if held_out is not None:
+                check_segment(facts.segment, held_out.segment, path=held_out.path)
             source = OfflineSource(
                 facts, settings, batch_size=data.train_batch_size, epochs=trainer.total_epochs
             )
@@ -207,6 +210,7 @@ class LengthValuePretrainer(PPOTrainer):
                 policy=policy,
                 sampling=facts.sampling,
                 answers=facts.answers,
+                segment=facts.segment,
                 training={"rows": facts.rows, "tokens": facts.tokens},
             )
         rollout = self.config.actor_rollout_ref.rollout
