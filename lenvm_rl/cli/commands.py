@@ -241,7 +241,7 @@ def segment(
     *,
     out: Path,
     tokenizer: str,
-    keep: Literal["think", "answer"] = "think",
+    keep: Literal["thinking", "answer"] = "thinking",
     start: str = "<think>",
     end: str = "</think>",
 ) -> Answer:

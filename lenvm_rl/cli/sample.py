@@ -65,6 +65,8 @@ class GuidanceFlags:
     """Factor on the expected discounted length."""
     soft: bool = False
     """With equal: sample, with the target as mean."""
+    segment: Literal["response", "thinking", "answer"] = "response"
+    """What the lengths are of; the LenVM must count it (`lenvm segment`)."""
 
     def settings(self, **candidates: Any) -> GuidanceSettings | None:
         """Guidance of the one mode that was asked for; None without one.
@@ -84,7 +86,8 @@ class GuidanceFlags:
         for mode, value in given.items():
             name = {"tilt": "beta", "scale": "scale"}.get(mode, "target")
             mode = "equal_soft" if self.soft else mode
-            return GuidanceSettings(mode=mode, **{name: value}, **candidates)
+            asked = {name: value, "segment": self.segment}
+            return GuidanceSettings(mode=mode, **asked, **candidates)
         return None
 
 

@@ -14,6 +14,8 @@ from lenvm_rl.model import LengthValueConfig
 PREFIX = "lenvm_"
 SPACES = ("length", "value")
 SCALES = ("horizon", "length")
+RESPONSE, THINKING = "response", "thinking"
+SEGMENTS = (RESPONSE, THINKING, "answer")
 TARGET_MODES = ("equal", "equal_soft", "at_most", "at_least")
 # The one number that says how far a mode goes; it has no default and no meaning elsewhere.
 _STRENGTH = {"tilt": "beta", "scale": "scale", **dict.fromkeys(TARGET_MODES, "target")}
@@ -27,7 +29,8 @@ class GuidanceSettings:
     mode: str = "off"
     """One of `lenvm_rl.core.guidance.MODES`."""
     target: int | None = None
-    """Response tokens n >= 0 for equal, equal_soft, at_most, at_least; EOS not counted."""
+    """Tokens n >= 0 of the segment for equal, equal_soft, at_most, at_least; its end not counted:
+    EOS, or of the thinking the closing tag."""
     beta: float | None = None
     """Strength of mode tilt: negative shortens, positive lengthens, 0 changes nothing."""
     scale: float | None = None
@@ -55,6 +58,9 @@ class GuidanceSettings:
     """equal: what a token too few costs, in tokens too many, > 0; 2.5 as the Length Score does."""
     max_beta: float = 50.0
     """at_least: strongest tilt, > 0, so that the text stays readable."""
+    segment: str = RESPONSE
+    """What the lengths are of, and what is steered: "response", or with a LenVM that counts it
+    "thinking" or "answer"; the rest of the response is the policy's own."""
     gamma: float | None = None
     """The checkpoint's gamma as the caller believes it to be: another one is refused."""
 
@@ -65,6 +71,7 @@ class GuidanceSettings:
         _choice("mode", self.mode, MODES)
         _choice("scale_of", self.scale_of, SCALES)
         _choice("space", self.space, SPACES)
+        _choice("segment", self.segment, SEGMENTS)
         for name in ("target", "top_k"):
             object.__setattr__(self, name, _integer(name, getattr(self, name)))
         for name in _NUMBERS:
@@ -166,13 +173,24 @@ class GuidanceSettings:
         return self.mode == "at_most" if self.force_eos is None else self.force_eos
 
     def check_model(self, config: LengthValueConfig) -> None:
-        """Raise ValueError when the caller's gamma is not the checkpoint's."""
+        """Raise ValueError when the caller's segment or gamma is not the checkpoint's."""
+        if self.segment != (counted := counted_by(config)):
+            raise ValueError(
+                f"{PREFIX}segment is {self.segment}, but the LenVM counts the {counted}: ask for "
+                f"{PREFIX}segment={counted}, or use one that was trained on the {self.segment} "
+                f"(`lenvm segment`)"
+            )
         stored = config.require_gamma()
         if self.gamma is not None and abs(self.gamma - stored) > 1e-9:
             raise ValueError(
                 f"{PREFIX}gamma is {self.gamma}, but the LenVM was trained with {stored}: lengths "
                 f"read with another gamma are wrong. Leave it out"
             )
+
+
+def counted_by(config: LengthValueConfig) -> str:
+    """One of `SEGMENTS`: what a LenVM counts."""
+    return config.segment["name"] if config.segment else RESPONSE
 
 
 def _is_ours(key: Any) -> bool:

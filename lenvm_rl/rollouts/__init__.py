@@ -35,7 +35,7 @@ from lenvm_rl.rollouts.report import (
     plot_lengths,
     report_table,
 )
-from lenvm_rl.rollouts.segments import ThinkTags, keep_segment, thinking_tags
+from lenvm_rl.rollouts.segments import ThinkTags, keep_segment
 from lenvm_rl.rollouts.stream import RolloutStream
 from lenvm_rl.rollouts.text import TextCodec
 from lenvm_rl.rollouts.writer import RolloutWriter
@@ -61,7 +61,6 @@ __all__ = [
     "find_duplicates",
     "keep_correct",
     "keep_segment",
-    "thinking_tags",
     "ThinkTags",
     "length_report",
     "plot_lengths",

@@ -1,17 +1,17 @@
 """The thinking and the answer of a response, told apart by the tags that the policy writes.
 
     <think> ... </think> the answer
-    [---- think ----]    [ answer ]     the closing tag's first token is the last one of the thinking
+    [-- thinking ---]    [ answer ]     the thinking's last token is the first of the closing tag
 
-A LenVM of a segment is trained on a rollout file of nothing else (`keep_segment`): the thinking ends
-where the closing tag begins, as a response ends with EOS; the answer has the thinking in its prompt.
-The file says which segment it holds and between which tags, and so does the LenVM.
+A LenVM of a segment is trained on a rollout file of nothing else (`keep_segment`): the thinking
+ends where the closing tag begins, as a response ends with EOS; the answer has the thinking in its
+prompt. The file says which segment it holds and between which tags, and so does the LenVM.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,8 +20,8 @@ from lenvm_rl.rollouts.reader import RolloutReader
 from lenvm_rl.rollouts.record import Rollout, batch_to_rows, rows_to_batch
 from lenvm_rl.rollouts.writer import whole_rollout_file
 
-THINK, ANSWER = "think", "answer"
-SEGMENTS = (THINK, ANSWER)
+THINKING, ANSWER = "thinking", "answer"
+SEGMENTS = (THINKING, ANSWER)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def segment_of(row: Rollout, segment: str, tags: ThinkTags) -> Rollout | None:
     response = list(row.response_ids)
     thinks = tags.opened_by(row.prompt_ids) or response[: len(tags.start)] == list(tags.start)
     close = tags.close(response) if thinks else -len(tags.end)
-    if segment == THINK:
+    if segment == THINKING:
         if not thinks:
             return None
         end, reason = (len(response), row.finish_reason) if close is None else (close + 1, "stop")
@@ -137,7 +137,7 @@ def keep_segment(
     Args:
         path: rollout file or directory.
         out: where it goes; must not exist. It appears when whole.
-        segment: think, or answer.
+        segment: thinking, or answer.
         tags: of the policy.
         progress: show a bar.
     Raises:
@@ -148,7 +148,7 @@ def keep_segment(
         raise ValueError(f"segment must be one of {', '.join(SEGMENTS)}; got {segment!r}.")
     reader = RolloutReader(path)
     facts = {key: reader.metadata[key] for key in DERIVED_METADATA if key in reader.metadata}
-    if segment == THINK:
+    if segment == THINKING:
         facts["eos_ids"] = sorted({*facts["eos_ids"], tags.end[0]})
     facts["segment"] = described(segment, tags)
     kept = truncated = 0
@@ -179,10 +179,3 @@ def keep_segment(
 def described(segment: str, tags: ThinkTags) -> dict[str, Any]:
     """What a file and a LenVM say of the segment that they are of, as JSON can say it."""
     return {"name": segment, "start": list(tags.start), "end": list(tags.end)}
-
-
-def thinking_tags(segment: Mapping[str, Any] | None) -> ThinkTags | None:
-    """Tags of a `described` thinking; None of the answer, and of whole responses (None)."""
-    if not segment or segment["name"] != THINK:
-        return None
-    return ThinkTags(tuple(segment["start"]), tuple(segment["end"]))

@@ -55,8 +55,9 @@ class SamplingCounts:
         self.with_unknown_ids += unknown_ids
         self.new_rows += new
         self.new_tokens += row.length if new else 0
-        target = (row.guidance or {}).get("lenvm_target")
-        if target:
+        guidance = row.guidance or {}
+        target = guidance.get("lenvm_target")
+        if target and "lenvm_segment" not in guidance:  # else it is not the response's length
             self._targets += 1
             self._deviation += abs(row.length - (not truncated) - target) / target
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from lenvm_rl.guidance import GuidanceSettings
+from lenvm_rl.guidance.settings import RESPONSE
 from lenvm_rl.rollouts.record import Rollout, check_row
 
 Key = tuple[str, int]
@@ -312,7 +313,9 @@ def forced_end(row: Rollout) -> bool:
 
 
 def _forced(guidance: GuidanceSettings | None, written: int) -> bool:
-    """Whether `guidance` forces EOS behind `written` tokens."""
+    """Whether `guidance` forces EOS behind `written` tokens, which it does to whole responses."""
     if guidance is None or guidance.target is None or not guidance.forces_eos:
+        return False
+    if guidance.segment != RESPONSE:
         return False
     return written >= guidance.target - guidance.count_eos

@@ -40,6 +40,8 @@ from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1Proce
 from lenvm_rl.guidance import GuidanceSettings, History
 from lenvm_rl.guidance.exact.cache import to_device
 from lenvm_rl.guidance.guide import Guide, GuidedRow
+from lenvm_rl.guidance.settings import counted_by
+from lenvm_rl.guidance.thinking import SegmentGuidance
 from lenvm_rl.vllm.internals import capture
 from lenvm_rl.vllm.options import GuidanceOptions, eos_token_ids, load_scorer, request_ends
 from lenvm_rl.vllm.refusals import check_request
@@ -58,7 +60,10 @@ logger = logging.getLogger("vllm.lenvm_rl")
 class _Request:
     """A guided request while it is in the batch."""
 
-    __slots__ = ("ends", "history", "key", "output", "own_ends", "settings", "temperature")
+    __slots__ = (
+        *("ends", "history", "key", "output", "own_ends", "segment", "settings", "temperature"),
+        "within",
+    )
 
     def __init__(
         self,
@@ -66,8 +71,11 @@ class _Request:
         settings: GuidanceSettings,
         params: SamplingParams,
         usual: frozenset[int],
+        segment: dict[str, Any] | None,
     ):
         self.key = key
+        self.segment = segment
+        self.within: SegmentGuidance | None = None
         self.settings = settings
         self.temperature = params.temperature
         self.ends = request_ends(params)
@@ -82,10 +90,13 @@ class _Request:
             prompt = [min(token, vocab_size - 1) for token in prompt]
         self.output = output
         self.history = History(prompt, output)
+        if self.segment is not None:
+            self.within = SegmentGuidance(self.segment, prompt)
 
-    def row(self, index: int) -> GuidedRow:
+    def row(self, index: int) -> GuidedRow | None:
+        """What is steered in this step; None outside of the segment that the LenVM counts."""
         assert self.history is not None
-        return GuidedRow(
+        row = GuidedRow(
             index=index,
             key=self.key,
             settings=self.settings,
@@ -95,6 +106,7 @@ class _Request:
             ends=self.ends,
             own_ends=self.own_ends,
         )
+        return row if self.within is None else self.within.row(row)
 
 
 class WeightWatch:
@@ -149,6 +161,7 @@ class LengthGuidance(V1Processor, V2Processor):
         options = GuidanceOptions.read(vllm_config.additional_config)
         scorer = load_scorer(vllm_config, options, self._device)
         self._vocab_size = scorer.config.vocab_size
+        self._segment, self._counted = scorer.config.segment, counted_by(scorer.config)
         # A head that reads the policy's own states needs them from its output layer.
         self._hidden = capture() if getattr(scorer, "reads_policy", False) else None
         self._ends = frozenset(eos_token_ids(vllm_config))
@@ -160,7 +173,7 @@ class LengthGuidance(V1Processor, V2Processor):
         self._weights = WeightWatch(scorer.head)
         self._requests: dict[int, _Request] = {}
         self._keys = itertools.count()
-        self._warned = False
+        self._said: set[str] = set()
 
     @property
     def guided(self) -> int:
@@ -234,9 +247,15 @@ class LengthGuidance(V1Processor, V2Processor):
             if index >= count:
                 continue
             if request.output and request.output[-1] < 0:
-                self._warn_of_placeholders()
+                self._error_once(
+                    "vLLM hides sampled tokens from length guidance (asynchronous scheduling with "
+                    "a processor that was not named by class path): requests go unguided. Start "
+                    "with --logits-processors lenvm_rl.vllm:LengthGuidance, or "
+                    "--no-async-scheduling."
+                )
                 continue
-            rows.append(request.row(index))
+            if (row := request.row(index)) is not None:
+                rows.append(row)
         return rows
 
     def _v2_rows(self, context: Any) -> list[GuidedRow]:
@@ -251,7 +270,8 @@ class LengthGuidance(V1Processor, V2Processor):
             if slot in self._requests and lengths[row] >= int(self._states.prefill_len.np[slot])
         ]
         self._read_tokens([(slot, length) for _, slot, length in wanted])
-        return [self._requests[slot].row(row) for row, slot, _ in wanted]
+        rows = (self._requests[slot].row(row) for row, slot, _ in wanted)
+        return [row for row in rows if row is not None]
 
     def _close_absent(self, present: set[int]) -> None:
         """Requests that are not in this step hold no slot of the scorer: this runner does not say
@@ -284,18 +304,21 @@ class LengthGuidance(V1Processor, V2Processor):
         settings = GuidanceSettings.from_args(params.extra_args)
         if settings is None or settings.changes_nothing:
             return None
-        return _Request(next(self._keys), settings, params, self._ends)
+        if settings.segment != self._counted:  # the front end refuses it, where it knows the LenVM
+            self._error_once(
+                f"a request asks for lengths of the {settings.segment}, the LenVM counts the "
+                f"{self._counted}: such requests go unguided. Start with `lenvm serve`, or name "
+                "the LenVM in LENVM_CHECKPOINT, and they are refused."
+            )
+            return None
+        return _Request(next(self._keys), settings, params, self._ends, self._segment)
 
     def _drop(self, index: int) -> None:
         request = self._requests.pop(index, None)
         if request is not None:
             self._guide.close(request.key)
 
-    def _warn_of_placeholders(self) -> None:
-        if not self._warned:
-            self._warned = True
-            logger.error(
-                "vLLM hides sampled tokens from length guidance (asynchronous scheduling with a "
-                "processor that was not named by class path): requests go unguided. Start with "
-                "--logits-processors lenvm_rl.vllm:LengthGuidance, or --no-async-scheduling."
-            )
+    def _error_once(self, sentence: str) -> None:
+        if sentence not in self._said:
+            self._said.add(sentence)
+            logger.error(sentence)

@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from lenvm_rl.guidance import GuidanceSettings
-from lenvm_rl.guidance.settings import PREFIX
+from lenvm_rl.guidance.settings import PREFIX, RESPONSE, counted_by
 from lenvm_rl.vllm.options import ENVIRONMENT, REASONING, checkpoint_config
 
 if TYPE_CHECKING:
@@ -40,14 +40,15 @@ def check_request(params: SamplingParams) -> None:
     settings = GuidanceSettings.from_args(params.extra_args)
     if settings is None:
         return
-    _check_gamma(settings)
+    counted = _check_checkpoint(settings)
     if settings.target is None:
         return
-    if os.environ.get(REASONING) == "1":
+    if os.environ.get(REASONING) == "1" and counted == RESPONSE:
         raise ValueError(
             f"lenvm_mode {settings.mode} counts thinking and answer together, and could end the "
             "response inside its thinking: this server separates reasoning, so send mode tilt or "
-            "scale, or bound the thinking with vLLM's thinking_token_budget."
+            "scale, bound the thinking with vLLM's thinking_token_budget, or serve a LenVM that "
+            "counts the thinking (`lenvm segment`)."
         )
     if params.ignore_eos and not params.stop_token_ids:
         raise ValueError(
@@ -79,16 +80,20 @@ def _heed_stop_strings(settings: GuidanceSettings, params: SamplingParams) -> No
         params.min_tokens = max(params.min_tokens or 0, needed)
 
 
-def _check_gamma(settings: GuidanceSettings) -> None:
-    if settings.gamma is None:
-        return
+def _check_checkpoint(settings: GuidanceSettings) -> str:
+    """The segment that the server's LenVM counts; of an unknown one, whole responses."""
     checkpoint = os.environ.get(_CHECKPOINT)
-    if not checkpoint:
-        raise ValueError(
-            f"lenvm_gamma {settings.gamma} cannot be compared with the LenVM's own: the server "
-            f"was started without {_CHECKPOINT}. Leave lenvm_gamma out; the checkpoint knows it."
-        )
-    settings.check_model(_config(checkpoint))
+    if checkpoint:
+        config = _config(checkpoint)
+        settings.check_model(config)
+        return counted_by(config)
+    for name, usual in (("gamma", None), ("segment", RESPONSE)):
+        if (given := getattr(settings, name)) != usual:
+            raise ValueError(
+                f"lenvm_{name} {given} cannot be compared with the LenVM's own: the server was "
+                f"started without {_CHECKPOINT}. Leave lenvm_{name} out; the checkpoint knows it."
+            )
+    return RESPONSE
 
 
 @lru_cache(maxsize=4)

@@ -100,7 +100,10 @@ def open_engine(
                 "there is nothing to guide by: name the value model's directory (--lenvm)."
             )
         lenvm = find_lenvm(lenvm)
-        check_tokenizer(checkpoint_config(str(lenvm)), tokenizer)
+        config = checkpoint_config(str(lenvm))
+        check_tokenizer(config, tokenizer)
+        for guide in steered:
+            guide.check_model(config)
         options = GuidanceOptions(
             checkpoint=str(lenvm),
             max_candidates=max(40, *(guide.top_k for guide in steered)),

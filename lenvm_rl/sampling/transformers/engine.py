@@ -20,6 +20,7 @@ from torch import Tensor
 from lenvm_rl.guidance import GuidanceSettings, Guide, GuidedRow, History
 from lenvm_rl.guidance.exact.memory import available_memory, in_units
 from lenvm_rl.guidance.heads.q_head import load_lenvm, make_scorer, scorer_memory
+from lenvm_rl.guidance.thinking import SegmentGuidance
 from lenvm_rl.model import check_tokenizer, find_lenvm, load_tokenizer, tokenizer_sha
 from lenvm_rl.model.decoder import cache_bytes_per_token, context_length
 from lenvm_rl.model.policy import policy_facts
@@ -56,26 +57,39 @@ class GuidanceHook:
     def __init__(self, guide: Guide, settings: Mapping[Hashable, GuidanceSettings]):
         self.guide = guide
         self.settings = settings
+        self._segment = guide.scorer.config.segment
+        self._within: dict[Hashable, SegmentGuidance] = {}
         self.reads_hidden = bool(getattr(guide.scorer, "reads_policy", False))
 
     def apply(self, logits: Tensor, running: Sequence[Running], hidden: Tensor | None) -> None:
         """Write guided logits over the rows that ask for it."""
         rows = [
-            GuidedRow(
-                index,
-                row.request_id,
-                self.settings[row.request_id],
-                History(row.request.prompt_ids, row.output),
-                len(row.request.prompt_ids),
-                row.request.temperature,
-            )
+            self._row(index, row)
             for index, row in enumerate(running)
             if row.request_id in self.settings
         ]
-        self.guide.apply(logits, rows, hidden=hidden)
+        self.guide.apply(logits, [row for row in rows if row is not None], hidden=hidden)
+
+    def _row(self, index: int, running: Running) -> GuidedRow | None:
+        """What is steered in this step; None outside of the segment that the LenVM counts."""
+        key, prompt = running.request_id, running.request.prompt_ids
+        row = GuidedRow(
+            index,
+            key,
+            self.settings[key],
+            History(prompt, running.output),
+            len(prompt),
+            running.request.temperature,
+        )
+        if self._segment is None:
+            return row
+        if key not in self._within:
+            self._within[key] = SegmentGuidance(self._segment, prompt)
+        return self._within[key].row(row)
 
     def close(self, request_id: Hashable) -> None:
         """Free what the request held in the scorer."""
+        self._within.pop(request_id, None)
         self.guide.close(request_id)
 
 

@@ -193,6 +193,12 @@ class LengthCritic:
 
     def _gamma(self) -> float:
         stored, given = self.model.gamma, self.settings.gamma
+        if self.model.segment is not None:
+            raise ValueError(
+                f"lenvm.checkpoint={self.settings.checkpoint} counts the "
+                f"{self.model.segment['name']} alone, a length critic values whole responses. Give "
+                "one that was trained on them."
+            )
         if stored is None:
             raise ValueError(
                 f"lenvm.checkpoint={self.settings.checkpoint} has no gamma: it was never trained. "
