@@ -17,8 +17,6 @@ import re
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from lenvm_rl.rollouts.text import REASONING_KEYS
-
 _END = re.compile(rb"\r?\n\r?\n")
 
 
@@ -64,24 +62,20 @@ class Remaining:
     ):
         self._question, self._predict, self._every = question, predict, every
         self._answer = first
-        self._message = {"reasoning": "", "content": ""}
+        self._message: dict[str, str] = {}
         self._events = 0
         self._task: asyncio.Task[Mapping[str, Any]] | None = None
 
     def after(self, events: bytes) -> bytes:
         """A comment to stand after whole events if there is news, else nothing."""
-        self._events += sum(map(self._took, _END.split(events)))
-        if self._events >= self._every and self._task is None:
-            self._events = 0
-            self._task = asyncio.create_task(self._ask())
-        return self._news()
-
-    def _news(self) -> bytes:
-        """The comment on an answer that has come since."""
         if self._task is not None and self._task.done():
             if not self._task.cancelled() and self._task.exception() is None:
                 self._answer = self._task.result()
             self._task = None  # one that failed is left out: the next one may do
+        self._events += sum(map(self._took, _END.split(events)))
+        if self._events >= self._every and self._task is None:
+            self._events = 0
+            self._task = asyncio.create_task(self._ask())
         if self._answer is None:
             return b""
         said, self._answer = comment_of(self._answer), None
@@ -96,22 +90,22 @@ class Remaining:
         return await self._predict({**self._question, "response": dict(self._message)})
 
     def _took(self, event: bytes) -> bool:
-        """Whether an event added to the first choice's text."""
+        """Whether an event added to the first choice's text: its content, its reasoning by any
+        name."""
         data = b"".join(
             line[5:].strip() for line in event.splitlines() if line.startswith(b"data:")
         )
         try:
             choice = json.loads(data)["choices"][0]
             delta = choice.get("delta") or {"content": choice.get("text")}
-            content = delta.get("content") or ""
-            thought = next((delta[key] for key in REASONING_KEYS if delta.get(key)), "")
+            said = {k: v for k, v in delta.items() if k != "role" and v and isinstance(v, str)}
             other = choice.get("index", 0) != 0
         except (ValueError, LookupError, TypeError, AttributeError):
             return False
-        if other or not (content or thought):
+        if other or not said:
             return False
-        self._message["content"] += str(content)
-        self._message["reasoning"] += str(thought)
+        for name, text in said.items():
+            self._message[name] = self._message.get(name, "") + text
         return True
 
 

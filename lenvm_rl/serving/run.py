@@ -40,7 +40,8 @@ def run(app: Any, listening: socket.socket) -> None:
         backlog=4096,
         timeout_graceful_shutdown=GRACE,
     )
-    asyncio.run(_serve(uvicorn.Server(config), listening))
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:  # uvloop, if it is there
+        runner.run(_serve(uvicorn.Server(config), listening))
 
 
 async def _serve(server: uvicorn.Server, listening: socket.socket) -> None:
