@@ -31,7 +31,7 @@ NAMES = (
     *("rl", "budgets", "right_answers", "rl_cost"),
     *("pretrain", "rollouts", "stream", "sampler", "sampling"),
     *("guidance", "floor", "engine", "exactness", "endurance"),
-    *("real_text", "error_bars", "scheduling", "predictor", "viewer"),
+    *("real_text", "error_bars", "rivals", "scheduling", "predictor", "viewer"),
 )
 CONSOLE = Console(stderr=True, width=None if sys.stderr.isatty() else 160)  # logs hold tables
 os.environ.setdefault("MPLBACKEND", "Agg")  # figures are files, with a display or without
