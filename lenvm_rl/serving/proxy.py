@@ -134,6 +134,8 @@ class Proxy:
             return await self._lifespan(receive, send)
         if scope["type"] != "http":
             return None  # uvicorn answers a websocket with 403
+        if not (scope.get("raw_path") or b"/").startswith(b"/"):  # would name another server
+            return await problem(400, "the path does not begin with /.")(scope, receive, send)
         answer = self._own_page(scope["path"])
         if answer is not None:
             return await answer(scope, receive, send)

@@ -38,6 +38,8 @@ def run(app: Any, listening: socket.socket) -> None:
         access_log=False,
         lifespan="on",
         backlog=4096,
+        server_header=False,  # the proxy passes on those of the server behind it
+        date_header=False,
         timeout_graceful_shutdown=GRACE,
     )
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:  # uvloop, if it is there

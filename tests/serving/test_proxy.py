@@ -336,6 +336,18 @@ def test_an_answer_that_breaks_off_is_no_whole_answer():
         assert httpx.get(url + "/health").status_code == 200
 
 
+def test_a_path_can_name_no_other_server():
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "@host/x", "raw_path": b"@host/x"}
+    proxy = Proxy(["http://127.0.0.1:1"], None, RouteSettings())
+    asyncio.run(proxy({**scope, "headers": [], "query_string": b""}, None, send))
+    assert sent[0]["status"] == 400
+
+
 def test_a_body_that_is_too_large_is_413():
     with before_one(largest_body=1000) as (up, url):
         answer = post(url, {**CHAT, "user": "x" * 2000})
