@@ -30,7 +30,7 @@ from scripts.bench.pool import RunsFailed
 NAMES = (
     *("rl", "budgets", "right_answers", "rl_cost"),
     *("pretrain", "rollouts", "stream", "sampler", "sampling"),
-    *("guidance", "floor", "engine", "exactness", "endurance"),
+    *("guidance", "floor", "engine", "exactness", "endurance", "thinking"),
     *("real_text", "error_bars", "rivals", "scheduling", "predictor", "viewer"),
 )
 CONSOLE = Console(stderr=True, width=None if sys.stderr.isatty() else 160)  # logs hold tables
