@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from lenvm_rl.model import LengthValueModel, load_tokenizer, save_checkpoint
 from lenvm_rl.vllm.refusals import check_request
 
 
@@ -69,6 +70,27 @@ def test_targets_are_refused_where_the_engine_reasons(monkeypatch):
             check_request(params({"lenvm_mode": mode, "lenvm_target": 9}))
     check_request(params({"lenvm_mode": "tilt", "lenvm_beta": -3}))
     check_request(params({"lenvm_mode": "scale", "lenvm_scale": 0.5}))
+
+
+def test_a_segment_must_be_the_checkpoints(monkeypatch, lenvm, tmp_path):
+    asked = {"lenvm_mode": "at_most", "lenvm_target": 9}
+    thinking = {**asked, "lenvm_segment": "thinking"}
+    monkeypatch.delenv("LENVM_CHECKPOINT", raising=False)
+    with pytest.raises(ValueError, match="lenvm_segment thinking cannot be compared"):
+        check_request(params(thinking))
+    monkeypatch.setenv("LENVM_CHECKPOINT", str(lenvm))
+    with pytest.raises(ValueError, match="is thinking, but the LenVM counts the response"):
+        check_request(params(thinking))
+    with pytest.raises(ValueError, match="use one of response, thinking, answer"):
+        check_request(params({**asked, "lenvm_segment": "reasoning"}))
+    model = LengthValueModel.from_pretrained(lenvm)
+    model.config.segment = {"name": "thinking", "start": [5], "end": [6]}
+    counts = save_checkpoint(model, load_tokenizer(lenvm), tmp_path / "thinking")
+    monkeypatch.setenv("LENVM_CHECKPOINT", str(counts))
+    monkeypatch.setenv("LENVM_REASONING", "1")  # which refuses targets of whole responses
+    check_request(params(thinking))
+    with pytest.raises(ValueError, match="is response, but the LenVM counts the thinking"):
+        check_request(params(asked))
 
 
 def test_gamma_must_be_the_checkpoints(monkeypatch, lenvm):
