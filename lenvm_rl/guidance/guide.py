@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -360,7 +361,8 @@ class Guide:
         is_eos = batch.is_end(ids) & mask
         others = mask & ~is_eos
         wanted = _worth_scoring(log_probs, mask, others, is_eos, used_up, batch.min_entropy)
-        lengths = self._lengths(rows, steered, batch, ids, others, wanted, hidden)
+        gammas = self._gammas(steered)
+        lengths = self._lengths(rows, steered, batch, ids, others, wanted, hidden, gammas)
         ruled = wanted if used_up is None else wanted | used_up
         guided = guide(
             log_probs,
@@ -368,7 +370,7 @@ class Guide:
             mask,
             is_eos,
             mode=torch.where(ruled, batch.mode, MODES.index("off")),
-            gamma=self.gamma,
+            gamma=self.gamma if gammas is None else ids.new_tensor(gammas, dtype=torch.float64),
             present=batch.present,
             **batch.numbers,
         )
@@ -406,6 +408,7 @@ class Guide:
         others: Tensor,
         wanted: Tensor,
         hidden: Tensor | None,
+        gammas: list[float] | None,
     ) -> Tensor:
         """[R, K] predicted remaining tokens; 0 at what was not scored.
 
@@ -426,21 +429,40 @@ class Guide:
             width = int(np.flatnonzero(scored.numpy().any(0))[-1]) + 1
         slots = self._open_slots([steered[i] for i in taken], {row.key for row in rows})
         histories = [steered[i].history for i in taken]
+        own = None if gammas is None else [gammas[i] for i in taken]
         if len(taken) == len(steered):
-            lengths = self._score(slots, histories, ids[:, :width], scored[:, :width], states)
+            lengths = self._score(slots, histories, ids[:, :width], scored[:, :width], states, own)
             return lengths if width == ids.shape[1] else F.pad(lengths, (0, ids.shape[1] - width))
         which = torch.tensor(taken)
         states = {name: x[which] for name, x in states.items()}
         lengths = torch.zeros(ids.shape)
         lengths[which, :width] = self._score(
-            slots, histories, ids[which, :width], scored[which, :width], states
+            slots, histories, ids[which, :width], scored[which, :width], states, own
         )
         return lengths
 
-    def _score(self, slots, histories, ids: Tensor, scored: Tensor, states) -> Tensor:
+    def _gammas(self, steered: Sequence[GuidedRow]) -> list[float] | None:
+        """Each row's gamma; None where all have the LenVM's own, as ever but of a distribution."""
+        asked = [row.settings.gamma for row in steered]
+        if self.scorer.config.bins is None or all(g in (None, self.gamma) for g in asked):
+            return None
+        return [self.gamma if g is None else g for g in asked]
+
+    def _score(
+        self, slots, histories, ids: Tensor, scored: Tensor, states, gammas: list[float] | None
+    ) -> Tensor:
         """[n, K] remaining tokens after each candidate, 0 where not scored."""
-        z = self.scorer.score(slots, histories, ids, scored, **states)
-        return predicted_length(z, **self._space).masked_fill(~scored, 0.0)
+        if gammas is None:
+            z = self.scorer.score(slots, histories, ids, scored, **states)
+            return predicted_length(z, **self._space).masked_fill(~scored, 0.0)
+        scorer: Any = self.scorer  # of a distribution, and so one that gives its outputs
+        outputs = scorer.outputs(slots, histories, ids, scored, **states)
+        lengths = torch.zeros(ids.shape, device=ids.device)
+        for gamma in sorted(set(gammas)):
+            which = [i for i, own in enumerate(gammas) if own == gamma]
+            z = scorer.config.read(outputs[which], gamma=gamma)
+            lengths[which] = predicted_length(z, **{**self._space, "gamma": gamma})
+        return lengths.masked_fill(~scored, 0.0)
 
     def _open_slots(self, rows: Sequence[GuidedRow], active: set[Hashable]) -> list[int]:
         """The rows' slots; new ones take the place of requests that are not in this step."""

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from lenvm_rl.model import LengthValueConfig
+from lenvm_rl.model import LengthValueConfig, ValueHead
 
 
 class PoolExhausted(ValueError):
@@ -94,3 +94,13 @@ class CandidateScorer(Protocol):
             [R, K] float32; 0 where masked out.
         """
         ...
+
+
+def masked_outputs(outputs: Tensor, mask: Tensor) -> Tensor:
+    """Outputs [R, K] or [R, K, B] with 0 where masked out, in place."""
+    return outputs.masked_fill_(~mask if outputs.dim() == mask.dim() else ~mask[..., None], 0.0)
+
+
+def read_scored(head: ValueHead, outputs: Tensor, mask: Tensor) -> Tensor:
+    """z [R, K] of masked outputs, 0 where masked out; those of a single gamma are z already."""
+    return outputs if not head.width else head.read(outputs).masked_fill_(~mask, 0.0)

@@ -173,7 +173,8 @@ class GuidanceSettings:
         return self.mode == "at_most" if self.force_eos is None else self.force_eos
 
     def check_model(self, config: LengthValueConfig) -> None:
-        """Raise ValueError when the caller's segment or gamma is not the checkpoint's."""
+        """Raise ValueError when the caller's segment is not the checkpoint's, or a gamma that it
+        does not have; a distribution has every one."""
         if self.segment != (counted := counted_by(config)):
             raise ValueError(
                 f"{PREFIX}segment is {self.segment}, but the LenVM counts the {counted}: ask for "
@@ -181,10 +182,12 @@ class GuidanceSettings:
                 f"(`lenvm segment`)"
             )
         stored = config.require_gamma()
-        if self.gamma is not None and abs(self.gamma - stored) > 1e-9:
+        other = self.gamma is not None and abs(self.gamma - stored) > 1e-9
+        if other and config.bins is None:
             raise ValueError(
                 f"{PREFIX}gamma is {self.gamma}, but the LenVM was trained with {stored}: lengths "
-                f"read with another gamma are wrong. Leave it out"
+                f"read with another gamma are wrong. Leave it out, or use a LenVM of the target "
+                f"distribution, which has all of them"
             )
 
 

@@ -69,6 +69,7 @@ class Oracle(nn.Module):
             require_gamma=lambda: GAMMA,
             target="return",
             length_scale=None,
+            segment=None,
             length_bins=None,
             policy={"name": "geometric", "tokenizer_sha": sha},
             text_config=SimpleNamespace(max_position_embeddings=context, vocab_size=1000),

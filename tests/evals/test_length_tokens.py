@@ -41,6 +41,7 @@ class LastToken(torch.nn.Module):
             require_gamma=lambda: GAMMA,
             target="return",
             length_scale=None,
+            segment=None,
             policy=None,
             text_config=SimpleNamespace(max_position_embeddings=1000, vocab_size=1000),
         )

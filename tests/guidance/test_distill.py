@@ -81,7 +81,7 @@ def test_the_loss_is_the_mean_over_candidates_that_count():
     distiller = make_distiller()
     batch = distiller.ask(make_completions(4))
     batch.mask[0] = False
-    z = distiller._logits(batch)
+    z = distiller._outputs(batch)
     u, exact = torch.sigmoid(z), torch.sigmoid(batch.exact)
     total, count = 0.0, 0
     for i, row in enumerate(batch.mask.tolist()):
@@ -122,7 +122,7 @@ def test_an_exact_head_has_no_error():
     """Compared with itself, nothing is off."""
     distiller = make_distiller()
     batch = distiller.ask(make_completions(4))
-    batch.exact.copy_(distiller._logits(batch).detach())
+    batch.exact.copy_(distiller._outputs(batch).detach())
     found = distiller.compare([batch])
     assert found == {"rmse": 0.0, "tokens": 0.0, "same_shortest": 1.0}
 

@@ -1,19 +1,31 @@
 """Do verl's workers train a distribution as plain torch would, whatever the batching?"""
 
+import copy
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 
 from lenvm_rl.core import LengthBins, boundary_weights, length_to_value
 from lenvm_rl.model import LengthValueConfig, LengthValueModel
 from lenvm_rl.verl.batch import make_batch
 from lenvm_rl.verl.pretrain.metrics import HeldOut
-from lenvm_rl.verl.pretrain.objective import LengthValueLoss, describe, make_loss
-from lenvm_rl.verl.pretrain.settings import LengthValueSettings
+from lenvm_rl.verl.pretrain.objective import (
+    LengthValueLoss,
+    describe,
+    length_value_config,
+    make_loss,
+)
+from lenvm_rl.verl.pretrain.settings import LengthValueSettings, critic_config
+from lenvm_rl.verl.pretrain.trainer import LengthValuePretrainer
 from tests.verl.engines import infer, make_lenvm, make_rows, make_worker, train
 from tests.verl.test_loss import hand_batch, nested, with_globals
+from tests.verl.test_objective import FACTS
 
+RECIPES = Path(__file__).parents[2] / "recipes" / "pretrain"
 GAMMA = 0.9
 BINS = LengthBins((1, 2, 4, 8, 16, 32))
 ROWS = make_rows(9, cut_every=4)
@@ -161,3 +173,34 @@ def test_what_a_checkpoint_is_decides_what_it_can_be_trained_for():
         made({"target": "distribution"})
     with pytest.raises(ValueError, match=r"trained on lengths.*truncated=bootstrap need target"):
         made({"truncated": "bootstrap"}, **wide)
+
+
+def test_a_start_of_one_output_gets_its_bins_once(tmp_path):
+    """lenvm.target=distribution on `lenvm init`'s model: the workers start from a widened one."""
+    path = make_lenvm(tmp_path / "init")
+    overrides = [f"critic.model.path={path}", f"trainer.default_local_dir={tmp_path / 'run'}"]
+    with initialize_config_dir(config_dir=str(RECIPES), version_base=None):
+        config = compose("demo", [*overrides, "lenvm.train_rollouts=rollouts"])
+
+    def started(facts, **settings):
+        trainer = object.__new__(LengthValuePretrainer)
+        trainer.config = copy.deepcopy(config)
+        trainer.settings = LengthValueSettings(train_rollouts="rollouts", **settings)
+        critic = critic_config(trainer.config)
+        trainer.model_config = length_value_config(critic)
+        trainer.root, trainer.tokenizer = tmp_path / "run", critic.model.tokenizer
+        return trainer, trainer._with_bins(critic, facts)
+
+    facts = SimpleNamespace(longest_response=90)
+    trainer, critic = started(facts)
+    assert critic.model.path == str(path), "nothing was asked for"
+    trainer, critic = started(facts, target="distribution", truncated="censored")
+    assert critic.model.path == str(tmp_path / "run" / "start")
+    assert trainer.model_config.length_bins == LengthBins.up_to(180)
+    loss = make_loss(trainer.settings, trainer.model_config, FACTS, model="model")
+    assert loss.bins == LengthBins.up_to(180)
+    widened = LengthValueModel.from_pretrained(critic.model.path)
+    plain = LengthValueModel.from_pretrained(path)
+    assert torch.equal(widened.score.fc.weight, plain.score.fc.weight)
+    trainer, _ = started(SimpleNamespace(longest_response=5), target="distribution")
+    assert trainer.model_config.length_bins == LengthBins.up_to(180), "a run goes on as it began"

@@ -137,6 +137,29 @@ def test_a_killed_run_goes_on_exactly_where_it_was(whole_run, work):
     assert state["source"]["seen"] == 32 * EPOCHS
 
 
+def test_a_distribution_trains_from_a_start_of_one_output(work):
+    """lenvm.target=distribution alone: bins from the file, two workers as one, a whole model."""
+    outputs = [
+        run(
+            work,
+            f"distribution-{workers}",
+            *("lenvm.target=distribution", "lenvm.truncated=censored", "trainer.total_epochs=2"),
+            f"trainer.n_gpus_per_node={workers}",
+        )
+        for workers in (1, 2)
+    ]
+    for metric in ("critic/nll", "critic/mse", "critic/grad_norm", "val/nll"):
+        one, two = (steps(output, metric) for output in outputs)
+        assert one.keys() == two.keys() and one
+        for step in (s for s in one if s <= 3):
+            assert two[step] == pytest.approx(one[step], rel=1e-3), (metric, step)
+    losses = steps(outputs[0], "critic/nll")
+    assert losses[max(losses)] < losses[1]
+    model = LengthValueModel.from_pretrained(work / "distribution-1" / "lenvm")
+    assert model.config.target == "distribution" and model.config.bins[-2] > 2 * 34
+    assert model.config.gamma == pytest.approx(0.01 ** (1 / 33.69), rel=1e-3)
+
+
 def test_two_workers_train_as_one_does(whole_run, work):
     output = run(
         work,

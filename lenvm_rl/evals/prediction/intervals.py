@@ -19,12 +19,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lenvm_rl.core import POSITIONS, at_positions, interval_coverage
+from lenvm_rl.core import POSITIONS, LengthDistribution, at_positions, interval_coverage
 from lenvm_rl.evals.prediction.errors import Table
 from lenvm_rl.evals.prediction.states import QUARTERS, StateId
 from lenvm_rl.model import LengthValueModel
@@ -118,19 +119,19 @@ def _read(
     bins = model.config.require_bins()
     for row, outputs in iter_outputs(model, rows, token_budget=token_budget):
         left = torch.arange(row.length, 0, -1, dtype=torch.float32)
-        said = bins.of(outputs)
-        low, high = said.pit(left)
-        yield (
-            row,
-            {
-                "low": low.double(),
-                "high": high.double(),
-                "crps": said.crps(left),
-                **{f"pinball_{round(100 * q)}": said.pinball(left, q) for q in LEVELS},
-                "nll": said.nll(left),
-                "written": torch.arange(row.length),
-            },
-        )
+        yield row, {**_scored(bins.of(outputs), left), "written": torch.arange(row.length)}
+
+
+def _scored(said: LengthDistribution, left: Tensor) -> dict[str, Tensor]:
+    """What was said of the lengths `left` [n], which are what happened."""
+    low, high = said.pit(left)
+    return {
+        "low": low.double(),
+        "high": high.double(),
+        "crps": said.crps(left),
+        **{f"pinball_{round(100 * level)}": said.pinball(left, level) for level in LEVELS},
+        "nll": said.nll(left),
+    }
 
 
 def _at(part: Mapping[str, Tensor], position: float) -> dict[str, Tensor]:
@@ -164,14 +165,20 @@ def _by_written(outcomes: Outcomes) -> Table:
 def _by_quarter(
     model: LengthValueModel, continuations: Iterable[Rollout], token_budget: int
 ) -> dict[str, Outcomes]:
-    """First states of continuations by the quarter of the response that they were drawn from."""
-    ended = [row for row in continuations if not row.truncated]
-    parts: dict[str, list[dict[str, Tensor]]] = {}
-    for row, part in _read(model, ended, token_budget):
+    """Continuations by the quarter of the response that their state was drawn from."""
+    lengths: dict[str, list[int]] = {}
+    states: dict[str, Rollout] = {}
+    for row in continuations:
+        if not row.truncated:
+            lengths.setdefault(row.prompt_id, []).append(row.length)
+            states.setdefault(row.prompt_id, replace(row, response_ids=row.response_ids[:1]))
+    bins, parts = model.config.require_bins(), {}
+    for row, outputs in iter_outputs(model, states.values(), token_budget=token_budget):
+        left = torch.tensor(lengths[row.prompt_id], dtype=torch.float32)
         position = StateId.parse(row.prompt_id).position
         low, high = next((a, b) for a, b in QUARTERS if a <= position < b)
-        name = f"{100 * low:.0f}-{100 * high:.0f} %"
-        parts.setdefault(name, []).append({k: x[:1] for k, x in part.items()})
+        found = _scored(bins.of(outputs[:1].expand(len(left), -1)), left)
+        parts.setdefault(f"{100 * low:.0f}-{100 * high:.0f} %", []).append(found)
     return {name: Outcomes(parts[name]) for name in sorted(parts, key=_start)}
 
 

@@ -243,15 +243,15 @@ class _Captured:
     graph: Any = None
     """torch.cuda.CUDAGraph; None where steps run without."""
     output: Tensor | None = None
-    """[R, K], written by the graph."""
+    """[R, K] or [R, K, B], written by the graph."""
 
 
 class FixedSteps:
     """Steps of all buckets of one scorer.
 
     Args:
-        score: [R K] ids and the step's attention -> [R K] logits; a pure function of its inputs
-            and of the store, to whose slots it writes behind what they hold.
+        score: [R K] ids and the step's attention -> [R K] logits, or [R K, B]; a pure function of
+            its inputs and of the store, to whose slots it writes behind what they hold.
         store: keys and values; its last slot belongs to no row.
         kernel: reads prefixes; None: `scaled_dot_product_attention` does.
         max_candidates: most candidates of a row.
@@ -279,7 +279,7 @@ class FixedSteps:
         self._processors = processors or _processors_of(store.device)
 
     def run(self, candidates: Tensor, places: np.ndarray) -> Tensor:
-        """Logits of candidates, [r, k] -> [r, k] float32.
+        """Logits of candidates, [r, k] -> [r, k] float32, or outputs [r, k, B].
 
         Args:
             candidates: ids, all of them within the vocabulary.
@@ -328,11 +328,12 @@ class FixedSteps:
         return to_device(padded, self._store.device)
 
     def _compute(self, inputs: StepInputs) -> Tensor:
-        """[R, K] from what the buffers hold."""
+        """[R, K] or [R, K, B] from what the buffers hold."""
         heads = self._store.keys.shape[2]
         pieces = pieces_of(inputs.bucket, heads, self._processors)
         step = FixedPass(self._store, inputs, self._kernel, pieces)
-        return self._score(inputs.ids.flatten(), step).view(inputs.bucket[:2])
+        flat = self._score(inputs.ids.flatten(), step)
+        return flat.view(*inputs.bucket[:2], *flat.shape[1:])
 
     def _capture(self, step: _Captured) -> None:
         """Capture the step; what it computes is the same however often it runs.

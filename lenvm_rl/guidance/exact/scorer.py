@@ -33,7 +33,7 @@ from lenvm_rl.guidance.exact.cache import ALIGN, LateRead, Siblings, to_device
 from lenvm_rl.guidance.exact.fixed_step import FixedPass, FixedSteps
 from lenvm_rl.guidance.exact.prefix_kernels import PAGE, Kernels, prefix_kernel
 from lenvm_rl.guidance.exact.trunk import HistoryRow, HistoryTrunk
-from lenvm_rl.guidance.interface import History
+from lenvm_rl.guidance.interface import History, masked_outputs, read_scored
 from lenvm_rl.model import LengthValueModel
 
 
@@ -111,7 +111,20 @@ class ExactScorer(HistoryTrunk):
         candidates: Tensor,
         mask: Tensor,
     ) -> Tensor:
-        """Raw logits z of `history + candidate`: [R, K] ids and bool -> [R, K] float32.
+        """Logits z of `history + candidate`: [R, K] ids and bool -> [R, K] float32; `outputs` says
+        what is refused."""
+        return read_scored(self.head, self.outputs(slots, histories, candidates, mask), mask)
+
+    @torch.inference_mode()
+    def outputs(
+        self,
+        slots: Sequence[int],
+        histories: Sequence[History],
+        candidates: Tensor,
+        mask: Tensor,
+    ) -> Tensor:
+        """Raw outputs at `history + candidate`, 0 where masked out: z [R, K], or those of a
+        distribution, [R, K, B] for B bins.
 
         Raises:
             ValueError: a slot that is not open, shapes that do not fit, a history that is too long
@@ -125,13 +138,13 @@ class ExactScorer(HistoryTrunk):
         self._keep_sampled(rows)
         self._catch_up(rows)
         if self._fixed is None:
-            logits = self._forward_candidates(rows, candidates, mask, kept)
+            outputs = self._forward_candidates(rows, candidates, mask, kept)
         else:
-            logits = self._forward_fixed(self._fixed, slots, candidates, mask)
+            outputs = self._forward_fixed(self._fixed, slots, candidates, mask)
         self._remember(rows, ids, kept)
         self.stats.steps += 1
         self.stats.rows += len(rows)
-        return logits
+        return outputs
 
     def _keep_sampled(self, rows: list[HistoryRow]) -> None:
         """Where the next token was a candidate of the last step, take over what it computed."""
@@ -170,7 +183,8 @@ class ExactScorer(HistoryTrunk):
         order = np.array([row.index for row in rows], dtype=np.int64)
         cells = order[:, None] * width + np.arange(width)  # in the flattened candidates
         cells = cells[kept[order]]
-        logits = torch.zeros(candidates.numel(), dtype=torch.float32, device=self.device)
+        shape = (candidates.numel(), *self.head.width)
+        outputs = torch.zeros(shape, dtype=torch.float32, device=self.device)
         segments = [
             Segment(row.slot, int(self._table.lengths[row.slot]), len(row.missing), siblings)
             for row, siblings in zip(rows, kept[order].sum(axis=1).tolist(), strict=True)
@@ -186,12 +200,12 @@ class ExactScorer(HistoryTrunk):
             hidden = self._forward(torch.cat(pool)[to_device(source, self.device)], step)
             if len(new):
                 hidden = hidden[to_device(np.flatnonzero(~step.is_new), self.device)]
-            logits[to_device(cells, self.device)] = self.model.score(hidden)
+            outputs[to_device(cells, self.device)] = self.head.outputs(hidden)
             self.stats.caught_up += len(new)
             self.stats.candidates += len(cells)
         for row in rows:
             self._table.append(row.slot, row.missing)
-        return logits.view(candidates.shape).masked_fill_(~mask, 0.0)
+        return masked_outputs(outputs.view(*candidates.shape, *self.head.width), mask)
 
     def _forward_fixed(
         self, steps: FixedSteps, slots: Sequence[int], candidates: Tensor, mask: Tensor
@@ -199,14 +213,14 @@ class ExactScorer(HistoryTrunk):
         """Run the candidates, masked ones too, behind rows that lack nothing."""
         which = np.array(slots, dtype=np.int64)
         places = np.stack([which, self._table.lengths[which]])
-        logits = steps.run(candidates.masked_fill(~mask, 0), places)
+        outputs = steps.run(candidates.masked_fill(~mask, 0), places)
         self.stats.passes += 1
         self.stats.candidates += candidates.numel()
-        return logits.masked_fill(~mask, 0.0)
+        return masked_outputs(outputs, mask)
 
     def _score_fixed(self, ids: Tensor, step: FixedPass) -> Tensor:
-        """[R K] ids -> [R K] logits; what a graph is captured of."""
-        return self.model.score(self._run_trunk(ids, step.position, step))
+        """[R K] ids -> [R K] logits or [R K, B] outputs; what a graph is captured of."""
+        return self.head.outputs(self._run_trunk(ids, step.position, step))
 
     def _remember(self, rows: list[HistoryRow], ids: LateRead, kept: np.ndarray) -> None:
         """The candidates stay behind their slots until the next token is known."""

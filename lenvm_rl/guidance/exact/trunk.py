@@ -29,7 +29,7 @@ from lenvm_rl.guidance.exact.cache import (
 )
 from lenvm_rl.guidance.exact.memory import ScorerMemory, available_memory
 from lenvm_rl.guidance.interface import History
-from lenvm_rl.model import LengthValueModel
+from lenvm_rl.model import LengthValueModel, ValueHead
 from lenvm_rl.model.decoder import FOREIGN, attending_by
 
 
@@ -119,7 +119,7 @@ class CachedTrunk:
         )
 
     @property
-    def head(self) -> torch.nn.Module:
+    def head(self) -> ValueHead:
         """The LenVM's own layers on top of the trunk."""
         return self.model.score
 

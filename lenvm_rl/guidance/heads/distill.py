@@ -1,6 +1,7 @@
 """Distillation of a candidate head from what the exact scorer says of every candidate.
 
     loss = sum_k m_k (p(q(s, x_k)) - p(z_k))**2 / sum m,   z_k the exact logit of s + x_k
+    loss = sum_k m_k KL(exact p(s + x_k) || p(s, x_k)) / sum m,   of distributions
 
 The returns of sampled completions teach a candidate head one token per state, the one that was
 taken, and with it the luck of the rest of the completion. The exact scorer has an answer for all K
@@ -31,11 +32,19 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM
 
-from lenvm_rl.core import masked_mean, predict, predicted_length, select_candidates, squared_error
+from lenvm_rl.core import (
+    masked_mean,
+    masked_sum,
+    predict,
+    predicted_length,
+    select_candidates,
+    squared_error,
+)
 from lenvm_rl.guidance.exact.scorer import ExactScorer
 from lenvm_rl.guidance.interface import History
 from lenvm_rl.model import LengthValueConfig, LengthValueModel, load_tokenizer, save_checkpoint
 from lenvm_rl.model.decoder import context_length, eos_ids
+from lenvm_rl.model.forward import config_space
 from lenvm_rl.model.hub import check_weights
 from lenvm_rl.rollouts import RolloutStream
 from lenvm_rl.rollouts.progress import progress_bar
@@ -150,7 +159,7 @@ class DistillBatch:
     mask: Tensor
     """[n, K] bool, candidates that count."""
     exact: Tensor
-    """[n, K] raw logits z of the exact scorer; 0 where masked out."""
+    """Raw outputs of the exact scorer, 0 where masked out: z [n, K], or [n, K, B] of B bins."""
 
 
 class Teacher:
@@ -253,7 +262,8 @@ class Teacher:
         return ids, mask & ~torch.isin(ids, self._eos)
 
     def _exact(self, tokens, places, candidates: Tensor, mask: Tensor) -> Tensor:
-        """[n, K]: the j-th states of all completions together, one call of the scorer each."""
+        """Outputs [n, K] or [n, K, B]: the j-th states of all completions together, one call of
+        the scorer each."""
         scorer, first = self._scorer, 0
         starts = []
         for ts in places:
@@ -262,7 +272,7 @@ class Teacher:
         slots = {
             i: scorer.open(History(tokens[i][: ts[0] + 1], [])) for i, ts in enumerate(places) if ts
         }
-        exact = torch.zeros(candidates.shape, device=scorer.device)
+        exact = torch.zeros((*candidates.shape, *scorer.head.width), device=scorer.device)
         try:
             for j in range(self.settings.states):
                 rows = [i for i in slots if j < len(places[i])]
@@ -270,7 +280,7 @@ class Teacher:
                     break
                 histories = [History(tokens[i][: places[i][j] + 1], []) for i in rows]
                 which = [starts[i] + j for i in rows]
-                exact[which] = scorer.score(
+                exact[which] = scorer.outputs(
                     [slots[i] for i in rows],
                     histories,
                     candidates[which].to(scorer.device),
@@ -385,12 +395,20 @@ class Distiller:
         raise ValueError(f"the completions ended after {len(losses)} of {steps} steps: read more.")
 
     def loss(self, batch: DistillBatch) -> Tensor:
-        """Mean squared difference in target space over the candidates that count (see above)."""
-        target = self._head.config.target
-        error = squared_error(
-            predict(self._logits(batch), target=target), predict(batch.exact, target=target)
-        )
+        """Mean over the candidates that count, see the module."""
+        ours = self._outputs(batch)
+        if self._head.score.width:
+            exact = batch.exact.log_softmax(-1)
+            error = (exact.exp() * (exact - ours.log_softmax(-1))).sum(-1)
+        else:
+            error = self._squares(ours, batch.exact)
         return masked_mean(error, batch.mask, denom=batch.mask.sum().clamp(min=1))
+
+    def _squares(self, ours: Tensor, exact: Tensor) -> Tensor:
+        """Squared differences in target space [n, K]; of distributions those of V."""
+        config = self._head.config
+        a, b = (predict(config.read(x), target=config.target) for x in (ours, exact))
+        return squared_error(a, b)
 
     @torch.no_grad()
     def compare(self, batches: Sequence[DistillBatch]) -> dict[str, float]:
@@ -398,18 +416,17 @@ class Distiller:
         space, mean absolute difference in tokens, share of states at which both name the same
         candidate as the shortest."""
         config = self._head.config
-        space = {"gamma": config.require_gamma(), "length_scale": config.length_scale}
+        space = config_space(config)
         squared = tokens = counted = agree = chosen = 0.0
         for batch in batches:
-            mask, z = batch.mask, self._logits(batch)
-            count = int(mask.sum())
-            squared += self.loss(batch).item() * count
+            mask, outputs = batch.mask, self._outputs(batch)
+            squared += float(masked_sum(self._squares(outputs, batch.exact), mask))
             ours, theirs = (
-                predicted_length(x, target=config.target, **space).masked_fill(~mask, torch.inf)
-                for x in (z, batch.exact)
+                predicted_length(config.read(x), **space).masked_fill(~mask, torch.inf)
+                for x in (outputs, batch.exact)
             )
             tokens += float((ours - theirs)[mask].abs().sum())
-            counted += count
+            counted += int(mask.sum())
             choice = mask.sum(1) > 1
             agree += float((ours.argmin(1) == theirs.argmin(1))[choice].sum())
             chosen += float(choice.sum())
@@ -419,13 +436,11 @@ class Distiller:
             "same_shortest": agree / max(chosen, 1),
         }
 
-    def _logits(self, batch: DistillBatch) -> Tensor:
-        """[n, K] z of the head; gradients flow to its parameters alone."""
+    def _outputs(self, batch: DistillBatch) -> Tensor:
+        """[n, K] or [n, K, B] of the head; gradients flow to its parameters alone."""
         embedded = self._head.get_input_embeddings()(batch.candidates).detach()
         score: Any = self._head.score
-        return score.read(
-            score.combine(score.states(batch.hidden)[:, None], score.tokens(embedded))
-        )
+        return score.combine(score.states(batch.hidden)[:, None], score.tokens(embedded))
 
 
 def fresh_head(exact: LengthValueModel) -> LengthValueModel:
@@ -452,7 +467,7 @@ def check_pair(exact: LengthValueConfig, head: LengthValueConfig) -> None:
             f"the LenVM has gamma {exact.gamma}, the head {head.gamma}: their values cannot be "
             "compared. Train both with one gamma."
         )
-    for field in ("target", "length_scale", "vocab_size"):
+    for field in ("target", "bins", "length_scale", "vocab_size"):
         ours, theirs = getattr(head, field), getattr(exact, field)
         if ours != theirs:
             raise ValueError(f"the LenVM has {field} {theirs}, the head {ours}: they must agree.")

@@ -27,8 +27,8 @@ from lenvm_rl.guidance.exact.memory import ScorerMemory
 from lenvm_rl.guidance.exact.prefix_kernels import Kernels
 from lenvm_rl.guidance.exact.scorer import ExactScorer
 from lenvm_rl.guidance.exact.trunk import HistoryRow, HistoryTrunk
-from lenvm_rl.guidance.interface import History
-from lenvm_rl.model import LengthValueConfig, LengthValueModel
+from lenvm_rl.guidance.interface import History, masked_outputs, read_scored
+from lenvm_rl.model import LengthValueConfig, LengthValueModel, ValueHead
 
 
 class CandidateTable:
@@ -69,11 +69,15 @@ class CandidateTable:
         """[n, H] hidden states -> [n, R]."""
         return self._head.states(hidden)
 
-    def logits(self, states: Tensor, candidates: Tensor, mask: Tensor) -> Tensor:
-        """z of candidates [n, K] in states [n, R]; 0 where masked out."""
+    @property
+    def head(self) -> ValueHead:
+        """What reads the table."""
+        return self._head
+
+    def outputs(self, states: Tensor, candidates: Tensor, mask: Tensor) -> Tensor:
+        """Outputs [n, K] or [n, K, B] of candidates [n, K] in states [n, R]; 0 where masked out."""
         ids = candidates.masked_fill(~mask, 0)
-        outputs = self._head.combine(states[:, None], self._tokens[ids])
-        return self._head.read(outputs).masked_fill_(~mask, 0.0)
+        return masked_outputs(self._head.combine(states[:, None], self._tokens[ids]), mask)
 
 
 class QHeadScorer(HistoryTrunk):
@@ -128,7 +132,18 @@ class QHeadScorer(HistoryTrunk):
         candidates: Tensor,
         mask: Tensor,
     ) -> Tensor:
-        """Raw logits z of `history + candidate`: [R, K] ids and bool -> [R, K] float32."""
+        """Logits z of `history + candidate`: [R, K] ids and bool -> [R, K] float32."""
+        return read_scored(self.head, self.outputs(slots, histories, candidates, mask), mask)
+
+    @torch.inference_mode()
+    def outputs(
+        self,
+        slots: Sequence[int],
+        histories: Sequence[History],
+        candidates: Tensor,
+        mask: Tensor,
+    ) -> Tensor:
+        """As `ExactScorer.outputs`."""
         self._check_step(slots, histories, candidates, mask)
         rows = self._rows(slots, histories)
         self._read_histories(rows)
@@ -137,7 +152,7 @@ class QHeadScorer(HistoryTrunk):
         self.stats.steps += 1
         self.stats.rows += len(rows)
         which = to_device(np.array(slots, dtype=np.int64), self.device)
-        return self._candidates.logits(self._states[which], candidates, mask)
+        return self._candidates.outputs(self._states[which], candidates, mask)
 
     def _advance(self, rows: list[HistoryRow]) -> None:
         """Run what the rows still lack, and keep the state of each one's last token."""
@@ -189,9 +204,9 @@ class PolicyHeadScorer:
         self._opened = 0
 
     @property
-    def head(self) -> torch.nn.Module:
+    def head(self) -> ValueHead:
         """What is left of the LenVM."""
-        return self._candidates._head
+        return self._candidates.head
 
     @property
     def cache_bytes(self) -> int:
@@ -223,7 +238,21 @@ class PolicyHeadScorer:
         *,
         hidden: Tensor | None = None,
     ) -> Tensor:
-        """Raw logits z: [R, K] ids and bool, hidden [R, H] -> [R, K] float32.
+        """Logits z: [R, K] ids and bool, hidden [R, H] -> [R, K] float32; see `outputs`."""
+        found = self.outputs(slots, histories, candidates, mask, hidden=hidden)
+        return read_scored(self.head, found, mask)
+
+    @torch.inference_mode()
+    def outputs(
+        self,
+        slots: Sequence[int],
+        histories: Sequence[History],
+        candidates: Tensor,
+        mask: Tensor,
+        *,
+        hidden: Tensor | None = None,
+    ) -> Tensor:
+        """Raw outputs [R, K] or [R, K, B], 0 where masked out.
 
         Args:
             hidden: the policy's last hidden states, after the final norm, at each history's end.
@@ -237,7 +266,7 @@ class PolicyHeadScorer:
                 f"hidden states of the policy must be {shape}, got {got}: the LenVM belongs to a "
                 "policy of another width, or the engine did not hand them over."
             )
-        return self._candidates.logits(self._candidates.states(hidden), candidates, mask)
+        return self._candidates.outputs(self._candidates.states(hidden), candidates, mask)
 
 
 def make_scorer(
