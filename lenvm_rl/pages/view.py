@@ -5,6 +5,7 @@ For a response of L tokens and each model, L numbers each of
     length   l_t    predicted remaining tokens before token t+1 (states s_0 .. s_{L-1})
     u        u_t    the same as a discounted length, 1 - gamma**l
     score    s_t+1  TD score of token t+1 (`core.td_scores`), null where it is not known
+    fan             quantiles of the remaining tokens, where the model knows a distribution
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ from lenvm_rl.model import (
     load_tokenizer,
     tokenizer_sha,
 )
-from lenvm_rl.model.forward import config_space, iter_logits
+from lenvm_rl.model.forward import config_space, iter_outputs
 from lenvm_rl.pages.html import render, script_json
 from lenvm_rl.pages.token_text import token_texts
 from lenvm_rl.rollouts import Rollout, RolloutReader
 from lenvm_rl.rollouts.atomic import replacing
 from lenvm_rl.rollouts.text import TextCodec
 
+FAN = (0.05, 0.25, 0.75, 0.95)
+"""Levels of the quantiles that are drawn: the middle half and nine tenths of the outcomes."""
 SCRIPTS = ["view_state.js", "view_text.js", "view_chart.js", "view_list.js", "view_main.js"]
 
 
@@ -329,16 +332,25 @@ def _response(tokenizer: Any, row: Rollout, notes: Iterable[str]) -> dict[str, A
 
 def _series(model: LengthValueModel, rows: Sequence[Rollout]) -> list[dict[str, list[Any]]]:
     """Numbers along every row, in the order of the rows."""
-    by_row = {id(row): z for row, z in iter_logits(model, rows)}
+    by_row = {id(row): outputs for row, outputs in iter_outputs(model, rows)}
     return [_numbers(model.config, by_row[id(row)], ended=not row.truncated) for row in rows]
 
 
-def _numbers(config: Any, z: Tensor, *, ended: bool) -> dict[str, list[Any]]:
-    space = config_space(config)
+def _numbers(config: Any, outputs: Tensor, *, ended: bool) -> dict[str, list[Any]]:
+    space, z = config_space(config), config.read(outputs)
     u = -value_of_logit(z.double(), **space)
     scores = td_scores(u, gamma=space["gamma"], ended=ended)
     return {
         "length": [float(f"{x:.5g}") for x in predicted_length(z, **space).tolist()],
         "u": [round(x, 6) for x in u.tolist()],
         "score": [None if x != x else round(x, 6) for x in scores.tolist()],
+        "fan": _fan(config, outputs),
     }
+
+
+def _fan(config: Any, outputs: Tensor) -> list[list[int]] | None:
+    """Quantiles `FAN` of the tokens to go, where the LenVM knows a distribution."""
+    if config.length_bins is None:
+        return None
+    spread = config.length_bins.of(outputs)
+    return [[int(x) for x in spread.quantile(level).tolist()] for level in FAN]

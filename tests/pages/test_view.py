@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lenvm_rl.core import u_to_length
+from lenvm_rl.core import LengthBins, u_to_length
 from lenvm_rl.model import (
     LengthValueModel,
     describe_policy,
@@ -89,6 +89,32 @@ def test_numbers_are_those_of_each_model(lenvms, rollouts, tmp_path):
                 assert numbers["score"].pop() is None
                 scores.pop()
             assert numbers["score"] == pytest.approx(scores, abs=1e-6)
+
+
+def test_a_distribution_has_a_fan(tiny_policy, rollouts, tmp_path):
+    """Its quantiles and, with a head of zeros, the bins' own: K equally likely ones."""
+    bins, tokenizer = LengthBins((1, 2, 3, 4, 5)), load_tokenizer(tiny_policy)
+    model = LengthValueModel.from_policy(
+        tiny_policy,
+        gamma=0.9,
+        target="distribution",
+        bins=bins.edges,
+        policy=describe_policy(str(tiny_policy), tokenizer),
+    )
+    with torch.no_grad():
+        for weight in model.score.parameters():
+            weight.zero_()
+    lenvm = save_checkpoint(model, tokenizer, tmp_path / "lenvm")
+    (series,) = page_data([lenvm], choose_rollouts(rollouts, limit=1), title="t")["responses"][0][
+        "series"
+    ]
+    assert series["fan"] == [[1] * 4, [1] * 4, [3] * 4, [4] * 4]
+    assert series["length"][0] == pytest.approx(2.45, abs=0.1)  # of the mean u
+
+
+def test_one_number_has_none(lenvms, rollouts):
+    data = page_data(lenvms, choose_rollouts(rollouts, limit=1), title="t")
+    assert [series["fan"] for series in data["responses"][0]["series"]] == [None, None]
 
 
 def test_cut_responses_are_told_apart(lenvms, rollouts):

@@ -86,6 +86,20 @@ def test_a_token_under_the_pointer_shows_its_numbers_and_its_place_on_the_curve(
     assert canvas(tab) == before
 
 
+def test_a_distribution_is_drawn_as_a_fan(opened):
+    data = page(WORDS)
+    narrow = opened(data)
+    before = canvas(narrow, "curve")
+    left = [len(WORDS) - i for i in range(len(WORDS))]
+    fan = [[n // 2 for n in left], [n - 1 for n in left], [n + 5 for n in left], [1200] * len(left)]
+    data["responses"][0]["series"][0]["fan"] = fan
+    tab = opened(data)
+    assert canvas(tab, "curve") != before
+    tab.locator(".t").nth(5).hover()
+    expect(tab.locator("#numbers tr").nth(1)).to_contain_text("2 – 1,200")
+    expect(tab.locator("#numbers tr").nth(0)).to_contain_text("90 % within")
+
+
 def test_the_curve_under_the_pointer_lights_its_token(opened):
     tab = opened(page(WORDS))
     box = tab.locator("#cross").bounding_box()
@@ -160,5 +174,5 @@ def test_it_is_drawn_in_the_dark_too(opened):
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(251, 251, 248)"
 
 
-def canvas(tab):
-    return tab.evaluate("document.getElementById('cross').toDataURL()")
+def canvas(tab, name="cross"):
+    return tab.evaluate(f"document.getElementById('{name}').toDataURL()")

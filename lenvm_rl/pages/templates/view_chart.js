@@ -47,6 +47,7 @@ function drawChart() {
   plot.top = highest();
   plot.y = (v) => plot.bottom - (v / plot.top) * (plot.bottom - EDGE.top);
   drawAxes(context);
+  page.models.forEach((_, m) => drawFan(context, m));
   drawSmooth(context, (i) => truth(0, i), ink("--ink"), [4, 4], response().ended ? 1.2 : 0.8);
   page.models.forEach((_, m) =>
     drawLine(context, (i) => shown(m, i), ink("--model-" + (m % 4)), DASHES[m % 4], 1.7));
@@ -61,9 +62,31 @@ function highest() {
   let top = 1;
   for (let i = state.from; i < state.to; i++) {
     top = Math.max(top, truth(0, i));
-    for (let m = 0; m < page.models.length; m++) top = Math.max(top, shown(m, i));
+    for (let m = 0; m < page.models.length; m++) {
+      const fan = series(m).fan;
+      top = Math.max(top, shown(m, i), fan ? inView(m, i, fan[fan.length - 1][i]) : 0);
+    }
   }
   return top * 1.06;
+}
+
+// Where a model knows a distribution: its 90 % interval, and the middle half darker.
+function drawFan(context, model) {
+  const fan = series(model).fan;
+  if (!fan) return;
+  const step = Math.max(1, Math.floor(plot.count / plot.inner));
+  const at = [];
+  for (let i = state.from; i < state.to; i += step) at.push(i);
+  const edge = (level, i) => context.lineTo(plot.x(i), plot.y(inView(model, i, fan[level][i])));
+  context.fillStyle = ink("--model-" + (model % 4));
+  context.globalAlpha = 0.13;
+  for (let level = 0; level < fan.length / 2; level++) {
+    context.beginPath();
+    at.forEach((i) => edge(level, i));
+    [...at].reverse().forEach((i) => edge(fan.length - 1 - level, i));
+    context.fill();
+  }
+  context.globalAlpha = 1;
 }
 
 // Many points per pixel: the lowest and the highest of each column, so that no peak is lost.

@@ -55,22 +55,26 @@ function drawPrompt() {
 // Rows of the readout: what each model said before the token and after it.
 function drawReadout() {
   const i = focused();
-  const rows = [["", "left before", "left after", "shift s", "in tokens", "u before"]];
+  const spread = response().series.some((one) => one.fan);
+  const rows = [["", "left before", ...(spread ? ["90 % within"] : []), "left after", "shift s",
+    "in tokens", "u before"]];
   const count = response().tokens.length;
+  const within = (fan, j) => !spread ? [] :
+    [fan ? [fan[0], fan[fan.length - 1]].map((x) => x[j].toLocaleString("en")).join(" – ") : ""];
   page.models.forEach((model, m) => {
-    const { length, u, score } = series(m);
+    const { length, u, score, fan } = series(m);
     if (i < 0) {
-      rows.push([model.name, tokens(length[0]), "", "", "", u[0].toFixed(3)]);
+      rows.push([model.name, tokens(length[0]), ...within(fan, 0), "", "", "", u[0].toFixed(3)]);
       return;
     }
     const after = i + 1 < count ? length[i + 1] : response().ended ? 0 : null;
     const shift = after === null ? null : after - (length[i] - 1);
-    rows.push([model.name, tokens(length[i]), tokens(after), signed(score[i], digits),
+    rows.push([model.name, tokens(length[i]), ...within(fan, i), tokens(after), signed(score[i], digits),
       signed(shift, 1), u[i].toFixed(3)]);
   });
   const left = count - Math.max(i, 0);
   const atLeast = response().ended ? "" : "≥ ";
-  rows.push([response().ended ? "true" : "seen", atLeast + tokens(left),
+  rows.push([response().ended ? "true" : "seen", atLeast + tokens(left), ...within(null, 0),
     i < 0 ? "" : atLeast + tokens(left - 1), "", "", ""]);
   byId("numbers").replaceChildren(...rows.map((row, r) => {
     const line = element("tr");

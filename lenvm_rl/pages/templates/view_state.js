@@ -32,8 +32,13 @@ const focused = () => (state.hover >= 0 ? state.hover : state.pin);
 // The number that a view draws, before token i.
 function shown(model, i) {
   const numbers = series(model);
-  if (state.view === "u") return numbers.u[i];
-  return state.view === "total" ? i + numbers.length[i] : numbers.length[i];
+  return state.view === "u" ? numbers.u[i] : inView(model, i, numbers.length[i]);
+}
+
+// Tokens to go, as a view writes them.
+function inView(model, i, left) {
+  if (state.view === "u") return 1 - Math.pow(page.models[model].gamma, left);
+  return state.view === "total" ? i + left : left;
 }
 
 // What a model that knew the end would say; for a truncated response, the least it could be.
