@@ -87,7 +87,6 @@ def route(
         port: port to listen on; 0 takes a free one.
         threads: with --lenvm: threads of a forward pass (default: torch's own choice).
     """
-    from lenvm_rl.serving.predictor import PredictorHere
     from lenvm_rl.serving.proxy import PredictorByUrl, Proxy
     from lenvm_rl.serving.run import listen, run
 
@@ -99,6 +98,8 @@ def route(
     if lenvm is None:
         ask = PredictorByUrl(predictor or "")
     else:
+        from lenvm_rl.serving.predictor import PredictorHere
+
         found = _predictor(lenvm, predictor_settings, threads=threads)
         found.check_quantile(settings.quantile)
         ask = PredictorHere(found)

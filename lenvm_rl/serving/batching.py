@@ -24,7 +24,7 @@ class QueueFull(Exception):
 
     def __init__(self, waiting: int, retry_after: int):
         super().__init__(
-            f"{waiting} prompts are waiting already, and the queue holds no more: ask again in "
+            f"{waiting} prompts are waiting already, more than are answered in time: ask again in "
             f"{retry_after} s."
         )
         self.retry_after = retry_after
@@ -38,6 +38,7 @@ class Batcher(Generic[Item, Result]):
             whoever asked. If it raises, all of the batch get that, and it goes on.
         largest: most items of a batch.
         room: most items that wait.
+        patience: most seconds of work, as of late, that may be in the queue for one more to come.
     """
 
     def __init__(
@@ -46,14 +47,15 @@ class Batcher(Generic[Item, Result]):
         *,
         largest: int,
         room: int,
+        patience: float = math.inf,
     ):
-        self.room = room
+        self.room, self.patience = room, patience
         self._work, self._largest = work, largest
         self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._more = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batch")
         self._task: asyncio.Task[None] | None = None
-        self._per_item = 0.01  # seconds, of late
+        self._per_item = 0.0  # seconds, of late
 
     @property
     def waiting(self) -> int:
@@ -66,8 +68,8 @@ class Batcher(Generic[Item, Result]):
         Raises:
             QueueFull: not all of them fit into the queue now, so none was taken.
         """
-        if self.waiting + len(items) > self.room:
-            seconds = self.waiting * self._per_item
+        seconds = self.waiting * self._per_item
+        if self.waiting + len(items) > self.room or seconds > self.patience:
             raise QueueFull(self.waiting, max(1, min(60, math.ceil(seconds))))
         loop = asyncio.get_running_loop()
         if self._task is None:

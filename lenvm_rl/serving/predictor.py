@@ -61,7 +61,10 @@ class Predictor:
         self.names = {*settings.model_name, *([policy, Path(policy).name] if policy else [])}
         self._encode, self._read = Encoder(tokenizer), read
         self.batcher = Batcher[Asked, Predicted](
-            self._answers, largest=settings.batch_size, room=settings.queue
+            self._answers,
+            largest=settings.batch_size,
+            room=settings.queue,
+            patience=settings.patience,
         )
         self.registry = CollectorRegistry()
         self._batches = Histogram(

@@ -15,6 +15,8 @@ class PredictorSettings:
 
     queue: int = 2048
     """Most prompts that wait; beyond it the answer is 503 with Retry-After."""
+    patience: float = 1.0
+    """The same where those that wait are more seconds of work than this, as of late."""
     batch_size: int = 64
     """Most prompts of a forward pass."""
     model_name: tuple[str, ...] = ()
@@ -23,6 +25,8 @@ class PredictorSettings:
     def __post_init__(self) -> None:
         if self.queue < 1:
             raise ValueError(f"--queue must be at least 1, got {self.queue}.")
+        if not self.patience > 0:
+            raise ValueError(f"--patience must be above 0 seconds, got {self.patience}.")
 
 
 @dataclass(frozen=True, kw_only=True)

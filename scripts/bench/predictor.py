@@ -138,22 +138,23 @@ def predictor(
     options: Options, lenvm: str, threads: int, rate: float, bodies: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Figures of `lenvm predictor`."""
-    command = lenvm_command("predictor", "--lenvm", lenvm, "--threads", str(threads))
+    patient = ("--patience", "60")  # how much it answers is asked, not what it refuses
+    command = lenvm_command("predictor", "--lenvm", lenvm, "--threads", str(threads), *patient)
     log = options.out / f"{Path(lenvm).name}.log"
     with serving(command, log, {"OMP_NUM_THREADS": str(threads)}) as (base, process):
         url = base + "/predict"
         asyncio.run(closed(url, bodies, options.clients, 3.0))  # first passes are slow
         before = cpu_seconds(process.pid)
-        most = asyncio.run(closed(url, bodies, options.clients, options.seconds))
-        busy = (cpu_seconds(process.pid) - before) / options.seconds
+        count, seconds = asyncio.run(closed(url, bodies, options.clients, options.seconds))
+        busy = cpu_seconds(process.pid) - before
         before = cpu_seconds(process.pid)
         found = asyncio.run(offered({url: bodies}, rate, options.seconds, options.seed))[url]
         cpu = cpu_seconds(process.pid) - before
     return {
         "prompt_tokens": str(len(bodies[0].get("token_ids", ())) or "10 to 20"),
         "threads": threads,
-        "most_per_second": most,
-        "most_per_cpu_second": most / busy,
+        "most_per_second": count / seconds,
+        "most_per_cpu_second": count / busy,
         "rate": rate,
         **quantiles(found),
         "cpu_ms": 1e3 * cpu / len(found),
@@ -193,8 +194,11 @@ def quantiles(found: Sequence[float | None]) -> dict[str, float]:
     return {f"p{q}_ms": float(1e3 * np.quantile(answered, q / 100)) for q in (50, 90, 99)}
 
 
-async def closed(url: str, bodies: Sequence[Any], clients: int, seconds: float) -> float:
-    """Answers a second to so many clients that ask again as soon as they are answered."""
+async def closed(
+    url: str, bodies: Sequence[Any], clients: int, seconds: float
+) -> tuple[int, float]:
+    """Answers to so many clients that ask again as soon as they are answered, and the time that
+    they took in seconds."""
     counted, until = 0, time.perf_counter() + seconds
 
     async def client(session: aiohttp.ClientSession, number: int) -> None:
@@ -207,7 +211,7 @@ async def closed(url: str, bodies: Sequence[Any], clients: int, seconds: float) 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         started = time.perf_counter()
         await asyncio.gather(*(client(session, number) for number in range(clients)))
-        return counted / (time.perf_counter() - started)
+        return counted, time.perf_counter() - started
 
 
 async def offered(

@@ -48,6 +48,20 @@ def test_a_full_queue_refuses_and_says_when_to_come_again():
     assert "10 prompts are waiting" in str(full[0])
 
 
+def test_what_would_wait_too_long_is_refused_before_the_queue_is_full():
+    async def run():
+        batcher = Batcher(
+            lambda items: time.sleep(0.02) or items, largest=1, room=1000, patience=0.1
+        )
+        for n in range(50):  # it learns how long one takes
+            await batcher([n])
+        asked = await asyncio.gather(*(batcher([n]) for n in range(100)), return_exceptions=True)
+        await batcher.close()
+        return sum(isinstance(one, QueueFull) for one in asked)
+
+    assert 90 <= asyncio.run(run()) < 100
+
+
 def test_one_that_fails_costs_itself_and_a_failed_batch_costs_that_batch():
     def work(items):
         if "bomb" in items:
