@@ -31,7 +31,8 @@ NAMES = (
     *("rl", "budgets", "right_answers", "rl_cost"),
     *("pretrain", "rollouts", "stream", "sampler", "sampling"),
     *("guidance", "floor", "engine", "exactness", "endurance", "thinking"),
-    *("real_text", "error_bars", "rivals", "scheduling", "predictor", "viewer"),
+    *("real_text", "error_bars", "rivals", "viewer"),
+    *("scheduling", "scheduling_server", "predictor"),
 )
 CONSOLE = Console(stderr=True, width=None if sys.stderr.isatty() else 160)  # logs hold tables
 os.environ.setdefault("MPLBACKEND", "Agg")  # figures are files, with a display or without
@@ -93,7 +94,7 @@ def listing() -> str:
     lines = ["python -m scripts.bench NAME [options]; python -m scripts.bench NAME --help\n"]
     for name in NAMES:
         source = Path(__file__).with_name(f"{name}.py").read_text()
-        lines.append(f"{name:15}{(ast.get_docstring(ast.parse(source)) or '').splitlines()[0]}")
+        lines.append(f"{name:18}{(ast.get_docstring(ast.parse(source)) or '').splitlines()[0]}")
     return "\n".join(lines)
 
 
