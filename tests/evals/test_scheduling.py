@@ -122,7 +122,9 @@ def test_a_bound_on_latency_keeps_the_tail(report):
         assert bounded["tail"] < 1.15 and bounded["latency_max"] < free["latency_max"]
         assert 0 < bounded["share"] < free["share"] == 1.0
     assert line(report, "srpt")["tail"] > 1.5
-    assert report.figures["tail_patient_lenvm_most"] < line(report, "remaining-lenvm")["tail"]
+    ours = report.figures["patient"]["1"]["1.2"]
+    assert ours["tail"] == line(report, "patient-lenvm")["tail"]
+    assert ours["tail"] < line(report, "remaining-lenvm")["tail"]
 
 
 def test_orders_without_a_model(report):

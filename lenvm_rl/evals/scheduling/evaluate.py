@@ -31,9 +31,10 @@ One order is judged by
     share = (mean latency of fcfs - its own) / (mean latency of fcfs - that of perfect knowledge)
 
 with perfect knowledge under the same rule of preemption: predicted-true, remaining-true, or srpt
-where any may be preempted. 1 is as good as knowing, 0 is as good as not caring. Seeds draw requests
-and arrivals; all orders of a seed serve the same ones. The share is NaN where fcfs and perfect
-knowledge do not differ, as on an idle server.
+where any may be preempted. 1 is as good as knowing, 0 is as good as not caring; `share_of_sjf` is
+that of predicted-true for every order, `tail` p99 latency as a multiple of that of fcfs. Seeds draw
+requests and arrivals; all orders of a seed serve the same ones. A share is NaN where fcfs and
+perfect knowledge do not differ, as on an idle server.
 
 A completion that the token limit truncated is served to where it was truncated, as by a real
 server.
@@ -92,7 +93,7 @@ class Settings:
     """Preempt only before this fraction of the first predicted length (TRAIL's c); 0: never."""
     aging: float = 0.1
     """In the aged order: tokens that a unit of time of waiting is worth."""
-    patience: float = 1.0
+    patience: float = 0.9
     """In patient orders: latency to keep, as a share of the p99 of first come, first served in
     other draws at the same load."""
     server: Server = Server()
@@ -301,6 +302,8 @@ def _serve_all(
         gain = fcfs["latency_mean"] - table[order.perfect]["latency_mean"]
         won = fcfs["latency_mean"] - line["latency_mean"]
         line["share"] = won / gain if gain > 0 else math.nan
+        sjf = fcfs["latency_mean"] - table["predicted-true"]["latency_mean"]
+        line["share_of_sjf"] = won / sjf if sjf > 0 else math.nan
         line["tail"] = line["latency_p99"] / fcfs["latency_p99"]
     return list(table.values())
 
@@ -362,7 +365,9 @@ def _figures(
     smooth = max(settings.burstiness, key=lambda shape: -abs(shape - 1))  # Poisson, or nearest
     steady = [line for line in summary if line["burstiness"] == smooth]
     chosen = {line["order"]: line for line in steady if line["load"] == near}
-    patient = [line for line in summary if line["order"] == "patient-lenvm"]
+    names = {line["order"] for line in summary}
+    best = max(names & {"patient-lenvm", "patient-lenvm-gittins"}, key=len)
+    patient = [line for line in summary if line["order"] == best]
     server = settings.server
     return {
         "completions": len(rows),
@@ -383,9 +388,18 @@ def _figures(
         "share_predicted_lenvm_sd": chosen["predicted-lenvm"]["share_sd"],
         "share_remaining_lenvm": chosen["remaining-lenvm"]["share"],
         "share_remaining_lenvm_sd": chosen["remaining-lenvm"]["share_sd"],
-        "share_patient_lenvm": chosen["patient-lenvm"]["share"],
-        "share_patient_lenvm_least": min(line["share"] for line in patient),
-        "tail_patient_lenvm_most": max(line["tail"] for line in patient),
+        "share_patient_lenvm": chosen[best]["share"],
+        "tail_patient_lenvm": chosen[best]["tail"],
+        "patient": {
+            f"{line['burstiness']:g}": {
+                f"{at['load']:g}": {
+                    name: at[name] for name in ("share", "share_of_sjf", "tail", "preemptions")
+                }
+                for at in patient
+                if at["burstiness"] == line["burstiness"]
+            }
+            for line in patient
+        },
         "latency_mean": {order: line["latency_mean"] for order, line in chosen.items()},
         "latency_p99": {order: line["latency_p99"] for order, line in chosen.items()},
         "share": {

@@ -138,8 +138,6 @@ class Patience:
     """For each request [L]: predicted tokens to come at s_0 .. s_{L-1}."""
     bound: float
     """Latency to keep, in the server's time, positive."""
-    budget: float = 0.0
-    """Share of the requests that have come, in [0, 1), that may be given up."""
 
 
 def arrivals(
@@ -234,8 +232,7 @@ class _Run:
         n = len(self.arrival)
         self.offset = np.cumsum(self.lengths) - self.lengths
         self.done, self.held = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
-        self.urgent = np.zeros(n, dtype=bool)
-        self.running, self.given_up = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
+        self.running = np.zeros(n, dtype=bool)
         self.first_token, self.finish = np.full(n, math.nan), np.full(n, math.nan)
         self.present = np.empty(0, dtype=np.int64)
         self.now = self.busy = 0.0
@@ -279,16 +276,7 @@ class _Run:
             return np.zeros(len(here), dtype=bool)
         step = self.server.step_time(self.server.slots)
         takes = self.left[self.offset[here] + self.done[here]] * step
-        urgent = self.now - self.arrival[here] + takes >= self.patience.bound
-        urgent = (urgent | self.urgent[here]) & ~self.given_up[here]
-        while urgent.any() and self.given_up.sum() < math.floor(
-            self.patience.budget * self.arrived
-        ):
-            longest = np.flatnonzero(urgent)[takes[urgent].argmax()]
-            self.given_up[here[longest]] = True
-            urgent[longest] = False
-        self.urgent[here] = urgent
-        return urgent
+        return self.now - self.arrival[here] + takes >= self.patience.bound
 
     def _choose(self) -> np.ndarray:
         """Who runs in the next step, in rank; the others are preempted."""
