@@ -13,6 +13,8 @@ from transfer_queue import KVBatchMeta
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass, validate_config
 
+from lenvm_rl.core import LengthBins, LengthValues
+from lenvm_rl.model import LengthValueModel
 from lenvm_rl.verl.batch import finish_reason
 from lenvm_rl.verl.data_checks import check_column, check_own_words, check_text_only
 from lenvm_rl.verl.rl import rollout_batch
@@ -24,7 +26,7 @@ from lenvm_rl.verl.rl.policy_settings import (
 )
 from lenvm_rl.verl.rl.rollout_batch import read_rollouts
 from tests.tiny import make_policy, make_tokenizer
-from tests.verl.engines import make_lenvm, make_rows
+from tests.verl.engines import make_lenvm, make_rows, make_worker
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "grpo_length"
 GAMMA = 0.95
@@ -324,3 +326,30 @@ def test_old_checkpoints_of_a_refreshed_critic_are_retired(refreshed, tmp_path):
     assert sum("actor" in name for name in left) == 4, "verl's own"
     with pytest.raises(ValueError, match="global_step_10 holds no refreshed length critic"):
         refreshed.load(tmp_path / "global_step_10")
+
+
+def test_a_distribution_is_read_at_its_gamma(composed, policy, tmp_path):
+    """What the terms of RL see is z at s_0 .. s_L, as of a LenVM of one value."""
+    bins = LengthBins.up_to(60)
+    fields = {"target": "distribution", "bins": list(bins.edges), "gamma": GAMMA}
+    path = make_lenvm(tmp_path / "lenvm", **fields)
+    critic = critic_of(composed, policy, path)
+    assert critic.loss.bins == bins
+    worker = make_worker(path, loss=critic.loss)
+    critic.workers = SimpleNamespace(
+        infer_batch=lambda batch: SimpleNamespace(get=lambda: worker.infer_batch(batch)),
+        empty_cache=lambda: None,
+    )
+    critic._parts = critic._multiple = 1
+    rows = make_rows(4)
+    logits = critic.logits(rows)
+    model = LengthValueModel.from_pretrained(path).eval()
+    with torch.no_grad():
+        for row, z in zip(rows, logits, strict=True):
+            ids = torch.tensor([[*row.prompt_ids, *row.response_ids]])
+            expected = model.length_logits(ids)[0, len(row.prompt_ids) - 1 :]
+            torch.testing.assert_close(z[: row.length + 1], expected, rtol=1e-5, atol=1e-5)
+    values = LengthValues.of_logits(
+        logits, torch.tensor([row.length for row in rows]), model.config
+    )
+    assert torch.equal(values.values, -logits[:, :-1].sigmoid())
