@@ -62,7 +62,8 @@ class GuidanceSettings:
     """What the lengths are of, and what is steered: "response", or with a LenVM that counts it
     "thinking" or "answer"; the rest of the response is the policy's own."""
     gamma: float | None = None
-    """The checkpoint's gamma as the caller believes it to be: another one is refused."""
+    """Of the values that steer. A LenVM of the target distribution has every gamma; of another one
+    it is the checkpoint's as the caller believes it to be, and any other is refused."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -335,6 +335,8 @@ def test_a_distribution_is_read_at_its_gamma(composed, policy, tmp_path):
     path = make_lenvm(tmp_path / "lenvm", **fields)
     critic = critic_of(composed, policy, path)
     assert critic.loss.bins == bins
+    chosen = critic_of(composed, policy, path, gamma=0.8)
+    assert chosen.gamma == chosen.loss.gamma == chosen.model.gamma == 0.8
     worker = make_worker(path, loss=critic.loss)
     critic.workers = SimpleNamespace(
         infer_batch=lambda batch: SimpleNamespace(get=lambda: worker.infer_batch(batch)),

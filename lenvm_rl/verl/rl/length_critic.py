@@ -205,6 +205,9 @@ class LengthCritic:
                 "Pretrain it first (recipes/pretrain)."
             )
         if given != AUTO and abs(given - stored) > 1e-12:
+            if self.model.bins is not None:  # a distribution has a value for every gamma
+                self.model.gamma = given
+                return given
             raise ValueError(
                 f"gamma is set twice: lenvm.gamma={given}, but lenvm.checkpoint="
                 f"{self.settings.checkpoint} was trained with {stored}. Leave lenvm.gamma=auto."
