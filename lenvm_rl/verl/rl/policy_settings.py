@@ -58,7 +58,8 @@ class PolicyLengthSettings(TermSettings):
     controller: dict[str, Any] | None = None
     """{kind: constant | linear | cosine | dual, ...}, see lenvm_rl.core.controllers."""
     gamma: float | str = AUTO
-    """auto: the checkpoint's. A number is checked against it."""
+    """auto: the checkpoint's. A number is checked against it; a LenVM of the target distribution is
+    read at it, as it has every gamma."""
     gamma_shape: float | str = AUTO
     """Discount of shaping. auto: algorithm.gamma where the estimator discounts, else 1."""
     baseline: str = AUTO
