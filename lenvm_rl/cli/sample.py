@@ -65,6 +65,8 @@ class GuidanceFlags:
     """Factor on the expected discounted length."""
     soft: bool = False
     """With equal: sample, with the target as mean."""
+    risk: float | None = None
+    """With at_most: the chance that N tokens are not enough (a LenVM of distributions)."""
     segment: Literal["response", "thinking", "answer"] = "response"
     """What the lengths are of; the LenVM must count it (`lenvm segment`)."""
 
@@ -86,7 +88,7 @@ class GuidanceFlags:
         for mode, value in given.items():
             name = {"tilt": "beta", "scale": "scale"}.get(mode, "target")
             mode = "equal_soft" if self.soft else mode
-            asked = {name: value, "segment": self.segment}
+            asked = {name: value, "segment": self.segment, "risk": self.risk}
             return GuidanceSettings(mode=mode, **asked, **candidates)
         return None
 

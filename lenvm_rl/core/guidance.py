@@ -13,7 +13,8 @@ so of the n tokens asked for `n_left = n - t` remain (one fewer where n counts E
     equal       the candidate with l nearest to n_left, a token too few counting `short_weight`
                 tokens too many; ties to the more probable
     equal_soft  the tilt with E[u] = 1 - gamma**n_left
-    at_most     p while E_p[u] <= 1 - gamma**n_left, else the tilt that meets it
+    at_most     p while E_p[u] <= 1 - gamma**n_left, else the tilt that meets it; with a risk r,
+                p while P_p(l > n_left) <= r, else the tilt by P(l > n_left | x) that meets it
     at_least    p once E_p[u] >= 1 - gamma**n_left, else the tilt that meets it, beta bounded;
                 no EOS before n (`forbids_eos`), p after n
 
@@ -47,7 +48,7 @@ _READS: dict[str, tuple[str, ...]] = {
     "scale": ("scale", "scale_length"),
     "equal": (*_TARGET, "force_eos", "value_space", "short_weight"),
     "equal_soft": (*_TARGET, "force_eos"),
-    "at_most": (*_TARGET, "force_eos"),
+    "at_most": (*_TARGET, "force_eos", "risk"),
     "at_least": (*_TARGET, "extreme", "max_beta"),
 }
 
@@ -93,6 +94,7 @@ def guide(
     mode: Tensor,
     gamma: Tensor | float,
     present: Collection[str] = MODES,
+    beyond: Tensor | None = None,
     **numbers: Tensor | float,
 ) -> Guided:
     """The guided distribution of one step of every row; rows never influence each other.
@@ -105,6 +107,7 @@ def guide(
         mode: [R] int, positions in `MODES`.
         gamma: number or [R] in (0, 1); make a tensor float64 (float32 blurs ln gamma near 1).
         present: modes that may occur; naming fewer saves work and changes no result.
+        beyond: [R, K] in [0, 1], P(l > n_left) after each candidate; needed where a row has a risk.
         numbers: what the modes read, each a number (or bool) or [R]; see `RowNumbers`.
     Reference: LenVM sections 4.2 and 4.3.
     """
@@ -112,6 +115,10 @@ def guide(
     check_same_shape(log_probs=log_probs, lengths=lengths, mask=mask, is_eos=is_eos)
     rows = RowNumbers.of(numbers, like=log_probs, present=present)
     step = _Step(log_probs, lengths, mask, is_eos, _log_gamma(gamma, like=log_probs))
+    if beyond is not None:
+        check_same_shape(log_probs=log_probs, beyond=beyond)
+        ended = is_eos | ~step.support  # with EOS nothing is beyond, but what is already
+        step.beyond = beyond.to(step.lengths.dtype).masked_fill(ended, 0.0)
     left = torch.zeros(())
     if any("target" in _READS.get(mode, ()) for mode in present):
         left = tokens_left(rows.target, rows.generated, count_eos=rows.count_eos)
@@ -160,6 +167,8 @@ class RowNumbers(NamedTuple):
     """Whether at_least takes the longest candidate before n. Default False."""
     max_beta: Tensor
     """Bound on at_least's beta, > 0. Default 50."""
+    risk: Tensor
+    """Chance in (0, 1) that at_most leaves of more than n tokens; 0 bounds the mean. Default 0."""
 
     @classmethod
     def of(
@@ -209,6 +218,7 @@ class _Step:
         self.shortest = wide.masked_fill(outside, torch.inf).amin(-1, keepdim=True)
         self.along = self.position(wide).masked_fill(outside, 0.0)  # [R, K] in [0, 1)
         self.unit = torch.exp(self.shortest * log_gamma)  # 1 - u_min: that of one `along`
+        self.beyond: Tensor | None = None  # [R, K] P(l > n_left)
 
     def position(self, length: Tensor) -> Tensor:
         """(u(length) - u_min) / (1 - u_min); below 0, down to -inf, if shorter than all."""
@@ -264,7 +274,14 @@ def _soft(
         goal = torch.where(by_length, rows.scale * step.mean(step.lengths), goal)
         statistic = torch.where(by_length, step.lengths, statistic)
         keeps |= is_scale & (rows.scale == 1.0)
-    result, beta = tilt_to_mean(step.log_probs, step.along, goal[:, 0], statistic=statistic)
+    direction = step.along
+    if step.beyond is not None:
+        chance = (codes == _CODE["at_most"]) & (rows.risk > 0)
+        goal = torch.where(chance, rows.risk, goal)
+        direction = torch.where(chance, step.beyond, direction)
+        statistic = torch.where(chance, step.beyond, statistic)
+        keeps = torch.where(chance, step.mean(step.beyond) <= rows.risk, keeps)
+    result, beta = tilt_to_mean(step.log_probs, direction, goal[:, 0], statistic=statistic)
     if "at_least" in present:
         is_least, extreme = codes == _CODE["at_least"], rows.extreme != 0
         beta = torch.minimum(beta, (rows.max_beta * step.unit)[:, 0]).clamp(min=0.0)

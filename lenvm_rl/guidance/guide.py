@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lenvm_rl.core import MODES, RowNumbers, forbids_eos, guide, predicted_length, select_candidates
+from lenvm_rl.core.guidance import tokens_left
 from lenvm_rl.core.tilt import working_dtype
 from lenvm_rl.guidance.exact.cache import to_device
 from lenvm_rl.guidance.interface import CandidateScorer, History, PoolExhausted
@@ -108,6 +109,7 @@ def numbers_of(rows: Sequence[GuidedRow], device: torch.device) -> dict[str, Ten
             "extreme": s.extreme,
             "short_weight": s.short_weight,
             "max_beta": s.max_beta,
+            "risk": s.risk or 0.0,
         }
         lines.append([float(by_name[name]) for name in _COLUMNS])
     columns = to_device(np.array(lines).T, device).to(working_dtype(device))
@@ -259,6 +261,18 @@ def _limits(
     return limits
 
 
+class _Asked(NamedTuple):
+    """What n rows ask of a distribution."""
+
+    gammas: list[float]
+    left: Tensor | None
+    """[n] tokens that may still come, where P(l > left) is wanted."""
+
+    def of(self, rows: list[int]) -> _Asked:
+        left = self.left
+        return _Asked([self.gammas[i] for i in rows], None if left is None else left[rows])
+
+
 class Guide:
     """Steers batches of running requests with one scorer.
 
@@ -361,17 +375,20 @@ class Guide:
         is_eos = batch.is_end(ids) & mask
         others = mask & ~is_eos
         wanted = _worth_scoring(log_probs, mask, others, is_eos, used_up, batch.min_entropy)
-        gammas = self._gammas(steered)
-        lengths = self._lengths(rows, steered, batch, ids, others, wanted, hidden, gammas)
+        asked = self._asked(steered, batch)
+        scores = self._scores(rows, steered, batch, ids, others, wanted, hidden, asked)
         ruled = wanted if used_up is None else wanted | used_up
         guided = guide(
             log_probs,
-            lengths,
+            scores[0],
             mask,
             is_eos,
             mode=torch.where(ruled, batch.mode, MODES.index("off")),
-            gamma=self.gamma if gammas is None else ids.new_tensor(gammas, dtype=torch.float64),
+            gamma=self.gamma
+            if asked is None
+            else ids.new_tensor(asked.gammas, dtype=torch.float64),
             present=batch.present,
+            beyond=scores[1] if len(scores) > 1 else None,
             **batch.numbers,
         )
         forces = any(row.used_up and row.forces_eos for row in steered)
@@ -399,7 +416,7 @@ class Guide:
             )
         return self._batch
 
-    def _lengths(
+    def _scores(
         self,
         rows: Sequence[GuidedRow],
         steered: Sequence[GuidedRow],
@@ -408,9 +425,10 @@ class Guide:
         others: Tensor,
         wanted: Tensor,
         hidden: Tensor | None,
-        gammas: list[float] | None,
+        asked: _Asked | None,
     ) -> Tensor:
-        """[R, K] predicted remaining tokens; 0 at what was not scored.
+        """[1, R, K] predicted remaining tokens, or [2, R, K] beside P(l > n_left) where a row has a
+        risk; 0 at what was not scored.
 
         Which rows need no scoring is known on the device. Only the CPU can be asked without
         waiting, so only there they leave the batch. Elsewhere they are scored like the others: the
@@ -425,44 +443,53 @@ class Guide:
             scored = others & wanted[:, None]
             taken = np.flatnonzero(wanted.numpy()).tolist()
             if not taken:
-                return torch.zeros(ids.shape)
+                return torch.zeros(1, *ids.shape)
             width = int(np.flatnonzero(scored.numpy().any(0))[-1]) + 1
         slots = self._open_slots([steered[i] for i in taken], {row.key for row in rows})
         histories = [steered[i].history for i in taken]
-        own = None if gammas is None else [gammas[i] for i in taken]
+        own = None if asked is None else asked.of(taken)
         if len(taken) == len(steered):
-            lengths = self._score(slots, histories, ids[:, :width], scored[:, :width], states, own)
-            return lengths if width == ids.shape[1] else F.pad(lengths, (0, ids.shape[1] - width))
+            found = self._score(slots, histories, ids[:, :width], scored[:, :width], states, own)
+            return found if width == ids.shape[1] else F.pad(found, (0, ids.shape[1] - width))
         which = torch.tensor(taken)
         states = {name: x[which] for name, x in states.items()}
-        lengths = torch.zeros(ids.shape)
-        lengths[which, :width] = self._score(
+        found = self._score(
             slots, histories, ids[which, :width], scored[which, :width], states, own
         )
-        return lengths
+        scores = torch.zeros(len(found), *ids.shape)
+        scores[:, which, :width] = found
+        return scores
 
-    def _gammas(self, steered: Sequence[GuidedRow]) -> list[float] | None:
-        """Each row's gamma; None where all have the LenVM's own, as ever but of a distribution."""
-        asked = [row.settings.gamma for row in steered]
-        if self.scorer.config.bins is None or all(g in (None, self.gamma) for g in asked):
+    def _asked(self, steered: Sequence[GuidedRow], batch: Batch) -> _Asked | None:
+        """What the rows ask of a distribution beyond its values at the LenVM's own gamma."""
+        settings = [row.settings for row in steered]
+        risky = any(s.risk is not None for s in settings)
+        own = all(s.gamma in (None, self.gamma) for s in settings)
+        if self.scorer.config.bins is None or (own and not risky):
             return None
-        return [self.gamma if g is None else g for g in asked]
+        n = batch.numbers
+        left = tokens_left(n["target"], n["generated"], count_eos=n["count_eos"])
+        return _Asked([s.gamma or self.gamma for s in settings], left if risky else None)
 
     def _score(
-        self, slots, histories, ids: Tensor, scored: Tensor, states, gammas: list[float] | None
+        self, slots, histories, ids: Tensor, scored: Tensor, states, asked: _Asked | None
     ) -> Tensor:
-        """[n, K] remaining tokens after each candidate, 0 where not scored."""
-        if gammas is None:
+        """[1 or 2, n, K], see `_scores`."""
+        if asked is None:
             z = self.scorer.score(slots, histories, ids, scored, **states)
-            return predicted_length(z, **self._space).masked_fill(~scored, 0.0)
+            return predicted_length(z, **self._space).masked_fill(~scored, 0.0)[None]
         scorer: Any = self.scorer  # of a distribution, and so one that gives its outputs
         outputs = scorer.outputs(slots, histories, ids, scored, **states)
         lengths = torch.zeros(ids.shape, device=ids.device)
-        for gamma in sorted(set(gammas)):
-            which = [i for i, own in enumerate(gammas) if own == gamma]
+        for gamma in sorted(set(asked.gammas)):
+            which = [i for i, own in enumerate(asked.gammas) if own == gamma]
             z = scorer.config.read(outputs[which], gamma=gamma)
             lengths[which] = predicted_length(z, **{**self._space, "gamma": gamma})
-        return lengths.masked_fill(~scored, 0.0)
+        scores = [lengths]
+        if asked.left is not None:
+            left = asked.left[:, None].expand(ids.shape)
+            scores.append(scorer.config.require_bins().of(outputs).longer_than(left))
+        return torch.stack(scores).masked_fill(~scored, 0.0)
 
     def _open_slots(self, rows: Sequence[GuidedRow], active: set[Hashable]) -> list[int]:
         """The rows' slots; new ones take the place of requests that are not in this step."""

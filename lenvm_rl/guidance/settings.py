@@ -19,7 +19,17 @@ SEGMENTS = (RESPONSE, THINKING, "answer")
 TARGET_MODES = ("equal", "equal_soft", "at_most", "at_least")
 # The one number that says how far a mode goes; it has no default and no meaning elsewhere.
 _STRENGTH = {"tilt": "beta", "scale": "scale", **dict.fromkeys(TARGET_MODES, "target")}
-_NUMBERS = ("beta", "scale", "top_p", "min_p", "min_entropy", "short_weight", "max_beta", "gamma")
+_NUMBERS = (
+    "risk",
+    "beta",
+    "scale",
+    "top_p",
+    "min_p",
+    "min_entropy",
+    "short_weight",
+    "max_beta",
+    "gamma",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +71,9 @@ class GuidanceSettings:
     segment: str = RESPONSE
     """What the lengths are of, and what is steered: "response", or with a LenVM that counts it
     "thinking" or "answer"; the rest of the response is the policy's own."""
+    risk: float | None = None
+    """at_most, with a LenVM of distributions: the chance in (0, 1) that a response would not have
+    ended by n, in place of a bound on its mean; where it comes true, EOS is forced at n."""
     gamma: float | None = None
     """Of the values that steer. A LenVM of the target distribution has every gamma; of another one
     it is the checkpoint's as the caller believes it to be, and any other is refused."""
@@ -117,6 +130,11 @@ class GuidanceSettings:
                 raise ValueError(
                     f"{PREFIX}{name} must be > 0, got {getattr(self, name)}; default {default}"
                 )
+        if self.risk is not None and not (0 < self.risk < 1 and self.mode == "at_most"):
+            raise ValueError(
+                f"{PREFIX}risk must be in (0, 1) and goes with mode at_most, got {self.risk} in "
+                f"mode {self.mode}: it is the chance that n is not enough"
+            )
         if self.gamma is not None and not 0 < self.gamma < 1:
             raise ValueError(
                 f"{PREFIX}gamma must be in (0, 1), got {self.gamma}: leave it out, the checkpoint "
@@ -181,6 +199,11 @@ class GuidanceSettings:
                 f"{PREFIX}segment is {self.segment}, but the LenVM counts the {counted}: ask for "
                 f"{PREFIX}segment={counted}, or use one that was trained on the {self.segment} "
                 f"(`lenvm segment`)"
+            )
+        if self.risk is not None and config.bins is None:
+            raise ValueError(
+                f"{PREFIX}risk {self.risk} needs probabilities, but this LenVM predicts one number "
+                f"per state: train one of the target distribution, or leave it out"
             )
         stored = config.require_gamma()
         other = self.gamma is not None and abs(self.gamma - stored) > 1e-9

@@ -40,7 +40,6 @@ from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1Proce
 from lenvm_rl.guidance import GuidanceSettings, History
 from lenvm_rl.guidance.exact.cache import to_device
 from lenvm_rl.guidance.guide import Guide, GuidedRow
-from lenvm_rl.guidance.settings import counted_by
 from lenvm_rl.guidance.thinking import SegmentGuidance
 from lenvm_rl.vllm.internals import capture
 from lenvm_rl.vllm.options import GuidanceOptions, eos_token_ids, load_scorer, request_ends
@@ -161,7 +160,7 @@ class LengthGuidance(V1Processor, V2Processor):
         options = GuidanceOptions.read(vllm_config.additional_config)
         scorer = load_scorer(vllm_config, options, self._device)
         self._vocab_size = scorer.config.vocab_size
-        self._segment, self._counted = scorer.config.segment, counted_by(scorer.config)
+        self._segment = scorer.config.segment
         # A head that reads the policy's own states needs them from its output layer.
         self._hidden = capture() if getattr(scorer, "reads_policy", False) else None
         self._ends = frozenset(eos_token_ids(vllm_config))
@@ -304,11 +303,12 @@ class LengthGuidance(V1Processor, V2Processor):
         settings = GuidanceSettings.from_args(params.extra_args)
         if settings is None or settings.changes_nothing:
             return None
-        if settings.segment != self._counted:  # the front end refuses it, where it knows the LenVM
+        try:  # the front end refuses such a request, where it knows the LenVM
+            settings.check_model(self._guide.scorer.config)
+        except ValueError as error:
             self._error_once(
-                f"a request asks for lengths of the {settings.segment}, the LenVM counts the "
-                f"{self._counted}: such requests go unguided. Start with `lenvm serve`, or name "
-                "the LenVM in LENVM_CHECKPOINT, and they are refused."
+                f"{error}. Such requests go unguided; start with `lenvm serve`, or name the LenVM "
+                "in LENVM_CHECKPOINT, and they are refused."
             )
             return None
         return _Request(next(self._keys), settings, params, self._ends, self._segment)

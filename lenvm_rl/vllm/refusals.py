@@ -87,7 +87,7 @@ def _check_checkpoint(settings: GuidanceSettings) -> str:
         config = _config(checkpoint)
         settings.check_model(config)
         return counted_by(config)
-    for name, usual in (("gamma", None), ("segment", RESPONSE)):
+    for name, usual in (("gamma", None), ("segment", RESPONSE), ("risk", None)):
         if (given := getattr(settings, name)) != usual:
             raise ValueError(
                 f"lenvm_{name} {given} cannot be compared with the LenVM's own: the server was "

@@ -163,6 +163,36 @@ def test_at_most_takes_the_shortest_when_nothing_fits():
     assert probs.tolist() == [1, 0, 0]
 
 
+def test_at_most_with_a_risk_bounds_the_chance():
+    asked = {"target": 50, "generated": 0, "beyond": torch.tensor([[0.9, 0.1, 0.8]])}
+    p = torch.tensor([0.2, 0.3, 0.5])  # EOS has nothing beyond it, whatever is said
+    kept, _ = one("at_most", p, risk=0.5, **asked)
+    assert_close(kept, p.double())  # .3 * .1 + .5 * .8 = .43
+    bound, _ = one("at_most", p, risk=0.25, **asked)
+    assert float(bound @ torch.tensor([0.0, 0.1, 0.8]).double()) == pytest.approx(0.25, abs=1e-6)
+    tilt = (bound / p).log()  # along what is beyond
+    slope = (tilt[2] - tilt[0]) / 0.8
+    assert_close(tilt[1] - tilt[0], 0.1 * slope)
+    none, _ = one("at_most", p, eos=None, risk=0.05, **asked)
+    assert_close(none, torch.tensor([0.0, 1.0, 0.0]).double())  # not to be had: the least chance
+    mean, _ = one("at_most", p, risk=0.0, **asked)
+    without, _ = one("at_most", p, target=50, generated=0)
+    assert torch.equal(mean, without)
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 1), st.floats(0, 1)), min_size=2, max_size=6), st.data())
+def test_a_risk_is_met_wherever_it_can_be(candidates, data):
+    p, beyond = (torch.tensor(x) for x in zip(*candidates, strict=True))
+    p, risk = p / p.sum(), data.draw(st.floats(0.01, 0.99))
+    lengths = torch.linspace(1, 90, len(p))
+    asked = {"target": 50, "generated": 0, "beyond": beyond[None], "risk": risk}
+    guided, _ = one("at_most", p, lengths, eos=None, **asked)
+    chance = float(guided @ beyond.double())
+    assert chance <= max(risk, float(beyond.min())) + 1e-5
+    if float(p.double() @ beyond.double()) <= risk - 1e-6:
+        assert_close(guided, p.double())
+
+
 def test_at_least_is_bounded_unless_extreme():
     bounded, _ = one("at_least", target=10**6, max_beta=2.0)
     assert_close(bounded, one("tilt", beta=2.0)[0])

@@ -102,6 +102,52 @@ def test_guidance_tilts_by_u_at_the_gamma_of_each_request():
         asked.check_model(model.config)
 
 
+def test_a_risk_bounds_the_chance_that_the_lenvm_sees():
+    """And rows beside it keep their bits, whatever order they come in."""
+    model, prompt = make_lenvm(), [5, 6, 7]
+    logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(0))
+    logits[:, 1] = -50.0
+    asked = [
+        GuidanceSettings(mode="at_most", target=12, risk=0.1, top_k=8, min_p=0.0),
+        GuidanceSettings(mode="tilt", beta=-3.0, top_k=8),
+    ]
+    for setting in asked:
+        setting.check_model(model.config)
+    guided = {}
+    for which in ((0, 1), (0,), (1,)):
+        guide = Guide(
+            ExactScorer(model, slots=3, max_length=60, max_candidates=8),
+            eos_token_ids=[1],
+            max_candidates=8,
+        )
+        rows = [
+            GuidedRow(i, i, asked[i], History(prompt, []), prompt_length=3, temperature=1.0)
+            for i in which
+        ]
+        written = logits.clone()
+        guide.apply(written, rows)
+        for i in which:
+            assert torch.equal(guided.setdefault(i, written[i]), written[i])
+        assert torch.equal(written[2], logits[2])
+    top = logits[0].topk(8).indices
+    with torch.no_grad():
+        rows = torch.tensor([[*prompt, x] for x in top.tolist()])
+        beyond = model.distribution(rows)[:, -1].longer_than(12.0).double()
+    before = logits[0, top].softmax(-1).double() @ beyond
+    after = guided[0][top].softmax(-1).double() @ beyond
+    assert before > 0.15 and after == pytest.approx(max(0.1, float(beyond.min())), abs=1e-4)
+
+
+def test_a_risk_needs_probabilities():
+    setting = GuidanceSettings(mode="at_most", target=12, risk=0.1)
+    one = make_lenvm(target="return", bins=None)
+    with pytest.raises(ValueError, match="predicts one number per state"):
+        setting.check_model(one.config)
+    for wrong in ({"mode": "equal"}, {"risk": 0.0}, {"risk": 1.0}):
+        with pytest.raises(ValueError, match=r"lenvm_risk must be in \(0, 1\)"):
+            GuidanceSettings(**{"mode": "at_most", "target": 12, "risk": 0.1, **wrong})
+
+
 def test_a_head_learns_the_whole_distribution_from_the_exact_one():
     exact = make_lenvm(spread=0.02)
     head = fresh_head(exact)
