@@ -153,7 +153,8 @@ def _shares(axes: Axes, summary: pd.DataFrame, load: float) -> None:
         error_kw={"elinewidth": 1, "capsize": 2},
     )
     for place, (row, share) in enumerate(zip(rows, shares, strict=True)):
-        axes.annotate(f"p99 x {row['tail']:.2f}", (max(share, 0) + 2, place - 0.28), fontsize=6.5)
+        right = max(share + 100 * _known(row["share_sd"]), 0) + 2
+        axes.annotate(f"p99 x {row['tail']:.2f}", (right, place), va="center", fontsize=6.5)
     labels = [_label(row["rule"], row["predictor"]) for row in rows]
     axes.set_yticks(range(len(rows)), labels, fontsize=7)
     axes.invert_yaxis()
