@@ -84,7 +84,8 @@ def read_prompts(policy: str | Path, rows: Sequence[Rollout]) -> PromptStates:
     lengths = torch.zeros(len(groups), width)
     for i, group in enumerate(groups.values()):
         lengths[i, : len(group)] = torch.tensor(group, dtype=torch.float32)
-    return PromptStates(*(torch.stack(x) for x in zip(*pooled, strict=True)), lengths)
+    last, mean, most, by_entropy = (torch.stack(x) for x in zip(*pooled, strict=True))
+    return PromptStates(last, mean, most, by_entropy, lengths)
 
 
 @dataclass(frozen=True)
