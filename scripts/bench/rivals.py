@@ -140,12 +140,12 @@ def draw(table: dict[str, dict[str, float]], path: Path) -> None:
 
     from lenvm_rl.pages.plots import save_png
 
-    figure = Figure(figsize=(8.5, 3.4), layout="constrained")
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
     names: Sequence[str] = [name for name in table if name != "lenvm"]
     for axes, key, label in zip(
         figure.subplots(1, 2, sharey=True),
         ("crps", "pinball"),
-        ("CRPS", "mean pinball loss of .1, .5, .9, .99"),
+        ("CRPS", "mean pinball loss"),
         strict=True,
     ):
         for i, name in enumerate(names):
@@ -154,7 +154,7 @@ def draw(table: dict[str, dict[str, float]], path: Path) -> None:
             axes.plot([low, high], [i, i], color="#2b5c8a", linewidth=2)
             axes.plot([row[f"more_{key}"]], [i], "o", color="#2b5c8a", markersize=5)
         axes.axvline(0, color="#c9a227", linewidth=1.2)
-        axes.set_xlabel(f"{label} above the LenVM's {table['lenvm'][key]:.2f} (tokens)", fontsize=9)
+        axes.set_xlabel(f"{label} above the LenVM's {table['lenvm'][key]:.2f} tokens", fontsize=8)
         axes.grid(alpha=0.3, linewidth=0.5)
         axes.set_yticks(range(len(names)), [_NAMES.get(name, name) for name in names], fontsize=9)
     figure.axes[0].invert_yaxis()
