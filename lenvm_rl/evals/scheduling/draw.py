@@ -93,7 +93,7 @@ def draw(result: Result, out: str | Path) -> list[Path]:
     """Mean latency and its tail against load, and the share of the way to perfect knowledge."""
     figure = Figure(figsize=(16, 5.2), layout="constrained")
     left, middle, right = figure.subplots(1, 3, width_ratios=(1, 1, 1.15))
-    summary = pd.DataFrame(result.tables["summary"])
+    summary: Any = pd.DataFrame(result.tables["summary"])
     summary = summary[summary.burstiness == result.figures["burstiness"]]
     parts = summary.order.str.partition("-")
     plain = parts[2] == ""  # fcfs, feedback and srpt are no predictor's
@@ -123,7 +123,7 @@ def draw(result: Result, out: str | Path) -> list[Path]:
     return [save_png(figure, Path(out) / "scheduling.png")]
 
 
-def _against_load(axes: Axes, shown: pd.DataFrame, measure: str) -> None:
+def _against_load(axes: Axes, shown: Any, measure: str) -> None:
     for _, line in shown.groupby("order", sort=False):
         rule, predictor = line.rule.iloc[0], line.predictor.iloc[0]
         axes.errorbar(
@@ -141,7 +141,7 @@ def _against_load(axes: Axes, shown: pd.DataFrame, measure: str) -> None:
     axes.grid(alpha=0.3, linewidth=0.5)
 
 
-def _shares(axes: Axes, summary: pd.DataFrame, load: float) -> None:
+def _shares(axes: Axes, summary: Any, load: float) -> None:
     perfect = summary.order.isin(("fcfs", "srpt", "predicted-true", "remaining-true"))
     rows = summary[(summary.load == load) & ~perfect].to_dict("records")
     shares = [100 * _known(row["share"]) for row in rows]
