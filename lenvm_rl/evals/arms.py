@@ -206,6 +206,8 @@ class Outcome:
     """The same as text."""
     ended: bool = False
     """Whether it ended before the token limit, by itself or because guidance forced EOS."""
+    forced: bool = False
+    """Whether guidance forced EOS."""
     came: bool = True
     """Whether there is a completion at all: False where an engine could not make it."""
     correct: bool | None = None
@@ -308,6 +310,7 @@ def read_outcomes(
             token_ids=content,
             text=tokenizer.decode(content, skip_special_tokens=True),
             ended=ended,
+            forced=forced_end(row),
             correct=correct,
             logprobs=logprobs[key],
         )

@@ -169,15 +169,14 @@ def evaluate(
     unguided = [outcome for arm in plan.unguided() for outcome in read(arm.name)]
     goals = plan.goals(unguided)
     points: list[Row] = []
-    for control, name in plan.cells:
-        for method in plan.methods:
-            outcomes = read(plan.arm(method, control, goals[name]).name)
-            if method == "truncated":
-                limits = goals[name].tokens
-                outcomes = [o.truncated(limits[o.prompt], tokenizer) for o in outcomes]
-            elif method == "countdown":
-                outcomes = [_uncounted(outcome, tokenizer) for outcome in outcomes]
-            points += [_row(plan, method, control, goals[name], outcome) for outcome in outcomes]
+    for method, control, name in plan.questions:
+        outcomes = read(plan.arm(method, control, goals[name]).name)
+        if method == "truncated":
+            limits = goals[name].tokens
+            outcomes = [o.truncated(limits[o.prompt], tokenizer) for o in outcomes]
+        elif method == "countdown":
+            outcomes = [_uncounted(outcome, tokenizer) for outcome in outcomes]
+        points += [_row(plan, method, control, goals[name], outcome) for outcome in outcomes]
     return _result(plan, points, unguided)
 
 
@@ -188,7 +187,7 @@ def sample(plan: Plan, source: Source, folder: Path) -> None:
         source.fill(arm, folder)
         unguided += read_outcomes(folder / arm.name, plan.prompts, source.tokenizer, n=arm.n)
     goals = plan.goals(unguided)
-    arms = [plan.arm(m, c, goals[name]) for c, name in plan.cells for m in plan.methods]
+    arms = [plan.arm(method, control, goals[name]) for method, control, name in plan.questions]
     for arm in {arm.name: arm for arm in arms}.values():
         source.fill(arm, folder)
 
@@ -224,6 +223,7 @@ def _row(plan: Plan, method: str, control: str, goal: Goal, outcome: Outcome) ->
         "words": words,
         "came": outcome.came,
         "ended": outcome.ended,
+        "forced": outcome.forced,
         "failed": failed,
         "correct": outcome.correct,
         **outcome.quality,
@@ -254,7 +254,7 @@ def _result(plan: Plan, points: list[Row], unguided: Sequence[Outcome]) -> Resul
         **{f"unguided_{name}": x for name, x in mean_quality(unguided).items()},
     }
     for row in summary:
-        for name in ("score", "deviation", "failed", "accuracy", *QUALITY):
+        for name in ("score", "deviation", "failed", "forced", "accuracy", *QUALITY):
             figures[f"{row['control']}_{row['method']}_{name}"] = row[name]
     tables = {
         "summary": summary,
@@ -288,6 +288,7 @@ def _grouped(
             "failed": mean([row["failed"] for row in rows]),
             "accuracy": mean([row["correct"] for row in rows]),
             "ended": mean([row["ended"] for row in rows]),
+            "forced": mean([row["forced"] for row in rows]),
             **{name: mean([row[name] for row in rows]) for name in QUALITY},
         }
         for values, rows in groups.items()

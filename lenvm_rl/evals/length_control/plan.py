@@ -14,7 +14,7 @@ from lenvm_rl.prompts.prompt import Prompt
 from lenvm_rl.sampling.run import TokenSampling
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
-METHODS = ("unguided", "guided", "truncated", "in_words", "countdown")
+METHODS = ("unguided", "guided", "chance", "truncated", "in_words", "countdown")
 _TOKENS_PER_COUNT = 8  # a marker like <128> and its word: a countdown gets at least so much room
 
 
@@ -33,8 +33,12 @@ class Settings:
     unit: str = "tokens"
     """Of the targets: tokens or words."""
     methods: Sequence[str] | None = None
-    """Of unguided, guided, truncated, in_words, countdown; by default the first three, in_words
-    with a `prompt_template`, countdown where the prompts ask for a length."""
+    """Of unguided, guided, chance, truncated, in_words, countdown; by default unguided, guided and
+    truncated, chance with a `risk`, in_words with a `prompt_template`, countdown where the prompts
+    ask for a length."""
+    risk: float | None = None
+    """Method chance (at_most alone): guided by the chance of more tokens instead of their mean;
+    needs a LenVM of distributions."""
     prompt_template: str | None = None
     """Method in_words: appended to the user message, with {target} in it."""
     prefix: str = ""
@@ -96,6 +100,10 @@ class Settings:
                 f"prompt_template {self.prompt_template!r} does not say the target: put "
                 "{target} where the number belongs."
             )
+        if self.risk is None and "chance" in (self.methods or ()):
+            raise ValueError("method chance needs a risk, in (0, 1): give --risk, e.g. 0.1.")
+        if self.risk is not None:
+            GuidanceSettings(mode="at_most", target=1, risk=self.risk)
         if "in_words" in (self.methods or ()) and self.prompt_template is None:
             raise ValueError(
                 "method in_words needs its words: give prompt_template, with {target} in it."
@@ -158,7 +166,11 @@ class Plan:
                 f"unguided_n is {self.unguided_n}: the range of lengths that a prompt "
                 "can reach is read off them, take at least 4."
             )
-        optional = {"in_words": settings.prompt_template is not None, "countdown": self.asks}
+        optional = {
+            "chance": settings.risk is not None,
+            "in_words": settings.prompt_template is not None,
+            "countdown": self.asks,
+        }
         self.methods = settings.methods or [name for name in METHODS if optional.get(name, True)]
         self.max_tokens = settings.max_tokens or max(512, 4 * max(self.targets, default=0))
         self.settings = replace(settings, targets=self.targets or None, max_tokens=self.max_tokens)
@@ -172,6 +184,16 @@ class Plan:
         """(control, name of the goal) of everything that is asked for."""
         names = [*map(str, self.targets), *map(quantile_name, self.quantiles)]
         return [(control, name) for control in self.settings.controls for name in names]
+
+    @property
+    def questions(self) -> list[tuple[str, str, str]]:
+        """(method, control, name of the goal) of everything that is sampled or read."""
+        return [
+            (method, control, name)
+            for control, name in self.cells
+            for method in self.methods
+            if method != "chance" or control == "at_most"
+        ]
 
     def goals(self, unguided: Sequence[Outcome]) -> dict[str, Goal]:
         """Name -> goal, as far as unguided completions decide it.
@@ -214,11 +236,16 @@ class Plan:
     def arm(self, method: str, control: str, goal: Goal) -> Arm:
         """Where a method's completions are; `truncated` is read off the unguided ones."""
         name, asked = f"{control}-{goal.name}", self._asked(control, goal.name)
-        if method == "guided":
-            choices = {**self.settings.candidates, "short_weight": self.settings.short_weight}
+        if method in ("guided", "chance"):
+            own = {"risk": self.settings.risk} if method == "chance" else {}
+            choices = {
+                **self.settings.candidates,
+                "short_weight": self.settings.short_weight,
+                **own,
+            }
             guides = [GuidanceSettings(mode=control, target=n, **choices) for n in goal.tokens]
             stream = f"guided-{name}" if self.fixed else name
-            return self._arm(f"guided-{name}", asked, stream=stream, guides=guides)
+            return self._arm(f"{method}-{name}", asked, stream=stream, guides=guides)
         if method == "in_words":
             template = self.settings.prompt_template or ""
             said = [
