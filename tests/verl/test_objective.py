@@ -63,7 +63,7 @@ def test_the_rest_is_handed_on():
     assert (objective.lam, objective.truncated) == (0.5, "bootstrap")
     fields = describe(objective, policy={"name": "p"}, sampling={"temperature": 1.0})
     described = {"gamma", "target", "bins", "length_scale", "policy", "sampling", "answers"}
-    assert set(fields) == described | {"training"}
+    assert set(fields) == described | {"segment", "training"}
 
 
 @pytest.mark.parametrize(

@@ -47,9 +47,12 @@ class OutputEmbedding(nn.Module):
     def __init__(self, hidden: int, vocab: int):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(vocab, hidden) * hidden**-0.5)
+        self.width = ()  # one output a state, as of a value head
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def outputs(self, hidden: Tensor) -> Tensor:
         return nn.functional.linear(hidden, self.weight).amax(-1).float()
+
+    forward = outputs
 
 
 def make_model(
