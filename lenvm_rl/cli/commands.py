@@ -215,16 +215,9 @@ def grade(rollouts: Path, *, out: Path, tokenizer: str, grader: str = "auto") ->
         out: directory to write to.
     """
     from lenvm_rl.cli.graders import by_source, row_judge
-    from lenvm_rl.model import check_tokenizer_sha, load_tokenizer, tokenizer_sha
-    from lenvm_rl.rollouts import RolloutReader, keep_correct
+    from lenvm_rl.rollouts import keep_correct
 
-    tokens = load_tokenizer(tokenizer)
-    check_tokenizer_sha(
-        RolloutReader(rollouts).metadata["tokenizer_sha"],
-        tokenizer_sha(tokens),
-        expected_of=str(rollouts),
-        got_of=f"--tokenizer {tokenizer}",
-    )
+    tokens = _tokenizer_of(rollouts, tokenizer)
     kept = keep_correct(
         rollouts,
         out,
@@ -258,18 +251,26 @@ def segment(
         start: tag that opens the thinking, in the response or at the end of the prompt.
         end: tag that closes it.
     """
-    from lenvm_rl.model import check_tokenizer_sha, load_tokenizer, tokenizer_sha
-    from lenvm_rl.rollouts import RolloutReader, ThinkTags, keep_segment
+    from lenvm_rl.rollouts import ThinkTags, keep_segment
 
-    tokens = load_tokenizer(tokenizer)
+    tokens = _tokenizer_of(rollouts, tokenizer)
+    tags = ThinkTags.of(start, end, tokens)
+    return Answer(keep_segment(rollouts, out, segment=keep, tags=tags, progress=True).to_dict())
+
+
+def _tokenizer_of(rollouts: Path, name: str) -> Any:
+    """The tokenizer that --tokenizer names, which must be the one that made the file's ids."""
+    from lenvm_rl.model import check_tokenizer_sha, load_tokenizer, tokenizer_sha
+    from lenvm_rl.rollouts import RolloutReader
+
+    tokens = load_tokenizer(name)
     check_tokenizer_sha(
         RolloutReader(rollouts).metadata["tokenizer_sha"],
         tokenizer_sha(tokens),
         expected_of=str(rollouts),
-        got_of=f"--tokenizer {tokenizer}",
+        got_of=f"--tokenizer {name}",
     )
-    tags = ThinkTags.of(start, end, tokens)
-    return Answer(keep_segment(rollouts, out, segment=keep, tags=tags, progress=True).to_dict())
+    return tokens
 
 
 def convert(

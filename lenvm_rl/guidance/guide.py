@@ -447,12 +447,12 @@ class Guide:
             width = int(np.flatnonzero(scored.numpy().any(0))[-1]) + 1
         slots = self._open_slots([steered[i] for i in taken], {row.key for row in rows})
         histories = [steered[i].history for i in taken]
-        own = None if asked is None else asked.of(taken)
         if len(taken) == len(steered):
-            found = self._score(slots, histories, ids[:, :width], scored[:, :width], states, own)
+            found = self._score(slots, histories, ids[:, :width], scored[:, :width], states, asked)
             return found if width == ids.shape[1] else F.pad(found, (0, ids.shape[1] - width))
         which = torch.tensor(taken)
         states = {name: x[which] for name, x in states.items()}
+        own = None if asked is None else asked.of(taken)
         found = self._score(
             slots, histories, ids[which, :width], scored[which, :width], states, own
         )
@@ -481,10 +481,11 @@ class Guide:
         scorer: Any = self.scorer  # of a distribution, and so one that gives its outputs
         outputs = scorer.outputs(slots, histories, ids, scored, **states)
         lengths = torch.zeros(ids.shape, device=ids.device)
+        gammas = to_device(np.array(asked.gammas), ids.device)[:, None]
         for gamma in sorted(set(asked.gammas)):
-            which = [i for i, own in enumerate(asked.gammas) if own == gamma]
-            z = scorer.config.read(outputs[which], gamma=gamma)
-            lengths[which] = predicted_length(z, **{**self._space, "gamma": gamma})
+            z = scorer.config.read(outputs, gamma=gamma)  # of all rows: to pick some would wait
+            own = predicted_length(z, **{**self._space, "gamma": gamma})
+            lengths = torch.where(gammas == gamma, own, lengths)
         scores = [lengths]
         if asked.left is not None:
             left = asked.left[:, None].expand(ids.shape)

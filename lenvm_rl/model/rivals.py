@@ -23,6 +23,7 @@ Equal tries: every rival is fitted with each of `RATES`, keeps its best epoch on
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,7 +167,7 @@ def _fit(
     return _Try(best[0], best[1], net, rate)
 
 
-class _Task:
+class _Task(ABC):
     """What a rival reads, fits and answers."""
 
     heads = 1
@@ -183,13 +184,13 @@ class _Task:
     def features(self, states: PromptStates) -> Tensor:
         return states.last
 
+    @abstractmethod
     def loss(self, out: Tensor, rows: Tensor, head: int) -> Tensor:
         """[N] of one head, of the prompts `rows`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answer(self, out: Tensor) -> Tensor:
         """[N, K] probabilities, of the outputs of all heads."""
-        raise NotImplementedError
 
 
 class _ProdD(_Task):
