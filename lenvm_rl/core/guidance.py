@@ -69,6 +69,53 @@ def tokens_left(
     return torch.as_tensor(target) - generated - torch.as_tensor(count_eos).long()
 
 
+SPARE_SHARES = (0.0, 0.125, 0.25, 0.5)
+"""Of n_left: how many tokens fewer a chance is asked for, to see how much it has to spare."""
+
+
+def tokens_to_spare(
+    log_probs: Tensor,
+    lengths: Tensor,
+    *,
+    mode: Tensor,
+    gamma: Tensor | float,
+    left: Tensor,
+    risk: Tensor | float = 0.0,
+    beyond: Tensor | None = None,
+) -> Tensor:
+    """[R] how far the bound of a row is from acting, in tokens; <= 0 where it acts.
+
+        at_most     n_left - L,  where 1 - gamma**L = E_p[u]
+        at_least    L - n_left
+        with a risk r: the largest of `SPARE_SHARES` times n_left for which P_p(l > n_left - it)
+        is at most r; 0 where there is none
+
+    What it says of rows of other modes does not matter.
+
+    Args:
+        log_probs: [R, K] of the candidates, -inf outside.
+        lengths: [R, K] predicted remaining tokens; 0 at ends.
+        mode: [R] int, positions in `MODES`.
+        gamma: number or [R], see `guide`.
+        left: [R] n_left.
+        risk: number or [R]; 0 bounds the mean.
+        beyond: [S, R, K] P(l > (1 - share) n_left), 0 at ends, of each of the `SPARE_SHARES`.
+    """
+    check_same_shape(log_probs=log_probs, lengths=lengths)
+    wide = working_dtype(lengths.device)
+    log_p, rate = log_probs.to(wide), _log_gamma(gamma, like=log_probs)
+    left = left.to(wide)
+    even = (log_p + lengths.to(wide) * rate).logsumexp(-1, keepdim=True) / rate  # [R, 1] L
+    spare = left - even[:, 0]
+    spare = torch.where(mode == _CODE["at_least"], -spare, spare)
+    if beyond is None:
+        return spare
+    chance = (log_p.softmax(-1) * beyond.to(wide)).sum(-1)  # [S, R]
+    shares = torch.stack([left * share for share in SPARE_SHARES])
+    found = shares.masked_fill(chance > risk, 0.0).amax(0)
+    return torch.where(torch.as_tensor(risk, device=left.device) > 0, found, spare)
+
+
 def forbids_eos(
     mode: Tensor,
     generated: Tensor | float,

@@ -25,11 +25,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lenvm_rl.core import MODES, RowNumbers, forbids_eos, guide, predicted_length, select_candidates
-from lenvm_rl.core.guidance import tokens_left
+from lenvm_rl.core import (
+    MODES,
+    Guided,
+    RowNumbers,
+    forbids_eos,
+    guide,
+    predicted_length,
+    select_candidates,
+)
+from lenvm_rl.core.guidance import SPARE_SHARES, tokens_left, tokens_to_spare
 from lenvm_rl.core.tilt import working_dtype
 from lenvm_rl.guidance.exact.cache import to_device
 from lenvm_rl.guidance.interface import CandidateScorer, History, PoolExhausted
+from lenvm_rl.guidance.lazy import Look, Looks
 from lenvm_rl.guidance.settings import TARGET_MODES, GuidanceSettings
 
 _COLUMNS = ("temperature", "top_k", "top_p", "min_p", "min_entropy", "mode", *RowNumbers._fields)
@@ -261,6 +270,15 @@ def _limits(
     return limits
 
 
+class _Candidates(NamedTuple):
+    """What n rows choose from, each [n, K]."""
+
+    ids: Tensor
+    log_probs: Tensor
+    mask: Tensor
+    is_eos: Tensor
+
+
 class _Asked(NamedTuple):
     """What n rows ask of a distribution."""
 
@@ -268,9 +286,10 @@ class _Asked(NamedTuple):
     left: Tensor | None
     """[n] tokens that may still come, where P(l > left) is wanted."""
 
-    def of(self, rows: list[int]) -> _Asked:
-        left = self.left
-        return _Asked([self.gammas[i] for i in rows], None if left is None else left[rows])
+    def of(self, rows: list[int], which: Tensor) -> _Asked:
+        """Of some `rows`, which lie at `which` on the device too."""
+        left = None if self.left is None else self.left[which]
+        return _Asked([self.gammas[i] for i in rows], left)
 
 
 class Guide:
@@ -312,6 +331,7 @@ class Guide:
             raise ValueError(f"max_candidates must be at least 1, got {max_candidates}")
         self._slots: OrderedDict[Hashable, int] = OrderedDict()  # least recently used first
         self._batch: Batch | None = None
+        self._looks = Looks()
 
     def check_vocabulary(self, size: int) -> None:
         """Raise ValueError unless the LenVM knows all `size` tokens that the policy can choose."""
@@ -328,6 +348,10 @@ class Guide:
 
     def close(self, key: Hashable) -> None:
         """A request has ended: free its slot. Unknown keys (never scored) are ignored."""
+        self._looks.forget(key)
+        self._release(key)
+
+    def _release(self, key: Hashable) -> None:
         slot = self._slots.pop(key, None)
         if slot is not None:
             self.scorer.close(slot)
@@ -373,31 +397,19 @@ class Guide:
             **batch.limits,
         )
         is_eos = batch.is_end(ids) & mask
-        others = mask & ~is_eos
-        wanted = _worth_scoring(log_probs, mask, others, is_eos, used_up, batch.min_entropy)
-        asked = self._asked(steered, batch)
-        scores = self._scores(rows, steered, batch, ids, others, wanted, hidden, asked)
-        ruled = wanted if used_up is None else wanted | used_up
-        guided = guide(
-            log_probs,
-            scores[0],
-            mask,
-            is_eos,
-            mode=torch.where(ruled, batch.mode, MODES.index("off")),
-            gamma=self.gamma
-            if asked is None
-            else ids.new_tensor(asked.gammas, dtype=torch.float64),
-            present=batch.present,
-            beyond=scores[1] if len(scores) > 1 else None,
-            **batch.numbers,
-        )
+        due = np.array([self._is_due(row) for row in steered])
+        force = None
+        if due.any():
+            step = _Candidates(ids, log_probs, mask, is_eos)
+            guided = self._guided(rows, steered, batch, step, due, used_up, hidden)
+            log_probs, force = guided.log_probs, guided.force_eos
         forces = any(row.used_up and row.forces_eos for row in steered)
         _write(
             chosen,
             ids,
-            guided.log_probs if batch.scale is None else guided.log_probs * batch.scale,
+            log_probs if batch.scale is None else log_probs * batch.scale,
             batch.ends,
-            guided.force_eos if forces else None,
+            force if forces else None,
         )
         batch.put(logits, chosen)
         if padding is not None and padding.shape[1]:
@@ -416,47 +428,128 @@ class Guide:
             )
         return self._batch
 
-    def _scores(
+    def _is_due(self, row: GuidedRow) -> bool:
+        """Whether the row's lengths matter in this step; one whose bound is far away waits."""
+        if not row.settings.may_wait or row.used_up:
+            return True
+        return self._looks.due(row.key, len(row.history))
+
+    def _guided(
         self,
         rows: Sequence[GuidedRow],
         steered: Sequence[GuidedRow],
         batch: Batch,
-        ids: Tensor,
-        others: Tensor,
-        wanted: Tensor,
+        step: _Candidates,
+        due: np.ndarray,
+        used_up: Tensor | None,
         hidden: Tensor | None,
-        asked: _Asked | None,
-    ) -> Tensor:
-        """[1, R, K] predicted remaining tokens, or [2, R, K] beside P(l > n_left) where a row has a
-        risk; 0 at what was not scored.
+    ) -> Guided:
+        """The guided distribution of the rows that are `due` [R]; p of the others."""
+        ids, log_probs, mask, is_eos = step
+        others = mask & ~is_eos
+        wanted = _worth_scoring(log_probs, mask, others, is_eos, used_up, batch.min_entropy)
+        if not due.all():
+            wanted &= to_device(due, ids.device)
+        asked = self._asked(steered, batch)
+        taken = self._taken(wanted, due)
+        active = {row.key for row in rows}
+        scored = others & wanted[:, None] if self._drops(ids) else others
+        scores = self._scores(active, steered, batch, ids, scored, hidden, asked, taken)
+        ruled = wanted if used_up is None else wanted | used_up
+        gamma = self.gamma if asked is None else ids.new_tensor(asked.gammas, dtype=torch.float64)
+        beyond = scores[1:] if len(scores) > 1 else None
+        self._remember(steered, batch, log_probs, scores[0], beyond, gamma, taken)
+        return guide(
+            log_probs,
+            scores[0],
+            mask,
+            is_eos,
+            mode=torch.where(ruled, batch.mode, MODES.index("off")),
+            gamma=gamma,
+            present=batch.present,
+            beyond=None if beyond is None else beyond[0],
+            **batch.numbers,
+        )
+
+    def _taken(self, wanted: Tensor, due: np.ndarray) -> list[int]:
+        """Rows that the scorer is asked about.
 
         Which rows need no scoring is known on the device. Only the CPU can be asked without
-        waiting, so only there they leave the batch. Elsewhere they are scored like the others: the
+        waiting, so only there they leave the batch. Elsewhere all that are due are scored: the
         token that will be sampled is then among those whose keys and values the scorer holds, also
         where it is the only candidate.
         """
+        return np.flatnonzero(wanted.numpy() if self._drops(wanted) else due).tolist()
+
+    def _drops(self, x: Tensor) -> bool:
+        return x.device.type == "cpu" if self.drops_rows is None else self.drops_rows
+
+    def _remember(
+        self,
+        steered: Sequence[GuidedRow],
+        batch: Batch,
+        log_probs: Tensor,
+        lengths: Tensor,
+        beyond: Tensor | None,
+        gamma: Tensor | float,
+        taken: list[int],
+    ) -> None:
+        """When the rows that were looked at are due again."""
+        waiting = [i for i in taken if steered[i].settings.may_wait and not steered[i].used_up]
+        if not waiting:
+            return
+        n = batch.numbers
+        spare = tokens_to_spare(
+            log_probs,
+            lengths,
+            mode=batch.mode,
+            gamma=gamma,
+            left=tokens_left(n["target"], n["generated"], count_eos=n["count_eos"]),
+            risk=n["risk"],
+            beyond=beyond,
+        )
+        looks = (
+            Look(row.key, len(row.history), row.settings.lazy)
+            for row in (steered[i] for i in waiting)
+        )
+        if len(waiting) < len(steered):
+            spare = spare[to_device(np.array(waiting), spare.device)]
+        self._looks.looked(list(looks), spare)
+
+    def _scores(
+        self,
+        active: set[Hashable],
+        steered: Sequence[GuidedRow],
+        batch: Batch,
+        ids: Tensor,
+        scored: Tensor,
+        hidden: Tensor | None,
+        asked: _Asked | None,
+        taken: list[int],
+    ) -> Tensor:
+        """[1, R, K] predicted remaining tokens of the candidates `scored` in the rows `taken`;
+        [1 + S, R, K] beside P(l > n) for each share of n_left in `SPARE_SHARES` where a row has a
+        risk. 0 at what was not scored."""
         states = {}
         if hidden is not None and getattr(self.scorer, "reads_policy", False):
             states["hidden"] = batch.take(hidden)
-        taken, width, scored = list(range(len(steered))), ids.shape[1], others
-        if self.drops_rows or (self.drops_rows is None and ids.device.type == "cpu"):
-            scored = others & wanted[:, None]
-            taken = np.flatnonzero(wanted.numpy()).tolist()
-            if not taken:
-                return torch.zeros(1, *ids.shape)
+        if not taken:
+            return torch.zeros(1, *ids.shape, device=ids.device)
+        width = ids.shape[1]
+        if self._drops(ids):
             width = int(np.flatnonzero(scored.numpy().any(0))[-1]) + 1
-        slots = self._open_slots([steered[i] for i in taken], {row.key for row in rows})
+        slots = self._open_slots([steered[i] for i in taken], active)
         histories = [steered[i].history for i in taken]
         if len(taken) == len(steered):
             found = self._score(slots, histories, ids[:, :width], scored[:, :width], states, asked)
             return found if width == ids.shape[1] else F.pad(found, (0, ids.shape[1] - width))
-        which = torch.tensor(taken)
+        which = to_device(np.array(taken), ids.device)
         states = {name: x[which] for name, x in states.items()}
-        own = None if asked is None else asked.of(taken)
+        own = None if asked is None else asked.of(taken, which)
         found = self._score(
             slots, histories, ids[which, :width], scored[which, :width], states, own
         )
-        scores = torch.zeros(len(found), *ids.shape)
+        scores = torch.zeros(len(found), *ids.shape, device=ids.device)
         scores[:, which, :width] = found
         return scores
 
@@ -474,7 +567,7 @@ class Guide:
     def _score(
         self, slots, histories, ids: Tensor, scored: Tensor, states, asked: _Asked | None
     ) -> Tensor:
-        """[1 or 2, n, K], see `_scores`."""
+        """[1 or 1 + S, n, K], see `_scores`."""
         if asked is None:
             z = self.scorer.score(slots, histories, ids, scored, **states)
             return predicted_length(z, **self._space).masked_fill(~scored, 0.0)[None]
@@ -488,8 +581,8 @@ class Guide:
             lengths = torch.where(gammas == gamma, own, lengths)
         scores = [lengths]
         if asked.left is not None:
-            left = asked.left[:, None].expand(ids.shape)
-            scores.append(scorer.config.require_bins().of(outputs).longer_than(left))
+            left, after = asked.left[:, None].expand(ids.shape), scorer.config.require_bins()
+            scores += [after.of(outputs).longer_than(left * (1.0 - x)) for x in SPARE_SHARES]
         return torch.stack(scores).masked_fill(~scored, 0.0)
 
     def _open_slots(self, rows: Sequence[GuidedRow], active: set[Hashable]) -> list[int]:
@@ -508,7 +601,7 @@ class Guide:
                 idle = next((key for key in self._slots if key not in active), None)
                 if idle is None:
                     raise
-                self.close(idle)
+                self._release(idle)
 
 
 def _worth_scoring(

@@ -29,6 +29,7 @@ _NUMBERS = (
     "short_weight",
     "max_beta",
     "gamma",
+    "lazy",
 )
 
 
@@ -74,6 +75,9 @@ class GuidanceSettings:
     risk: float | None = None
     """at_most, with a LenVM of distributions: the chance in (0, 1) that a response would not have
     ended by n, in place of a bound on its mean; where it comes true, EOS is forced at n."""
+    lazy: float = 8.0
+    """at_most, at_least: with s tokens to spare the LenVM is asked again s / lazy tokens later, so
+    that a bound that never acts costs next to nothing (`guidance.lazy`); >= 1, 0 asks always."""
     gamma: float | None = None
     """Of the values that steer. A LenVM of the target distribution has every gamma; of another one
     it is the checkpoint's as the caller believes it to be, and any other is refused."""
@@ -130,6 +134,11 @@ class GuidanceSettings:
                 raise ValueError(
                     f"{PREFIX}{name} must be > 0, got {getattr(self, name)}; default {default}"
                 )
+        if self.lazy and not self.lazy >= 1:
+            raise ValueError(
+                f"{PREFIX}lazy must be 0 or at least 1, got {self.lazy}: it is how many tokens of "
+                f"what there is to spare a token may use up; 8 is the default, 0 always looks"
+            )
         if self.risk is not None and not (0 < self.risk < 1 and self.mode == "at_most"):
             raise ValueError(
                 f"{PREFIX}risk must be in (0, 1) and goes with mode at_most, got {self.risk} in "
@@ -185,6 +194,11 @@ class GuidanceSettings:
             or (self.mode == "tilt" and self.beta == 0)
             or (self.mode == "scale" and self.scale == 1)
         )
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether the LenVM need not be asked at every token."""
+        return self.lazy > 0 and self.mode in ("at_most", "at_least") and not self.extreme
 
     @property
     def forces_eos(self) -> bool:

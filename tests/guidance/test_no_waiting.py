@@ -18,7 +18,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lenvm_rl.guidance import GuidanceSettings, History
+from lenvm_rl.guidance import GuidanceSettings, History, lazy
 from lenvm_rl.guidance.exact import scorer as exact
 from lenvm_rl.guidance.exact.scorer import ExactScorer
 from lenvm_rl.guidance.guide import Guide, GuidedRow
@@ -30,9 +30,9 @@ SETTINGS = {
     "scale": GuidanceSettings(mode="scale", scale=0.7, min_entropy=0.3),
     "equal": GuidanceSettings(mode="equal", target=6, top_p=0.9, min_p=0.02),
     "equal_soft": GuidanceSettings(mode="equal_soft", target=6),
-    "at_most": GuidanceSettings(mode="at_most", target=6),
+    "at_most": GuidanceSettings(mode="at_most", target=6, lazy=0),
     "at_most_used_up": GuidanceSettings(mode="at_most", target=1),
-    "at_least": GuidanceSettings(mode="at_least", target=6),
+    "at_least": GuidanceSettings(mode="at_least", target=6, lazy=0),
 }
 
 
@@ -111,6 +111,27 @@ def test_no_step_waits(scorer, names):
     stats = scorer.stats
     assert stats.steps == 3 and stats.committed == stats.rows // 3
     assert stats.prefilled == 4 * stats.rows // 3  # the prompts, and the token that was none
+
+
+class KnownSpare:
+    """In `LateRead`'s place: rows with many tokens to spare and with none, by turns."""
+
+    def __init__(self, tensor):
+        assert tensor.device.type == "meta"
+        self._count = len(tensor)
+
+    def read(self):
+        return np.array([16.0, -1.0] * self._count)[: self._count]
+
+
+def test_no_lazy_step_waits(scorer, monkeypatch):
+    monkeypatch.setattr(lazy, "LateRead", KnownSpare)
+    monkeypatch.setitem(SETTINGS, "late", GuidanceSettings(mode="at_most", target=6))
+    monkeypatch.setitem(SETTINGS, "early", GuidanceSettings(mode="at_least", target=6))
+    with HostWaits() as waits:
+        decode(scorer, ["late", "early", "tilt"])
+    assert not waits.seen
+    assert scorer.stats.rows == 2 + 2 + 3  # with 16 tokens to spare a row waits for two
 
 
 @pytest.mark.parametrize(
