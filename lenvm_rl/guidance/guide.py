@@ -386,7 +386,9 @@ class Guide:
             return
         self.check_vocabulary(logits.shape[1])
         batch = self._batch_of(steered, logits)
-        used_up = batch.begin_step(steered)
+        due = np.array([self._is_due(row) for row in steered])
+        # Where none is, the tokens generated do not matter: who may not end yet still may not.
+        used_up = batch.begin_step(steered) if due.any() else None
         chosen = batch.take(logits)
 
         ids, log_probs, mask = select_candidates(
@@ -396,14 +398,12 @@ class Guide:
             eos_ids=batch.ends,
             **batch.limits,
         )
-        is_eos = batch.is_end(ids) & mask
-        due = np.array([self._is_due(row) for row in steered])
         force = None
         if due.any():
-            step = _Candidates(ids, log_probs, mask, is_eos)
+            step = _Candidates(ids, log_probs, mask, batch.is_end(ids) & mask)
             guided = self._guided(rows, steered, batch, step, due, used_up, hidden)
             log_probs, force = guided.log_probs, guided.force_eos
-        forces = any(row.used_up and row.forces_eos for row in steered)
+        forces = used_up is not None and any(row.used_up and row.forces_eos for row in steered)
         _write(
             chosen,
             ids,

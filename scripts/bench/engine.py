@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from lenvm_rl.demo.prompts import resolve_policy, resolve_prompts
@@ -63,6 +64,8 @@ class Options(harness.Options):
     """Tokens that equal, at_most and at_least ask for."""
     max_tokens: int = 128
     """Longest response."""
+    rounds: int = 1
+    """Times every mode is timed, in turn with the others; the medians are shown."""
     top_k: int = 20
     """Candidates."""
     min_p: float = GuidanceSettings.min_p
@@ -73,7 +76,7 @@ class Options(harness.Options):
     """Of prompts and samples."""
 
     def __post_init__(self) -> None:
-        for name in ("streams", "requests", "target", "max_tokens"):
+        for name in ("streams", "requests", "target", "max_tokens", "rounds"):
             given = getattr(self, name)
             least = min(given, default=0) if name == "streams" else given
             if least < 1:
@@ -160,10 +163,14 @@ def engine_rows(
         for tasks in asked.values():
             list(answers([replace(task, max_tokens=8) for task in tasks[:2]], 2))
         for streams in options.streams:
-            for mode, tasks in asked.items():
-                few = tasks[: streams * options.requests]
+            few = {mode: tasks[: streams * options.requests] for mode, tasks in asked.items()}
+            found: dict[str, list[dict[str, Any]]] = {mode: [] for mode in few}
+            for _ in range(options.rounds):
+                for mode, tasks in few.items():
+                    found[mode].append(timed(lambda t=tasks, n=streams: list(answers(t, n))))
+            for mode, rounds in found.items():
                 row = {"engine": name, "mode": mode if lenvm else "-", "streams": streams}
-                yield {**row, **timed(lambda few=few, n=streams: list(answers(few, n)))}
+                yield {**row, **{key: median(r[key] for r in rounds) for key in rounds[0]}}
                 CONSOLE.print(row, highlight=False)
     finally:
         stop(llm)
