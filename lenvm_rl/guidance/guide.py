@@ -450,9 +450,10 @@ class Guide:
         wanted = _worth_scoring(log_probs, mask, others, is_eos, used_up, batch.min_entropy)
         if not due.all():
             wanted &= to_device(due, ids.device)
-        asked = self._asked(steered, batch)
         taken = self._taken(wanted, due)
-        active = {row.key for row in rows}
+        if not taken and used_up is None:  # as on most steps of a CPU: there is no choice to make
+            return Guided(log_probs, torch.zeros_like(batch.mode, dtype=torch.bool))
+        asked, active = self._asked(steered, batch), {row.key for row in rows}
         scored = others & wanted[:, None] if self._drops(ids) else others
         scores = self._scores(active, steered, batch, ids, scored, hidden, asked, taken)
         ruled = wanted if used_up is None else wanted | used_up
