@@ -2,10 +2,11 @@
 
 `values` converts lengths, values and logits; `targets` holds the parameterisations, `distribution`
 the bins that give every gamma, the mean and quantiles at once; `returns` and `truncated` the
-targets of each token; `losses` the training loss; `metrics`, `boundary`, `intervals` and
-`lifebench` the evaluation; `candidates`, `tilt` and `guidance` the steering of generation;
-`scheduling` the keys of requests that wait; `length_terms` reinforcement learning with a length
-critic, of the parts `advantages`, `correct_answers`, `recalibration`, `shaping` and `controllers`.
+targets of each token, `rows` the tokens of a batch without padding; `losses` the training loss;
+`metrics`, `boundary`, `intervals` and `lifebench` the evaluation; `candidates`, `tilt` and
+`guidance` the steering of generation; `scheduling` the keys of requests that wait; `length_terms`
+reinforcement learning with a length critic, of the parts `advantages`, `correct_answers`,
+`recalibration`, `shaping` and `controllers`, on one worker or several that meet (`meeting`).
 """
 
 from lenvm_rl.core.advantages import (
@@ -72,6 +73,7 @@ from lenvm_rl.core.metrics import (
     ValueErrors,
     at_positions,
     calibration,
+    error_sums,
     kendall_tau,
     mean_relative_error,
     noise_corrected_r2,
@@ -89,6 +91,7 @@ from lenvm_rl.core.returns import (
     remaining_length,
     td_scores,
 )
+from lenvm_rl.core.rows import Rows
 from lenvm_rl.core.scheduling import gittins, tail_inflated, tail_mean
 from lenvm_rl.core.shaping import (
     BUDGETS,
@@ -152,6 +155,7 @@ __all__ = [
     "Ranking",
     "Recalibration",
     "RowNumbers",
+    "Rows",
     "Schedule",
     "TermSettings",
     "ValueErrors",
@@ -171,6 +175,7 @@ __all__ = [
     "combine",
     "correct_term",
     "discounted_returns",
+    "error_sums",
     "forbids_eos",
     "gae",
     "gamma_for_length",

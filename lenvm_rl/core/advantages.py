@@ -23,9 +23,10 @@ import math
 import torch
 from torch import Tensor
 
-from lenvm_rl.core.checks import as_float, check_choice, check_same_shape, per_row
-from lenvm_rl.core.losses import masked_sum
-from lenvm_rl.core.returns import gae, length_rewards, remaining_length
+from lenvm_rl.core.checks import as_float, check_choice
+from lenvm_rl.core.meeting import ALONE, Meeting
+from lenvm_rl.core.returns import gae, length_rewards
+from lenvm_rl.core.rows import Rows
 from lenvm_rl.core.truncated import check_finished
 from lenvm_rl.core.values import check_gamma
 
@@ -38,7 +39,7 @@ REACH = 0.3
 
 def length_advantage(
     values: Tensor,
-    response_mask: Tensor,
+    response_mask: Tensor | Rows,
     finished: Tensor,
     *,
     gamma: float,
@@ -70,17 +71,17 @@ def length_advantage(
         ValueError: illegal gamma or lam; shapes that differ.
     Reference: LenVM eq. 19-25.
     """
-    check_same_shape(values=values, response_mask=response_mask)
-    v = as_float(values, name="values")
-    is_finished = check_finished(finished, response_mask)
+    rows = Rows.of(response_mask, name="response_mask", values=values)
+    v = rows.pack(as_float(values, name="values"))
+    is_finished = check_finished(finished, rows)
     if end_value is None:
-        last = torch.where(remaining_length(response_mask) == 1, v, 0.0).sum(1)
-        end = ((last + (1.0 - check_gamma(gamma))) / gamma).clamp(-1.0, 0.0)
+        end = ((rows.ends(v) + (1.0 - check_gamma(gamma))) / gamma).clamp(-1.0, 0.0)
     else:
-        end = per_row(end_value, like=v, name="end_value")
-    rewards = length_rewards(response_mask, gamma=gamma).to(v.dtype)
+        end = rows.per_row(end_value, name="end_value")
     bootstrap = torch.where(is_finished, 0.0, end)
-    return gae(rewards, v, response_mask, gamma=gamma, lam=lam, bootstrap_value=bootstrap)
+    flat = rows.flat
+    rewards = length_rewards(flat, gamma=gamma).to(v.dtype)
+    return rows.unpack(gae(rewards, v, flat, gamma=gamma, lam=lam, bootstrap_value=bootstrap))
 
 
 def lam_for_length(mean_length: float, *, alpha: float = REACH) -> float:
@@ -109,7 +110,14 @@ def lam_for_length(mean_length: float, *, alpha: float = REACH) -> float:
     return max(0.0, 1.0 - 1.0 / (alpha * mean_length))
 
 
-def normalise_advantage(advantage: Tensor, mask: Tensor, *, how: str = "none") -> Tensor:
+def normalise_advantage(
+    advantage: Tensor,
+    mask: Tensor | Rows,
+    *,
+    how: str = "none",
+    counted: Tensor | None = None,
+    meet: Meeting = ALONE,
+) -> Tensor:
     """Bring a length advantage to a unit of its own, without moving its zero.
 
         none        as it is
@@ -122,23 +130,36 @@ def normalise_advantage(advantage: Tensor, mask: Tensor, *, how: str = "none") -
         advantage: [B, T].
         mask: [B, T], non-zero at generated tokens.
         how: one of `NORMALISATIONS`.
+        counted: [B] bool, rows that decide the unit and get a term; None: all. Others get 0.
+        meet: with the workers that hold the other rows of the batch.
     Returns:
         [B, T] at least float32; 0 where masked.
     """
     check_choice(how, name="normalise", known=NORMALISATIONS)
-    check_same_shape(advantage=advantage, mask=mask)
-    counted = mask != 0
-    a = torch.where(counted, as_float(advantage, name="advantage"), 0.0)
-    tokens = counted.sum()
-    if how == "none" or not tokens:
+    rows = Rows.of(mask, advantage=advantage)
+    a = rows.pack(as_float(advantage, name="advantage"))
+    if counted is not None:
+        a = torch.where(rows.spread(counted), a, 0.0)
+    return rows.unpack(a if how == "none" else _in_own_unit(a, rows, counted, meet))
+
+
+def _in_own_unit(a: Tensor, rows: Rows, counted: Tensor | None, meet: Meeting) -> Tensor:
+    """[N] in units of its standard deviation over the rows that count, where `a` is not 0."""
+    lengths = rows.lengths if counted is None else rows.lengths * counted
+    tokens, total = meet.sum(torch.stack([lengths.sum().double(), a.sum(dtype=torch.float64)]))
+    if not tokens:
         return a
-    mean = a.double().sum() / tokens
-    std = (masked_sum((a.double() - mean) ** 2, counted) / tokens).sqrt()
-    flat = std <= _FLAT * a.abs().max().clamp(min=1.0)  # advantages are of size 1 at most
-    return torch.where(flat, a, (a / torch.where(flat, 1.0, std)).to(a.dtype))
+    off = a.double() - total / tokens
+    if counted is not None:
+        off = torch.where(rows.spread(counted), off, 0.0)
+    std = (meet.sum(off.square().sum()) / tokens).sqrt()
+    largest = meet.max(a.abs().max().double() if len(a) else tokens.new_zeros(()))
+    if std <= _FLAT * largest.clamp(min=1.0):  # advantages are of size 1 at most
+        return a
+    return (a / std).to(a.dtype)
 
 
-def combine(task: Tensor, length: Tensor, mask: Tensor, *, scale: Tensor | float) -> Tensor:
+def combine(task: Tensor, length: Tensor, mask: Tensor | Rows, *, scale: Tensor | float) -> Tensor:
     """`task + scale * length` at the tokens of the mask, each in its own unit.
 
     Args:
@@ -151,19 +172,21 @@ def combine(task: Tensor, length: Tensor, mask: Tensor, *, scale: Tensor | float
     Raises:
         ValueError: shapes that differ; a scale that is NaN or infinite.
     """
-    check_same_shape(task=task, length=length, mask=mask)
+    rows = Rows.of(mask, task=task, length=length)
     if isinstance(scale, Tensor):
-        if scale.shape not in ((), (task.shape[0], 1)):
+        count = len(rows.lengths)
+        if scale.shape not in ((), (count, 1)):
             raise ValueError(
-                f"scale must be a number or have shape [{task.shape[0]}, 1], "
+                f"scale must be a number or have shape [{count}, 1], "
                 f"got {tuple(scale.shape)}: one scale per row"
             )
         if not scale.isfinite().all():
             raise ValueError(f"scale must be finite, got {scale.flatten().tolist()}")
+        scale = scale if scale.dim() == 0 else rows.spread(scale[:, 0])
     else:
         check_scale(scale)
-    total = as_float(task, name="task") + scale * as_float(length, name="length")
-    return torch.where(mask != 0, total, 0.0)
+    total = rows.pack(as_float(task, name="task"))
+    return rows.unpack(total + scale * rows.pack(as_float(length, name="length")))
 
 
 def check_scale(scale: float, *, name: str = "scale") -> float:

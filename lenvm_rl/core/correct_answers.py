@@ -22,7 +22,9 @@ import torch
 from torch import Tensor
 
 from lenvm_rl.core.advantages import normalise_advantage
-from lenvm_rl.core.checks import as_float, check_fraction, check_same_shape, per_row
+from lenvm_rl.core.checks import as_float, check_fraction
+from lenvm_rl.core.meeting import ALONE, Meeting
+from lenvm_rl.core.rows import Rows
 
 BASELINES = ("correct", "group", "all")
 CLAMP = 0.25
@@ -31,7 +33,7 @@ CLAMP = 0.25
 (scripts/bench/right_answers.py --right mostly_long)."""
 
 
-def centre_correct(x: Tensor, mask: Tensor, correct: Tensor, groups: Tensor) -> Tensor:
+def centre_correct(x: Tensor, mask: Tensor | Rows, correct: Tensor, groups: Tensor) -> Tensor:
     """`x` minus its mean over the correct answers of the group at the same number of tokens.
 
         x_it - sum_j c_j x_jt / sum_j c_j,     j: rows of i's group that have a token t
@@ -48,22 +50,34 @@ def centre_correct(x: Tensor, mask: Tensor, correct: Tensor, groups: Tensor) -> 
     Returns:
         [B, T] at least float32; 0 where masked and in rows with c = 0.
     """
-    check_same_shape(x=x, mask=mask)
-    c = per_row(correct, like=as_float(x, name="x"), name="correct").double()[:, None]
-    counted = (mask != 0) & (c > 0)
-    values = torch.where(counted, as_float(x, name="x"), 0.0)
-    _, number = groups.unique(return_inverse=True)
-    cell = number[:, None] * mask.shape[1] + (mask != 0).long().cumsum(1) - 1
-    cell = torch.where(counted, cell, 0)
-    weight = torch.where(counted, c, 0.0)
-    sums = torch.zeros(2, len(groups) * mask.shape[1], dtype=torch.float64, device=mask.device)
-    sums[0].index_add_(0, cell.flatten(), (weight * values).flatten())
-    sums[1].index_add_(0, cell.flatten(), weight.flatten())
-    mean = (sums[0] / sums[1].clamp(min=torch.finfo(torch.float64).tiny))[cell]
-    return torch.where(counted, values - mean, 0.0).to(values.dtype)
+    rows = Rows.of(mask, x=x)
+    values = rows.pack(as_float(x, name="x"))
+    c = rows.per_row(correct, name="correct").double()
+    chosen = rows.spread(c > 0)
+    mine = values[chosen].double()
+    # One cell for every group and position that some correct answer of the group reaches.
+    names, number = groups.unique(return_inverse=True)
+    length = torch.where(c > 0, rows.lengths, 0)
+    cells = length.new_zeros(len(names)).scatter_reduce(0, number, length, "amax")
+    start = torch.cat([cells.new_zeros(1), cells.cumsum(0)])
+    cell = (rows.spread(rows.lengths + start[number]) - rows.left)[chosen]
+    weight = rows.spread(c)[chosen]
+    sums = torch.zeros(2, int(start[-1]), dtype=torch.float64, device=rows.device)
+    sums[0].index_add_(0, cell, weight * mine)
+    sums[1].index_add_(0, cell, weight)
+    out = torch.zeros_like(values)
+    out[chosen] = (mine - (sums[0] / sums[1])[cell]).to(values.dtype)
+    return rows.unpack(out)
 
 
-def correct_term(advantage: Tensor, mask: Tensor, correct: Tensor, *, how: str = "none") -> Tensor:
+def correct_term(
+    advantage: Tensor,
+    mask: Tensor | Rows,
+    correct: Tensor,
+    *,
+    how: str = "none",
+    meet: Meeting = ALONE,
+) -> Tensor:
     """A length advantage in correct answers alone, in the unit of their own spread.
 
     `normalise_advantage` over the tokens of rows with c > 0, times c: wrong answers, which get no
@@ -74,15 +88,18 @@ def correct_term(advantage: Tensor, mask: Tensor, correct: Tensor, *, how: str =
         mask: [B, T], non-zero at generated tokens.
         correct: [B] c in [0, 1].
         how: one of `NORMALISATIONS`.
+        meet: with the workers that hold the other rows of the batch.
     Returns:
         [B, T] at least float32; 0 where masked and in rows with c = 0.
     """
-    c = per_row(correct, like=as_float(advantage, name="advantage"), name="correct")[:, None]
-    term = normalise_advantage(advantage, (mask != 0) & (c > 0), how=how)
-    return term * c.to(term.dtype)
+    rows = Rows.of(mask, advantage=advantage)
+    c = rows.per_row(correct, name="correct")
+    a = rows.pack(as_float(advantage, name="advantage"))
+    term = normalise_advantage(a, rows.flat, how=how, counted=c > 0, meet=meet)
+    return rows.unpack(term * rows.spread(c).to(term.dtype))
 
 
-def lead_over_wrong(task: Tensor, mask: Tensor, correct: Tensor, groups: Tensor) -> Tensor:
+def lead_over_wrong(task: Tensor, mask: Tensor | Rows, correct: Tensor, groups: Tensor) -> Tensor:
     """By how much the task advantage of a correct answer exceeds those of its group's wrong ones.
 
         lead_i = m_i - max_j max(m_j, S_j / L_i),     j: rows of i's group with c = 0
@@ -97,12 +114,11 @@ def lead_over_wrong(task: Tensor, mask: Tensor, correct: Tensor, groups: Tensor)
     Returns:
         [B] float64, at least 0; infinite in groups without a wrong answer.
     """
-    check_same_shape(task=task, mask=mask)
-    counted = mask != 0
-    total = torch.where(counted, as_float(task, name="task"), 0.0).double().sum(1)
-    length = counted.sum(1).clamp(min=1)
-    c = per_row(correct, like=as_float(task, name="task"), name="correct")
-    wrong = (c <= 0) & counted.any(1)
+    rows = Rows.of(mask, task=task)
+    total = rows.sums(rows.pack(as_float(task, name="task")))
+    length = rows.lengths.clamp(min=1)
+    c = rows.per_row(correct, name="correct")
+    wrong = (c <= 0) & (rows.lengths > 0)
     names, number = groups.unique(return_inverse=True)
     best = torch.full((2, len(names)), -torch.inf, dtype=torch.float64, device=task.device)
     for row, of_wrong in zip(best, (total / length, total), strict=True):
@@ -112,7 +128,14 @@ def lead_over_wrong(task: Tensor, mask: Tensor, correct: Tensor, groups: Tensor)
 
 
 def clamp_to_lead(
-    term: Tensor, task: Tensor, mask: Tensor, correct: Tensor, groups: Tensor, *, share: float
+    term: Tensor,
+    task: Tensor,
+    mask: Tensor | Rows,
+    correct: Tensor,
+    groups: Tensor,
+    *,
+    share: float,
+    meet: Meeting = ALONE,
 ) -> Tensor:
     """A scaled length term, bounded so that a correct answer stays above its group's wrong ones.
 
@@ -129,16 +152,19 @@ def clamp_to_lead(
         term: [B, T], times its scale.
         task, mask, correct, groups: as for `lead_over_wrong`.
         share: in [0, 1].
+        meet: with the workers that hold the other groups of the batch.
     Returns:
-        [B, T] as `term`.
+        [B, T] as `term`; 0 where masked.
     """
-    check_same_shape(term=term, task=task)
+    rows = Rows.of(mask, term=term, task=task)
     check_fraction(share, name="share")
     lead = lead_over_wrong(task, mask, correct, groups)
     none_wrong = lead.isinf()
-    correct_of_mixed = (per_row(correct, like=lead[:, None], name="correct") > 0) & ~none_wrong
-    if not correct_of_mixed.any():
-        return torch.where(none_wrong[:, None], term, 0.0)
-    lead = torch.where(none_wrong, lead[correct_of_mixed].mean(), lead)
-    bound = (share * lead).to(term.dtype)[:, None]
-    return torch.minimum(torch.maximum(term, -bound), bound)
+    of_mixed = lead[(rows.per_row(correct, name="correct") > 0) & ~none_wrong]
+    total, count = meet.sum(torch.stack([of_mixed.sum(), of_mixed.new_tensor(len(of_mixed))]))
+    term = rows.pack(term)
+    if not count:
+        return rows.unpack(torch.where(rows.spread(none_wrong), term, 0.0))
+    lead = torch.where(none_wrong, total / count, lead)
+    bound = rows.spread((share * lead).to(term.dtype))
+    return rows.unpack(torch.minimum(torch.maximum(term, -bound), bound))

@@ -4,13 +4,18 @@
     A = A_task + scale * A_len
 
 No trainer and no queue: verl's trainer mode and the benchmark call the same functions. B
-completions, T response positions; position t is the state before token t, and column T + 1 of the
-logits holds the state after a row's last token, which is where a truncated completion ends.
+completions, T response positions; position t is the state before token t. A row's last state, s_L
+after its last token, is where a truncated completion ends.
+
+Tensors [B, T] have the shape of the mask. With `Rows` in the mask's place they are [N], the tokens
+of all rows one after another. Of a batch that lies on several workers each computes the rows it
+has, whole groups where these matter; `Meeting` adds up the few numbers that are the batch's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -23,9 +28,10 @@ from lenvm_rl.core.advantages import (
     normalise_advantage,
 )
 from lenvm_rl.core.correct_answers import CLAMP, centre_correct, clamp_to_lead, correct_term
-from lenvm_rl.core.losses import masked_mean
+from lenvm_rl.core.meeting import ALONE, Meeting
 from lenvm_rl.core.recalibration import Recalibration, recalibrate
 from lenvm_rl.core.returns import discounted_returns
+from lenvm_rl.core.rows import Rows
 from lenvm_rl.core.shaping import budget_advantage, shaping_rewards
 from lenvm_rl.core.targets import OF_VALUES, predicted_length, value_of_logit
 from lenvm_rl.core.values import length_to_logit, logit_to_length, logit_to_value
@@ -79,73 +85,95 @@ class LengthValues:
     end_left: Tensor | None = None
     """[B] tokens still to come there."""
 
+    def packed(self, rows: Rows) -> LengthValues:
+        """The same with values and lengths [N], of what has the shape of the rows' mask."""
+        return replace(self, values=rows.pack(self.values), left=rows.pack(self.left))
+
     @classmethod
-    def of_logits(cls, logits: Tensor, lengths: Tensor, critic: Critic) -> LengthValues:
+    def of_logits(cls, logits: Tensor, end_logits: Tensor | None, critic: Critic) -> LengthValues:
         """Read raw head outputs.
 
         Args:
-            logits: [B, T + 1] z at s_0 .. s_L, anything beyond.
-            lengths: [B] response tokens L.
+            logits: [B, T] z at s_0 .. s_{L-1}.
+            end_logits: [B] z at s_L; None where it is not known.
             critic: its gamma, target and length_scale.
         """
         into = {"target": critic.target, "gamma": critic.gamma, "length_scale": critic.length_scale}
-        return cls._at(value_of_logit(logits, **into), predicted_length(logits, **into), lengths)
+
+        def read(z: Tensor) -> tuple[Tensor, Tensor]:
+            return value_of_logit(z, **into), predicted_length(z, **into)
+
+        return cls._of(read, logits, end_logits)
 
     @classmethod
     def refitted(
-        cls, logits: Tensor, lengths: Tensor, critic: Critic, fitted: Tensor
+        cls,
+        logits: Tensor,
+        end_logits: Tensor | None,
+        critic: Critic,
+        mask: Tensor | Rows,
+        counted: Tensor,
+        *,
+        meet: Meeting = ALONE,
     ) -> tuple[LengthValues, Recalibration]:
-        """As `of_logits`, made to fit the completions at the tokens `fitted` [B, T] first.
+        """As `of_logits`, made to fit the completions `counted` [B] of the mask first.
 
         Outputs of other targets are read as the logit z of their value, V = -sigmoid(z).
         """
         gamma = critic.gamma
-        if critic.target not in OF_VALUES:
-            left = predicted_length(
-                logits, target=critic.target, gamma=gamma, length_scale=critic.length_scale
-            )
-            logits = length_to_logit(left, gamma=gamma)
-        fit = recalibrate(logits[:, :-1], discounted_returns(fitted, gamma=gamma), fitted)
-        z = fit(logits)
-        return cls._at(logit_to_value(z), logit_to_length(z, gamma=gamma), lengths), fit
+
+        def as_logit(z: Tensor) -> Tensor:
+            if critic.target in OF_VALUES:
+                return z
+            scale = critic.length_scale
+            left = predicted_length(z, target=critic.target, gamma=gamma, length_scale=scale)
+            return length_to_logit(left, gamma=gamma)
+
+        logits = as_logit(logits)
+        returns = discounted_returns(mask, gamma=gamma)
+        fit = recalibrate(logits, returns, mask, counted=counted, meet=meet)
+
+        def read(z: Tensor) -> tuple[Tensor, Tensor]:
+            return logit_to_value(fit(z)), logit_to_length(fit(z), gamma=gamma)
+
+        end_logits = None if end_logits is None else as_logit(end_logits)
+        return cls._of(read, logits, end_logits), fit
 
     @classmethod
-    def _at(cls, value: Tensor, left: Tensor, lengths: Tensor) -> LengthValues:
-        end = lengths[:, None]
-        return cls(
-            values=value[:, :-1],
-            left=left[:, :-1],
-            end_value=value.gather(1, end)[:, 0],
-            end_left=left.gather(1, end)[:, 0],
-        )
+    def _of(
+        cls, read: Callable[[Tensor], tuple[Tensor, Tensor]], logits: Tensor, end: Tensor | None
+    ) -> LengthValues:
+        return cls(*read(logits), *((None, None) if end is None else read(end)))
 
 
 def read_critic(
     critic: Critic,
     logits: Tensor,
-    lengths: Tensor,
-    mask: Tensor,
+    end_logits: Tensor | None,
+    mask: Tensor | Rows,
     finished: Tensor,
     correct: Tensor,
     *,
     refit: bool,
+    meet: Meeting = ALONE,
 ) -> tuple[LengthValues, Recalibration | None]:
     """What the critic's outputs say, and what they were refitted by.
 
     Args:
         critic: its configuration.
-        logits: [B, T + 1], raw outputs at s_0 .. s_L.
-        lengths: [B], response tokens L.
+        logits: [B, T], raw outputs at s_0 .. s_{L-1}.
+        end_logits: [B], raw outputs at s_L; None where they are not known.
         mask: [B, T], tokens of the policy.
         finished: [B] bool.
         correct: [B] task scores.
         refit: fit the outputs first to the completions that ended, those that are correct where
             the critic is one of correct answers.
+        meet: with the workers that hold the other rows of the batch.
     """
     if not refit:
-        return LengthValues.of_logits(logits, lengths, critic), None
+        return LengthValues.of_logits(logits, end_logits, critic), None
     known = finished & (correct > 0) if critic.answers == "correct" else finished
-    return LengthValues.refitted(logits, lengths, critic, (mask != 0) & known[:, None])
+    return LengthValues.refitted(logits, end_logits, critic, mask, known, meet=meet)
 
 
 @dataclass(frozen=True)
@@ -165,7 +193,7 @@ class LengthTerm:
 def length_term(
     settings: TermSettings,
     estimate: LengthValues,
-    mask: Tensor,
+    mask: Tensor | Rows,
     finished: Tensor,
     task: Tensor,
     *,
@@ -176,6 +204,8 @@ def length_term(
     baseline: str = "all",
     budget: Tensor | None = None,
     trained: Tensor | None = None,
+    lam: float | None = None,
+    meet: Meeting = ALONE,
 ) -> LengthTerm:
     """From values to advantages: the term in its unit, its scale, its clamp, the sum.
 
@@ -191,34 +221,51 @@ def length_term(
         groups: [B] integers, equal for samples of a prompt, for applies_to=correct.
         baseline: one of lenvm_rl.core.BASELINES.
         budget: [B] tokens, for use=budget.
-        trained: [B, T], the tokens that are trained on; None: those of `mask`.
+        trained: [B, T], non-zero at tokens that are trained on; None: those of `mask`.
+        lam: what stands for settings.lam=auto; None: `lambda_of` these rows.
+        meet: with the workers that hold the other rows of the batch.
     """
+    whole = Rows.of(mask, task=task)
+    rows = whole.flat
     unit = advantage_term(
         settings,
-        estimate,
-        mask,
+        estimate.packed(whole),
+        rows,
         finished,
         gamma=gamma,
         budget=budget,
         correct=correct,
         groups=groups,
         baseline=baseline,
+        lam=lam,
+        meet=meet,
     )
+    mine = whole.pack(task)
     scaled = scale * unit
-    trained = mask if trained is None else trained
+    if trained is None:
+        counted, left = rows, slice(None)
+    else:
+        # verl's rejection sampling may have taken tokens out of the loss, or whole rows.
+        left = whole.pack(trained) != 0
+        counted = Rows(rows.sums(left).long())
     if settings.applies_to == "correct" and settings.clamp is not None:
         assert groups is not None
-        weights = weights_of(settings, correct, mask)
-        share = float(settings.clamp)
-        scaled = clamp_to_lead(scaled, task, trained, weights, groups, share=share)
-    total = combine(task, scaled, trained, scale=1.0).to(task.dtype)
-    return LengthTerm(unit, scaled, total, advantage_metrics(task, scaled, trained))
+        weights, share = weights_of(settings, correct, rows), float(settings.clamp)
+        bounded = clamp_to_lead(
+            scaled[left], mine[left], counted, weights, groups, share=share, meet=meet
+        )
+        scaled = torch.zeros_like(scaled)
+        scaled[left] = bounded
+    total = torch.zeros_like(mine)
+    total[left] = combine(mine[left], scaled[left], counted, scale=1.0).to(mine.dtype)
+    metrics = advantage_metrics(mine[left], scaled[left], counted, meet=meet)
+    return LengthTerm(whole.unpack(unit), whole.unpack(scaled), whole.unpack(total), metrics)
 
 
 def advantage_term(
     settings: TermSettings,
     estimate: LengthValues,
-    mask: Tensor,
+    mask: Tensor | Rows,
     finished: Tensor,
     *,
     gamma: float,
@@ -226,6 +273,8 @@ def advantage_term(
     correct: Tensor | None = None,
     groups: Tensor | None = None,
     baseline: str = "all",
+    lam: float | None = None,
+    meet: Meeting = ALONE,
 ) -> Tensor:
     """A_len [B, T] of `use=objective` or `use=budget`, in its own unit, before the scale.
 
@@ -233,7 +282,9 @@ def advantage_term(
     """
     weights = weights_of(settings, correct, mask)
     by_group = baseline == "group"
-    lam = 1.0 if by_group else lambda_of(settings, mask, weights)
+    if lam is None or settings.lam != AUTO:
+        lam = lambda_of(settings, Rows.of(mask).lengths, weights)
+    lam = 1.0 if by_group else lam
     values, left = estimate.values, estimate.left
     if by_group:
         # It is the returns that are centred: with values in them a token would be paid for where
@@ -247,31 +298,37 @@ def advantage_term(
         end = estimate.end_value
         term = length_advantage(values, mask, finished, gamma=gamma, lam=lam, end_value=end)
     if settings.applies_to == "all":
-        return normalise_advantage(term, mask, how=settings.normalise)
+        return normalise_advantage(term, mask, how=settings.normalise, meet=meet)
     if by_group:
         assert groups is not None
         term = centre_correct(term, mask, weights, groups)
-    return correct_term(term, mask, weights, how=settings.normalise)
+    return correct_term(term, mask, weights, how=settings.normalise, meet=meet)
 
 
-def weights_of(settings: TermSettings, correct: Tensor | None, mask: Tensor) -> Tensor:
+def weights_of(settings: TermSettings, correct: Tensor | None, mask: Tensor | Rows) -> Tensor:
     """[B] how much of the length term each completion gets: 1, or its task score within 0..1."""
     if settings.applies_to == "all":
-        return torch.ones(len(mask), device=mask.device)
+        return torch.ones(len(Rows.of(mask).lengths), device=mask.device)
     assert correct is not None
     return correct.float().clamp(0.0, 1.0)
 
 
-def lambda_of(settings: TermSettings, mask: Tensor, weights: Tensor) -> float:
-    """lam; auto: by the mean length of the completions that get the term, 1 where none does."""
+def lambda_of(settings: TermSettings, lengths: Tensor, weights: Tensor) -> float:
+    """lam; auto: by the mean length of the completions that get the term, 1 where none does.
+
+    Args:
+        settings: of the term.
+        lengths: [B] tokens of the policy.
+        weights: [B], see `weights_of`.
+    """
     if settings.lam != AUTO:
         return float(settings.lam)
-    lengths = (mask != 0).sum(1)[weights > 0].double()
+    lengths = lengths[weights > 0].double()
     return lam_for_length(lengths.mean().item()) if len(lengths) else 1.0
 
 
 def shaping_term(
-    estimate: LengthValues, mask: Tensor, finished: Tensor, *, gamma: float, scale: float
+    estimate: LengthValues, mask: Tensor | Rows, finished: Tensor, *, gamma: float, scale: float
 ) -> Tensor:
     """Token rewards [B, T] of `use=shaping`, scale included."""
     end = estimate.end_value
@@ -280,19 +337,21 @@ def shaping_term(
     )
 
 
-def advantage_metrics(task: Tensor, scaled: Tensor, mask: Tensor) -> dict[str, float]:
+def advantage_metrics(
+    task: Tensor, scaled: Tensor, mask: Tensor | Rows, *, meet: Meeting = ALONE
+) -> dict[str, float]:
     """Sizes of the two terms of the advantage, over the tokens of `mask`.
 
     Returns:
         task_advantage_rms, advantage_rms (the scaled length term), advantage_share (the second's
         share of their sum); empty without a token.
     """
-    tokens = (mask != 0).sum()
+    rows = Rows.of(mask, task=task, scaled=scaled)
+    squares = [rows.pack(term).double().square().sum() for term in (task, scaled)]
+    *squares, tokens = meet.sum(torch.stack([*squares, squares[0].new_tensor(len(rows))]))
     if not tokens:
         return {}
-    sizes = [
-        masked_mean(term.double() ** 2, mask, denom=tokens).sqrt().item() for term in (task, scaled)
-    ]
+    sizes = [float((square / tokens).sqrt()) for square in squares]
     total = sum(sizes)
     return {
         "task_advantage_rms": sizes[0],

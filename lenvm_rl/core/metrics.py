@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from lenvm_rl.core.checks import as_float, check_fraction, check_rank, check_same_shape
-from lenvm_rl.core.losses import masked_sum
-from lenvm_rl.core.returns import discounted_returns, remaining_length
+from lenvm_rl.core.returns import discounted_returns
+from lenvm_rl.core.rows import Rows
 from lenvm_rl.core.truncated import check_finished
 from lenvm_rl.core.values import check_gamma
 
@@ -35,7 +35,9 @@ def mean_relative_error(predicted: Tensor, true: Tensor) -> float:
     return relative_error(predicted, true).mean().item()
 
 
-def at_positions(x: Tensor, mask: Tensor, *, positions: tuple[float, ...] = POSITIONS) -> Tensor:
+def at_positions(
+    x: Tensor, mask: Tensor | Rows, *, positions: tuple[float, ...] = POSITIONS
+) -> Tensor:
     """Read `x` at relative positions of each response.
 
     Position f of a response of L tokens is its state floor((L - 1) f), counted over the tokens
@@ -48,27 +50,26 @@ def at_positions(x: Tensor, mask: Tensor, *, positions: tuple[float, ...] = POSI
     Returns:
         [B, P], at least float32; NaN in rows without tokens.
     """
-    check_rank(mask, name="mask", axes="BT")
-    check_same_shape(x=x, mask=mask)
-    counted = mask != 0
-    length_B = counted.sum(1)
+    rows = Rows.of(mask, x=x)
+    length_B = rows.lengths
     fraction_P = torch.tensor(
         [check_fraction(f, name="position") for f in positions],
         dtype=torch.float64,
-        device=mask.device,
+        device=rows.device,
     )
     # Rank of the wanted token; the nudge keeps e.g. 0.7 * 10 from rounding below 7.
     rank_BP = ((length_B[:, None] - 1) * fraction_P + 1e-9).floor().long().clamp(min=0)
-    # Column of the token of that rank: tokens first, in order, then the padding.
-    order_BT = torch.argsort((~counted).int(), dim=1, stable=True)
-    picked = as_float(x, name="x").gather(1, order_BT.gather(1, rank_BP))
-    return torch.where(length_B[:, None] > 0, picked, math.nan)
+    some = length_B > 0
+    values = rows.pack(as_float(x, name="x"))
+    out = values.new_full((len(length_B), len(positions)), math.nan)
+    out[some] = values[(rows.offsets[:-1, None] + rank_BP)[some]]
+    return out
 
 
 def relative_error_by_position(
     predicted_length: Tensor,
     true_length: Tensor,
-    mask: Tensor,
+    mask: Tensor | Rows,
     *,
     positions: tuple[float, ...] = POSITIONS,
 ) -> Tensor:
@@ -142,6 +143,24 @@ def kendall_tau(x: Tensor, y: Tensor, *, chunk: int = 1024) -> float:
     return agreement / (math.sqrt(untied_x) * math.sqrt(untied_y))
 
 
+def error_sums(mask: Tensor | Rows, values: Tensor, left: Tensor, *, gamma: float) -> Tensor:
+    """Errors of a length value model on finished responses, summed over each.
+
+    Args:
+        mask: [B, T], non-zero at generated tokens.
+        values: [B, T], V(s_t) in [-1, 0].
+        left: [B, T], predicted tokens still to come.
+        gamma: discount of the values.
+    Returns:
+        [B, 4] float64: tokens, (V - G)**2, G - V = u_hat - u, |l_hat - l|.
+    """
+    rows = Rows.of(mask, values=values, left=left)
+    flat = rows.flat
+    error = discounted_returns(flat, gamma=gamma).double() - rows.pack(values)
+    off = (rows.pack(left) - flat.left).abs()
+    return torch.stack([flat.lengths.double(), *map(flat.sums, (error.square(), error, off))], 1)
+
+
 class ValueErrors:
     """Errors of a length value model on finished responses, summed batch by batch.
 
@@ -160,7 +179,7 @@ class ValueErrors:
         self._returns = self._returns_squared = self._bias_s0 = 0.0
         self._relative = torch.zeros(len(positions), dtype=torch.float64)
 
-    def add(self, mask: Tensor, values: Tensor, left: Tensor) -> None:
+    def add(self, mask: Tensor | Rows, values: Tensor, left: Tensor) -> None:
         """Take a batch.
 
         Args:
@@ -168,20 +187,21 @@ class ValueErrors:
             values: [B, T], V(s_t) in [-1, 0].
             left: [B, T], predicted tokens still to come.
         """
-        rows = (mask != 0).any(1)
-        mask, v, left = mask[rows], values[rows].double(), left[rows].double()
-        returns = discounted_returns(mask, gamma=self._gamma).double()
-        true = remaining_length(mask).double()
-        error = returns - v  # of u = -V
-        self.tokens += int((mask != 0).sum())
-        self.responses += len(mask)
-        self._squares += masked_sum(error**2, mask).item()
-        self._bias += masked_sum(error, mask).item()
-        self._absolute += masked_sum((left - true).abs(), mask).item()
-        self._returns += masked_sum(returns, mask).item()
-        self._returns_squared += masked_sum(returns**2, mask).item()
-        self._bias_s0 += at_positions(error, mask, positions=(0.0,)).sum().item()
-        relative = relative_error_by_position(left, true, mask, positions=self._positions)
+        rows = Rows.of(mask, values=values, left=left)
+        v, left = rows.pack(values).double(), rows.pack(left).double()
+        rows = Rows(rows.lengths[rows.lengths > 0])
+        returns = discounted_returns(rows, gamma=self._gamma).double()
+        tokens, squares, bias, absolute = error_sums(rows, v, left, gamma=self._gamma).sum(0)
+        self.tokens += int(tokens)
+        self.responses += len(rows.lengths)
+        self._squares += squares.item()
+        self._bias += bias.item()
+        self._absolute += absolute.item()
+        self._returns += returns.sum().item()
+        self._returns_squared += returns.square().sum().item()
+        self._bias_s0 += at_positions(returns - v, rows, positions=(0.0,)).sum().item()
+        true = rows.left.double()
+        relative = relative_error_by_position(left, true, rows, positions=self._positions)
         self._relative += relative.double().sum(0).cpu()
 
     @property
@@ -270,7 +290,7 @@ class Ranking:
 
 def shortest_of_group(
     lengths_left: Tensor,
-    mask: Tensor,
+    mask: Tensor | Rows,
     finished: Tensor,
     groups: Tensor,
     *,
@@ -294,27 +314,23 @@ def shortest_of_group(
         groups: [B] integers; rows with the same number are samples of one prompt.
         position: in [0, 1).
     """
-    check_rank(mask, name="mask", axes="BT")
-    check_same_shape(lengths_left=lengths_left, mask=mask)
+    rows = Rows.of(mask, lengths_left=lengths_left)
     if not check_fraction(position, name="position") < 1:
         raise ValueError(f"position must be below 1, got {position}: at 1 the shortest has ended")
-    is_finished = check_finished(finished, mask)
-    counted = mask != 0
-    length_B = counted.sum(1)
-    # Columns of the tokens in order, then the padding.
-    column_BT = torch.argsort((~counted).int(), dim=1, stable=True)
+    judged_B = check_finished(finished, rows) & (rows.lengths > 0)
+    predicted_N = rows.pack(lengths_left)
     right = chance = 0.0
     judged = 0
     for group in torch.unique(groups).tolist():
-        rows = ((groups == group) & is_finished & (length_B > 0)).nonzero()[:, 0]
-        if len(rows) < 2:
+        members = ((groups == group) & judged_B).nonzero()[:, 0]
+        if len(members) < 2:
             continue
-        lengths = length_B[rows]
+        lengths = rows.lengths[members]
         shortest = lengths == lengths.min()
         if shortest.all():
             continue
-        column = column_BT[rows, int(position * int(lengths.min()))]
-        predicted = lengths_left[rows, column]
+        after = int(position * int(lengths.min()))
+        predicted = predicted_N[rows.offsets[:-1][members] + after]
         picked = predicted == predicted.min()
         right += (picked & shortest).sum().item() / picked.sum().item()
         chance += shortest.double().mean().item()

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lenvm_rl.core.checks import as_float, check_same_shape
+from lenvm_rl.core.checks import as_float
+from lenvm_rl.core.meeting import ALONE, Meeting
+from lenvm_rl.core.rows import Rows
 
 _ROWS = 8  # completions below which two numbers are not worth fitting
 _STATES = 2**18  # evenly spaced ones are fitted on: more change nothing but the time
@@ -36,7 +38,14 @@ class Recalibration:
         return logits if (self.a, self.b) == (1.0, 0.0) else self.a * logits + self.b
 
 
-def recalibrate(logits: Tensor, returns: Tensor, mask: Tensor) -> Recalibration:
+def recalibrate(
+    logits: Tensor,
+    returns: Tensor,
+    mask: Tensor | Rows,
+    *,
+    counted: Tensor | None = None,
+    meet: Meeting = ALONE,
+) -> Recalibration:
     """The a and b that bring -sigmoid(a z + b) nearest to the returns, in the squared sense.
 
         min over a > 0, b of  mean_t (sigmoid(a z_t + b) + G_t)**2
@@ -49,50 +58,72 @@ def recalibrate(logits: Tensor, returns: Tensor, mask: Tensor) -> Recalibration:
         logits: [B, T], z with V = -sigmoid(z).
         returns: [B, T], G in [-1, 0].
         mask: [B, T], non-zero at the tokens of completions that ended by themselves.
+        counted: [B] bool, rows that are fitted to; None: all.
+        meet: with the workers that hold the other rows of the batch, which all get the same fit.
     Raises:
         ValueError: a logit of the mask that is NaN or infinite.
     """
-    check_same_shape(logits=logits, returns=returns, mask=mask)
-    counted = mask != 0
-    z = as_float(logits, name="logits").detach()[counted].double()
-    if not z.isfinite().all():
-        wrong = int((~z.isfinite()).sum())
+    rows = Rows.of(mask, logits=logits, returns=returns)
+    z, u = (rows.pack(as_float(x, name="logits").detach()) for x in (logits, -returns))
+    if counted is not None:
+        chosen = rows.spread(counted)
+        z, u = z[chosen], u[chosen]
+        rows = Rows(rows.lengths[counted])
+    z, u = z.double(), u.double()
+    told = torch.stack([(rows.lengths > 0).sum(), z.isfinite().logical_not().sum(), _count(z)])
+    completions, wrong, tokens = map(int, meet.sum(told.double()).tolist())
+    if wrong:
         raise ValueError(
-            f"{wrong} of {z.numel()} logits of the length critic are NaN or infinite: its weights "
+            f"{wrong} of {tokens} logits of the length critic are NaN or infinite: its weights "
             "or its precision are broken. Look at it with `lenvm eval prediction`, and train it "
             "in float32 or bfloat16."
         )
-    u = -as_float(returns, name="returns")[counted].double()
-    step = -(-z.numel() // _STATES) or 1
+    step = -(-tokens // _STATES) or 1
     z, u = z[::step], u[::step]
-    few = int(counted.any(1).sum()) < _ROWS
-    if few or z.min() == z.max() or u.min() == u.max():
-        error = float(_squared(z, u)) if z.numel() else 0.0
+    if completions < _ROWS or _all_equal(z, u, meet):
+        error, count = meet.sum(torch.stack([(torch.sigmoid(z) - u).square().sum(), _count(z)]))
+        error = float(error / count) if count else 0.0
         return Recalibration(before=error, after=error)
-    return _fit(z, u)
+    return _fit(z, u, meet)
 
 
-def _squared(z: Tensor, u: Tensor) -> Tensor:
-    return (torch.sigmoid(z) - u).square().mean()
+def _count(z: Tensor) -> Tensor:
+    return z.new_tensor(z.numel())
 
 
-def _fit(z: Tensor, u: Tensor) -> Recalibration:
+def _all_equal(z: Tensor, u: Tensor, meet: Meeting) -> bool:
+    """Whether all z, or all u, are one number."""
+    if z.numel():
+        ends = torch.stack([z.max(), -z.min(), u.max(), -u.min()])
+    else:
+        ends = z.new_full((4,), -torch.inf)
+    high_z, low_z, high_u, low_u = meet.max(ends).tolist()
+    return high_z == -low_z or high_u == -low_u
+
+
+def _fit(z: Tensor, u: Tensor, meet: Meeting) -> Recalibration:
     """Levenberg-Marquardt on (a, b); every step lowers the error."""
     basis = torch.stack([z, torch.ones_like(z)])
-    ab = torch.tensor([1.0, 0.0], dtype=torch.float64, device=z.device)
-    first = error = _squared(z, u)
-    damping = _DAMPING
-    for _ in range(_STEPS):
+
+    def look(ab: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Summed squared error at (a, b), half its gradient, and its curvature."""
         predicted = torch.sigmoid(ab @ basis)
-        jacobian = basis * (predicted * (1.0 - predicted))
-        gradient, curvature = jacobian @ (predicted - u), jacobian @ jacobian.T
+        off, jacobian = predicted - u, basis * (predicted * (1.0 - predicted))
+        told = torch.cat([(off @ off)[None], jacobian @ off, (jacobian @ jacobian.T).flatten()])
+        told = meet.sum(told)
+        return told[0], told[1:3], told[3:].view(2, 2)
+
+    ab = torch.tensor([1.0, 0.0], dtype=torch.float64, device=z.device)
+    error, gradient, curvature = look(ab)
+    first, damping = error, _DAMPING
+    for _ in range(_STEPS):
         damped = curvature + damping * torch.diag(curvature.diagonal() + 1e-12)
-        move = torch.linalg.solve(damped, gradient)
-        tried = ab - move
-        found = _squared(tried @ basis, u)
+        tried = ab - torch.linalg.solve(damped, gradient)
+        found, *slopes = look(tried)
         if found < error and tried[0] > 0:
             settled = bool(error - found <= 1e-12 * first)
             ab, error, damping = tried, found, damping / 4.0
+            gradient, curvature = slopes
             if settled:
                 break
         else:
@@ -100,4 +131,5 @@ def _fit(z: Tensor, u: Tensor) -> Recalibration:
             if damping > 1e8:
                 break
     a, b = ab.tolist()
-    return Recalibration(a=a, b=b, before=float(first), after=float(error))
+    count = float(meet.sum(_count(z)))
+    return Recalibration(a=a, b=b, before=float(first) / count, after=float(error) / count)

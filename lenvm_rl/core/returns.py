@@ -16,17 +16,12 @@ Completions truncated by the token limit are the subject of `truncated`.
 import torch
 from torch import Tensor
 
-from lenvm_rl.core.checks import (
-    as_float,
-    check_fraction,
-    check_rank,
-    check_same_shape,
-    per_row,
-)
+from lenvm_rl.core.checks import as_float, check_fraction
+from lenvm_rl.core.rows import Rows
 from lenvm_rl.core.values import check_gamma, length_to_value
 
 
-def remaining_length(mask: Tensor) -> Tensor:
+def remaining_length(mask: Tensor | Rows) -> Tensor:
     """Tokens still to come at each state, L - t, counting the token about to be emitted.
 
     Args:
@@ -34,13 +29,11 @@ def remaining_length(mask: Tensor) -> Tensor:
     Returns:
         [B, T] float32, exact below 2**24 tokens; 0 where masked.
     """
-    check_rank(mask, name="mask", axes="BT")
-    counted = mask != 0
-    tokens_from_here = counted.flip(1).cumsum(1).flip(1)  # int64: exact at any length
-    return (tokens_from_here * counted).to(torch.float32)
+    rows = Rows.of(mask)
+    return rows.unpack(rows.left.to(torch.float32))
 
 
-def discounted_returns(response_mask: Tensor, *, gamma: float) -> Tensor:
+def discounted_returns(response_mask: Tensor | Rows, *, gamma: float) -> Tensor:
     """Discounted length return at each state, in closed form.
 
         G_t = -(1 - gamma**(L - t))
@@ -57,16 +50,16 @@ def discounted_returns(response_mask: Tensor, *, gamma: float) -> Tensor:
     return length_to_value(remaining_length(response_mask), gamma=gamma)
 
 
-def length_rewards(mask: Tensor, *, gamma: float) -> Tensor:
+def length_rewards(mask: Tensor | Rows, *, gamma: float) -> Tensor:
     """Reward `-(1 - gamma)` at each generated token, [B, T] float32 (LenVM eq. 1)."""
-    check_rank(mask, name="mask", axes="BT")
-    return (mask != 0).to(torch.float32) * -(1.0 - check_gamma(gamma))
+    rows = Rows.of(mask)
+    return rows.unpack(torch.full((len(rows),), -(1.0 - check_gamma(gamma)), device=rows.device))
 
 
 def lambda_returns(
     rewards: Tensor,
     values: Tensor,
-    mask: Tensor,
+    mask: Tensor | Rows,
     *,
     gamma: float,
     lam: float,
@@ -88,31 +81,19 @@ def lambda_returns(
     Returns:
         [B, T], at least float32; 0 where masked. Gradients flow to rewards and values.
     Complexity:
-        O(B T log T) work in log2 T vectorised rounds, no loop over T; float64 inside.
+        O(N) in the tokens of the mask, see `Rows.decayed`; float64 inside.
     """
-    check_gamma(gamma)
-    check_fraction(lam, name="lam")
-    check_rank(mask, name="mask", axes="BT")
-    check_same_shape(rewards=rewards, values=values, mask=mask)
-    counted = mask != 0
+    rows = Rows.of(mask, rewards=rewards, values=values)
     r, v = as_float(rewards, name="rewards"), as_float(values, name="values")
     dtype = torch.promote_types(r.dtype, v.dtype)
-    # Products of many gammas need float64: gamma rounded to float32 is off by 0.3 % after 100k.
-    r, v = torch.where(counted, r, 0.0).double(), torch.where(counted, v, 0.0).double()
-    last = per_row(bootstrap_value, like=v, name="bootstrap_value").double()
-
-    # Masked positions pass on what follows them: y_t = 0 + 1 * y_{t+1}.
-    skipped, kept = (~counted).double(), counted.double()
-    next_values = _reverse_scan(v, skipped, last)[:, 1:]
-    step = r + kept * (gamma * (1.0 - lam)) * next_values
-    returns = _reverse_scan(step, skipped + kept * (gamma * lam), last)[:, :-1].to(dtype)
-    return torch.where(counted, returns, 0.0)
+    returns = _lambda_returns(rows, r, v, gamma=gamma, lam=lam, end=bootstrap_value)
+    return rows.unpack(returns.to(dtype))
 
 
 def gae(
     rewards: Tensor,
     values: Tensor,
-    mask: Tensor,
+    mask: Tensor | Rows,
     *,
     gamma: float,
     lam: float,
@@ -128,10 +109,24 @@ def gae(
     Returns:
         [B, T]; 0 where masked.
     """
-    returns = lambda_returns(
-        rewards, values, mask, gamma=gamma, lam=lam, bootstrap_value=bootstrap_value
-    )
-    return torch.where(mask != 0, returns - as_float(values, name="values"), 0.0)
+    rows = Rows.of(mask, rewards=rewards, values=values)
+    r, v = as_float(rewards, name="rewards"), as_float(values, name="values")
+    dtype = torch.promote_types(r.dtype, v.dtype)
+    returns = _lambda_returns(rows, r, v, gamma=gamma, lam=lam, end=bootstrap_value)
+    return rows.unpack(returns.to(dtype) - rows.pack(v))
+
+
+def _lambda_returns(
+    rows: Rows, rewards: Tensor, values: Tensor, *, gamma: float, lam: float, end: Tensor | float
+) -> Tensor:
+    """[N] float64: products of many gammas rounded to float32 are off by 0.3 % after 100k."""
+    check_gamma(gamma)
+    check_fraction(lam, name="lam")
+    last = rows.per_row(end, name="bootstrap_value").double()
+    step = rows.pack(rewards).double()
+    if lam != 1.0:
+        step = step + gamma * (1.0 - lam) * rows.following(rows.pack(values).double(), last)
+    return rows.decayed(step, gamma * lam, last)
 
 
 def td_scores(u: Tensor, *, gamma: float, ended: bool = True) -> Tensor:
@@ -158,23 +153,3 @@ def td_scores(u: Tensor, *, gamma: float, ended: bool = True) -> Tensor:
     u = as_float(u, name="u").double()
     after = torch.zeros_like(u[..., :1]) if ended else torch.full_like(u[..., :1], torch.nan)
     return g * torch.cat([u[..., 1:], after], dim=-1) - u + (1.0 - g)
-
-
-def _reverse_scan(add: Tensor, decay: Tensor, last: Tensor) -> Tensor:
-    """Solve `y_t = add_t + decay_t * y_{t+1}` with `y_T = last`, returned as [B, T + 1].
-
-    Doubling: after round k each position holds the composition of the 2**k maps that start at it.
-    All factors are at most 1, so nothing overflows, and sums are formed as a balanced tree.
-    """
-    y = torch.cat([add, last[:, None]], dim=1)
-    factor = torch.cat([decay, torch.zeros_like(last)[:, None]], dim=1)
-    step = 1
-    while step < y.shape[1]:
-        composed = y[:, :-step] + factor[:, :-step] * y[:, step:]
-        y = torch.cat([composed, y[:, -step:]], dim=1)
-        # Beyond the end nothing is left to multiply: y_T has decay 0.
-        factor = torch.cat(
-            [factor[:, :-step] * factor[:, step:], torch.zeros_like(factor[:, -step:])], dim=1
-        )
-        step *= 2
-    return y

@@ -24,15 +24,8 @@ import torch
 from torch import Tensor
 
 from lenvm_rl.core.advantages import check_scale
-from lenvm_rl.core.checks import (
-    as_float,
-    check_choice,
-    check_fraction,
-    check_rank,
-    check_same_shape,
-    per_row,
-)
-from lenvm_rl.core.returns import gae, remaining_length
+from lenvm_rl.core.checks import as_float, check_choice, check_fraction
+from lenvm_rl.core.rows import Rows
 from lenvm_rl.core.truncated import check_finished
 from lenvm_rl.core.values import check_gamma
 
@@ -41,7 +34,7 @@ BUDGETS = ("equal", "at_most")
 
 def shaping_rewards(
     potential: Tensor,
-    mask: Tensor,
+    mask: Tensor | Rows,
     finished: Tensor,
     *,
     gamma: float,
@@ -68,13 +61,14 @@ def shaping_rewards(
     if gamma != 1.0:
         check_gamma(gamma)
     check_scale(scale)
-    phi = as_float(potential, name="potential").detach()
-    end = _end(phi, mask, finished, end_potential, after_eos=0.0)
-    return torch.where(mask != 0, scale * (gamma * following(phi, mask, end) - phi), 0.0)
+    rows = Rows.of(mask, potential=potential)
+    phi = rows.pack(as_float(potential, name="potential").detach())
+    end = _end(phi, rows, finished, end_potential, after_eos=0.0)
+    return rows.unpack(scale * (gamma * rows.following(phi, end) - phi))
 
 
 def budget_potential(
-    lengths_left: Tensor, mask: Tensor, budget: Tensor, *, kind: str = "equal"
+    lengths_left: Tensor, mask: Tensor | Rows, budget: Tensor, *, kind: str = "equal"
 ) -> Tensor:
     """How far the expected total length is from the budget, at every state.
 
@@ -92,17 +86,16 @@ def budget_potential(
     Returns:
         [B, T] at least float32, at most 0, in budgets; 0 where masked.
     """
-    check_rank(mask, name="mask", axes="BT")
-    check_same_shape(lengths_left=lengths_left, mask=mask)
-    counted = mask != 0
-    spent = counted.cumsum(1) - counted.long()
-    deviation = _deviation(spent + as_float(lengths_left, name="lengths_left"), budget, kind)
-    return torch.where(counted, -deviation, 0.0)
+    rows = Rows.of(mask, lengths_left=lengths_left)
+    spent = rows.spread(rows.lengths) - rows.left
+    total = spent + rows.pack(as_float(lengths_left, name="lengths_left"))
+    _check_budget(budget, rows)
+    return rows.unpack(-_deviation(total, rows.spread(as_float(budget, name="budget")), kind))
 
 
 def budget_advantage(
     lengths_left: Tensor,
-    mask: Tensor,
+    mask: Tensor | Rows,
     finished: Tensor,
     budget: Tensor,
     *,
@@ -126,59 +119,46 @@ def budget_advantage(
         [B, T] at least float32; 0 where masked.
     """
     check_fraction(lam, name="lam")
-    phi = budget_potential(lengths_left, mask, budget, kind=kind)
-    tokens = (mask != 0).sum(1).to(phi.dtype)
-    after_eos = -_deviation(tokens[:, None], budget, kind)[:, 0]
+    rows = Rows.of(mask, lengths_left=lengths_left)
+    flat = rows.flat
+    phi = budget_potential(rows.pack(lengths_left), flat, budget, kind=kind)
+    n, tokens = as_float(budget, name="budget"), rows.lengths.to(phi.dtype)
+    after_eos = -_deviation(tokens, n, kind)
     end_phi = None
     if end_left is not None:
-        total = tokens + per_row(end_left, like=phi, name="end_left")
-        end_phi = -_deviation(total[:, None], budget, kind)[:, 0]
-    end = _end(phi, mask, finished, end_phi, after_eos=after_eos)
-    counted = mask != 0
+        end_phi = -_deviation(tokens + rows.per_row(end_left, name="end_left"), n, kind)
+    end = _end(phi, flat, finished, end_phi, after_eos=after_eos)
     if lam == 1.0:
-        return torch.where(counted, end[:, None] - phi, 0.0)
-    delta = torch.where(counted, following(phi, mask, end) - phi, 0.0)
-    if lam == 0.0:
-        return delta
-    # The sum over lam**k is a Monte Carlo return of delta with discount lam.
-    return gae(delta, torch.zeros_like(delta), mask, gamma=lam, lam=1.0)
-
-
-def following(x: Tensor, mask: Tensor, end: Tensor) -> Tensor:
-    """`x` at the next token of the mask, `end` [B] after the last one; [B, T] like `x`."""
-    check_same_shape(x=x, mask=mask)
-    width = mask.shape[1]
-    column = torch.arange(width, device=mask.device).expand_as(mask)
-    nearest = torch.where(mask != 0, column, width).flip(1).cummin(1).values.flip(1)
-    beyond = torch.full_like(nearest[:, :1], width)
-    index = torch.cat([nearest[:, 1:], beyond], dim=1)
-    return torch.cat([x, end[:, None].to(x.dtype)], dim=1).gather(1, index)
+        return rows.unpack(flat.spread(end) - phi)
+    delta = flat.following(phi, end) - phi
+    return rows.unpack(flat.decayed(delta.double(), lam).to(phi.dtype))
 
 
 def _end(
     phi: Tensor,
-    mask: Tensor,
+    rows: Rows,
     finished: Tensor,
     of_truncated: Tensor | None,
     *,
     after_eos: Tensor | float,
 ) -> Tensor:
     """Potential after the last token [B]: the terminal one after EOS, its own in truncated rows."""
-    check_same_shape(potential=phi, mask=mask)
-    is_finished = check_finished(finished, mask)
+    is_finished = check_finished(finished, rows)
     if of_truncated is None:
-        of_truncated = torch.where(remaining_length(mask) == 1, phi, 0.0).sum(1)
-    of_truncated = per_row(of_truncated, like=phi, name="end_potential")
+        of_truncated = rows.ends(phi)
+    of_truncated = rows.per_row(of_truncated, name="end_potential")
     return torch.where(is_finished, after_eos, of_truncated).to(phi.dtype)
 
 
-def _deviation(total: Tensor, budget: Tensor, kind: str) -> Tensor:
-    """Distance of total lengths [B, T] from the budgets, in budgets."""
-    check_choice(kind, name="budget kind", known=BUDGETS)
-    n = as_float(budget, name="budget")
-    if n.shape != total.shape[:1]:
+def _check_budget(budget: Tensor, rows: Rows) -> None:
+    if budget.shape != rows.lengths.shape:
         raise ValueError(
-            f"budget must have one entry per row, [{total.shape[0]}], got {tuple(n.shape)}"
+            f"budget must have one entry per row, [{len(rows.lengths)}], got {tuple(budget.shape)}"
         )
-    over = total - n[:, None]
-    return (over.abs() if kind == "equal" else over.clamp(min=0.0)) / n[:, None]
+
+
+def _deviation(total: Tensor, budget: Tensor, kind: str) -> Tensor:
+    """Distance of total lengths from the budgets, in budgets; shapes that are alike."""
+    check_choice(kind, name="budget kind", known=BUDGETS)
+    over = total - budget
+    return (over.abs() if kind == "equal" else over.clamp(min=0.0)) / budget

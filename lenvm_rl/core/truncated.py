@@ -30,6 +30,7 @@ from lenvm_rl.core.returns import (
     length_rewards,
     remaining_length,
 )
+from lenvm_rl.core.rows import Rows
 
 TRUNCATIONS = ("drop", "bootstrap", "censored")
 
@@ -167,12 +168,12 @@ def _bootstrap_end(
     return counted & ~is_end, torch.where(is_end, values, 0.0).sum(1)
 
 
-def check_finished(finished: Tensor, mask: Tensor) -> Tensor:
-    """Return `finished` as bool [B]; raise ValueError unless it fits the mask [B, T]."""
-    check_rank(mask, name="response_mask", axes="BT")
-    if finished.shape != mask.shape[:1]:
+def check_finished(finished: Tensor, mask: Tensor | Rows) -> Tensor:
+    """Return `finished` as bool [B]; raise ValueError unless it fits the rows of the mask."""
+    count = len(Rows.of(mask, name="response_mask").lengths)
+    if finished.shape != (count,):
         raise ValueError(
-            f"finished must have one entry per row of response_mask, [{mask.shape[0]}], "
+            f"finished must have one entry per row of response_mask, [{count}], "
             f"got {tuple(finished.shape)}"
         )
     return finished.bool()

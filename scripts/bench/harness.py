@@ -28,7 +28,7 @@ from rich.table import Table
 from scripts.bench.pool import RunsFailed
 
 NAMES = (
-    *("rl", "budgets", "right_answers", "rl_cost"),
+    *("rl", "budgets", "right_answers", "rl_cost", "length_term"),
     *("pretrain", "rollouts", "stream", "sampler", "sampling"),
     *("guidance", "floor", "engine", "exactness", "endurance", "thinking"),
     *("real_text", "error_bars", "rivals", "viewer"),

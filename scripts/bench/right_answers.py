@@ -138,11 +138,11 @@ class Batch:
         return torch.arange(int(self.lengths.max()))[None] < self.lengths[:, None]
 
     def logits(self, world: World, p: float, *, answers: str, times: float) -> Tensor:
-        """[B, T + 1] outputs of a LenVM of `answers` that knows a policy of p.
+        """[B, T] outputs of a LenVM of `answers` that knows a policy of p.
 
         The exact E[G | s] or E[G | s, right], as if all lengths were `times` as long.
         """
-        t = torch.arange(int(self.lengths.max()) + 1, dtype=torch.float64)[None]
+        t = torch.arange(int(self.lengths.max()), dtype=torch.float64)[None]
         end_short = (self.branch[:, None] - t).clamp(min=0.0)
         end_long = end_short + (world.long - world.short)
         on = world.p_long_if_right(p) if answers == "correct" else p
@@ -222,7 +222,7 @@ def advantages(world: World, arm: Arm, batch: Batch, p: float) -> Tensor:
     logits = batch.logits(world, p, answers=arm.answers, times=times)
     done = torch.ones(len(mask), dtype=torch.bool)
     estimate, _ = read_critic(
-        critic, logits, batch.lengths, mask, done, correct, refit=arm.settings.recalibrates
+        critic, logits, None, mask, done, correct, refit=arm.settings.recalibrates
     )
     return length_term(
         arm.settings,

@@ -13,7 +13,6 @@ from lenvm_rl.core import (
     remaining_length,
     shaping_rewards,
 )
-from lenvm_rl.core.shaping import following
 
 
 def rows_of(*lengths, width=None):
@@ -29,14 +28,6 @@ def group_centred(rewards):
     """GRPO's outcome advantage without the division: undiscounted sum, minus the group's mean."""
     total = rewards.double().sum(1)
     return total - total.mean()
-
-
-def test_following_skips_holes_and_ends_where_told():
-    x = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]])
-    mask = torch.tensor([[1, 0, 1, 0], [0, 1, 1, 1]])
-    got = following(x, mask, torch.tensor([-1.0, -2.0]))
-    assert_close(got[0, [0, 2]], torch.tensor([3.0, -1.0]))
-    assert_close(got[1, 1:], torch.tensor([7.0, 8.0, -2.0]))
 
 
 def test_shaping_by_hand():

@@ -179,10 +179,9 @@ def test_right_answers_get_the_trainers_own_term(answers):
     )
     plain = advantages(Method("none"), batch, None, lam=0.95)
     critic = SimpleNamespace(gamma=GAMMA, target="return", length_scale=None, answers=answers)
-    logits = torch.logit(-torch.nn.functional.pad(values, (0, 1)))
-    lengths, correct = torch.tensor(batch.lengths), torch.tensor(batch.correct)
+    logits, correct = torch.logit(-values), torch.tensor(batch.correct)
     rows = (batch.mask, batch.finished)
-    estimate, _ = read_critic(critic, logits, lengths, *rows, correct, refit=settings.recalibrates)
+    estimate, _ = read_critic(critic, logits, None, *rows, correct, refit=settings.recalibrates)
     term = length_term(
         settings,
         estimate,

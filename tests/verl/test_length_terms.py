@@ -70,9 +70,18 @@ def oracle(rollouts, extra=0.0):
     return length_to_logit(left.clamp(min=1e-6), gamma=GAMMA)
 
 
+def ends(logits, lengths):
+    """The outputs at s_L."""
+    return logits.gather(1, torch.as_tensor(lengths)[:, None])[:, 0]
+
+
+def estimated(logits, lengths, model):
+    return LengthValues.of_logits(logits[:, :-1], ends(logits, lengths), model)
+
+
 def test_the_end_of_a_row_is_the_state_after_its_last_token():
     logits = torch.tensor([[0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0, 7.0]])
-    got = LengthValues.of_logits(logits, torch.tensor([3, 1]), model())
+    got = estimated(logits, [3, 1], model())
     assert_close(got.values, -torch.sigmoid(logits[:, :3]))
     assert_close(got.end_value, -torch.sigmoid(torch.tensor([3.0, 5.0])))
     assert_close(got.end_left, torch.log1p(torch.tensor([3.0, 5.0]).exp()) / -math.log(GAMMA))
@@ -81,13 +90,13 @@ def test_the_end_of_a_row_is_the_state_after_its_last_token():
 @pytest.mark.parametrize("target", ["return", "length", "normalized_length", "log_length"])
 def test_every_kind_of_checkpoint_gives_values_and_lengths(target):
     z = torch.randn(2, 4, generator=torch.Generator().manual_seed(0))
-    got = LengthValues.of_logits(z, torch.tensor([3, 2]), model(target=target, length_scale=20.0))
+    got = estimated(z, [3, 2], model(target=target, length_scale=20.0))
     assert_close(got.values, torch.expm1(got.left * math.log(GAMMA)), atol=1e-5, rtol=1e-4)
 
 
 def test_an_oracle_leaves_no_advantage_and_no_error():
     rollouts = batch(finished=(True,) * 4)
-    estimate = LengthValues.of_logits(oracle(rollouts), torch.tensor(LENGTHS), model())
+    estimate = estimated(oracle(rollouts), LENGTHS, model())
     settings = PolicyLengthSettings(checkpoint="x", scale=1.0)
     term = advantage_term(settings, estimate, rollouts.mask, rollouts.finished, gamma=GAMMA)
     assert_close(term, torch.zeros(4, 5), atol=1e-5, rtol=0)
@@ -98,7 +107,7 @@ def test_an_oracle_leaves_no_advantage_and_no_error():
 
 def test_a_critic_that_expects_too_much_shows_a_bias():
     rollouts = batch()
-    estimate = LengthValues.of_logits(oracle(rollouts, extra=3.0), torch.tensor(LENGTHS), model())
+    estimate = estimated(oracle(rollouts, extra=3.0), LENGTHS, model())
     logged = critic_metrics(rollouts, estimate, gamma=GAMMA)
     # Over finished rows: mean of gamma**l (1 - gamma**3), l the true remaining lengths.
     left = [3, 2, 1, 1, 5, 4, 3, 2, 1]
@@ -110,7 +119,7 @@ def test_a_critic_that_expects_too_much_shows_a_bias():
 def test_a_cut_row_ends_in_the_critics_own_value():
     rollouts = batch()
     logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
-    estimate = LengthValues.of_logits(logits, torch.tensor(LENGTHS), model())
+    estimate = estimated(logits, LENGTHS, model())
     settings = PolicyLengthSettings(checkpoint="x", scale=1.0, lam=0.0)
     got = advantage_term(settings, estimate, rollouts.mask, rollouts.finished, gamma=GAMMA)
     v = -torch.sigmoid(logits)
@@ -123,7 +132,7 @@ def test_a_cut_row_ends_in_the_critics_own_value():
 def test_batch_std_gives_the_term_a_unit_of_its_own():
     rollouts = batch()
     logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
-    estimate = LengthValues.of_logits(logits, torch.tensor(LENGTHS), model())
+    estimate = estimated(logits, LENGTHS, model())
     settings = PolicyLengthSettings(checkpoint="x", scale=1.0, normalise="batch_std")
     got = advantage_term(settings, estimate, rollouts.mask, rollouts.finished, gamma=GAMMA)
     assert got[rollouts.mask != 0].std(correction=0).item() == pytest.approx(1.0, rel=1e-5)
@@ -149,7 +158,7 @@ def test_wrong_answers_are_left_alone_and_have_no_say_in_the_unit():
     correct = (1.0, 0.0, 0.5, 3.0)  # a score above 1 counts as right, once
     rollouts = batch(correct=correct)
     logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
-    estimate = LengthValues.of_logits(logits, torch.tensor(LENGTHS), model())
+    estimate = estimated(logits, LENGTHS, model())
     got = right_terms(rollouts, estimate, normalise="batch_std", lam=0.7)("correct")
     plain = length_advantage(
         estimate.values,
@@ -168,9 +177,7 @@ def test_wrong_answers_are_left_alone_and_have_no_say_in_the_unit():
 @pytest.mark.parametrize("use", ["objective", "budget"])
 def test_by_group_right_answers_are_judged_among_themselves(use):
     rollouts = batch(finished=(True,) * 4, correct=(0.0, 0.0, 1.0, 1.0))
-    estimates = [
-        LengthValues.of_logits(torch.randn(4, 6), torch.tensor(LENGTHS), model()) for _ in range(2)
-    ]
+    estimates = [estimated(torch.randn(4, 6), LENGTHS, model()) for _ in range(2)]
     column = {"budget_column": "budget"} if use == "budget" else {}
     one, two = (right_terms(rollouts, e, use=use, **column)("group") for e in estimates)
     assert torch.equal(one, two), "no critic has a say"
@@ -189,7 +196,7 @@ def test_lambda_follows_the_completions_that_get_the_term():
     def lam(**given):
         settings = PolicyLengthSettings(**asked, **given)
         weights = weights_of(settings, rollouts.correct, rollouts.mask)
-        return lambda_of(settings, rollouts.mask, weights)
+        return lambda_of(settings, rollouts.lengths, weights)
 
     assert lam() == pytest.approx(1 - 1 / (0.3 * 193 / 4))
     assert lam(applies_to="correct") == pytest.approx(1 - 1 / (0.3 * 50))
@@ -197,7 +204,7 @@ def test_lambda_follows_the_completions_that_get_the_term():
     nothing = batch(correct=(0.0,) * 4)
     settings = PolicyLengthSettings(**asked, applies_to="correct")
     weights = weights_of(settings, nothing.correct, nothing.mask)
-    assert lambda_of(settings, nothing.mask, weights) == 1.0
+    assert lambda_of(settings, nothing.lengths, weights) == 1.0
 
 
 @pytest.mark.parametrize("target", ["return", "length", "log_length"])
@@ -214,9 +221,9 @@ def test_any_kind_of_checkpoint_is_refitted(target):
         "log_length": torch.log(torch.expm1(torch.log1p(said))),
     }[target]
     lenvm = model(target=target, length_scale=1.0)
-    stale = LengthValues.of_logits(z, lengths, lenvm)
+    stale = estimated(z, lengths, lenvm)
     assert_close(stale.left, said[:, :-1], atol=1e-2, rtol=1e-3)
-    fresh, fit = LengthValues.refitted(z, lengths, lenvm, mask)
+    fresh, fit = LengthValues.refitted(z[:, :-1], ends(z, lengths), lenvm, mask, torch.ones(64) > 0)
     assert (fit.a, fit.b) == (pytest.approx(1.0, abs=1e-2), pytest.approx(-1.0, abs=1e-2))
     assert_close(fresh.left[mask], left[:, :-1][mask], atol=0.1, rtol=0.02)
     assert_close(fresh.values[mask], discounted_returns(mask, gamma=GAMMA)[mask], atol=1e-2, rtol=0)
@@ -225,7 +232,7 @@ def test_any_kind_of_checkpoint_is_refitted(target):
 
 def test_the_budget_term_reads_every_rows_own_budget():
     rollouts = batch(finished=(True,) * 4)
-    estimate = LengthValues.of_logits(oracle(rollouts), torch.tensor(LENGTHS), model())
+    estimate = estimated(oracle(rollouts), LENGTHS, model())
     settings = PolicyLengthSettings(
         checkpoint="x", scale=1.0, use="budget", budget_column="budget", lam=1.0
     )
@@ -239,7 +246,7 @@ def test_the_budget_term_reads_every_rows_own_budget():
 def test_shaping_of_finished_rows_telescopes():
     rollouts = batch(finished=(True,) * 4)
     logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(2))
-    estimate = LengthValues.of_logits(logits, torch.tensor(LENGTHS), model())
+    estimate = estimated(logits, LENGTHS, model())
     term = shaping_term(estimate, rollouts.mask, rollouts.finished, gamma=1.0, scale=2.0)
     assert_close(term.sum(1), -2.0 * estimate.values[:, 0])
 
@@ -262,7 +269,7 @@ def test_length_metrics_by_hand():
 
 def test_groups_of_equal_samples_are_not_ranked():
     rollouts = batch(lengths=[3, 3, 4, 4], finished=(True,) * 4)
-    estimate = LengthValues.of_logits(oracle(rollouts), torch.tensor([3, 3, 4, 4]), model())
+    estimate = estimated(oracle(rollouts), [3, 3, 4, 4], model())
     logged = critic_metrics(rollouts, estimate, gamma=GAMMA)
     assert "lenvm/rank_1_of_k" not in logged
     got = length_advantage(

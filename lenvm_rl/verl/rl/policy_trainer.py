@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig, open_dict
 from tensordict import TensorDict
 from torch import Tensor
@@ -195,8 +194,8 @@ class LengthAwareTrainer(PPOTrainerSync):
     def _estimate(self, rollouts: RolloutBatch) -> tuple[LengthValues, Tensor]:
         """Values of these completions as the critic says them, and its raw outputs [B, T + 1]."""
         logits = self.length_critic.logits(rollouts.rows)
-        lengths = torch.tensor([row.length for row in rollouts.rows])
-        return LengthValues.of_logits(logits, lengths, self.length_critic.model), logits
+        ends = logits.gather(1, rollouts.widths[:, None])[:, 0]
+        return LengthValues.of_logits(logits[:, :-1], ends, self.length_critic.model), logits
 
     def _with_shaping(
         self,
@@ -228,11 +227,10 @@ class LengthAwareTrainer(PPOTrainerSync):
         if self.settings.use == "none" or logits is None:
             return {"task": task, "total": task}
         settings, model = self.settings, self.length_critic.model
-        lengths = torch.tensor([row.length for row in rollouts.rows])
         estimate, fit = read_critic(
             model,
-            logits,
-            lengths,
+            logits[:, :-1],
+            logits.gather(1, rollouts.widths[:, None])[:, 0],
             rollouts.mask,
             rollouts.finished,
             rollouts.correct,

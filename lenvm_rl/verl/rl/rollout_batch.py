@@ -70,6 +70,11 @@ class RolloutBatch:
     """Further columns of the data, by name; from the data itself, or from its extra_info."""
 
     @property
+    def widths(self) -> Tensor:
+        """[B] tokens of the responses, those of a tool among them."""
+        return torch.tensor([row.length for row in self.rows])
+
+    @property
     def lengths(self) -> Tensor:
         """[B] tokens that the policy wrote, EOS included."""
         return self.mask.sum(1)

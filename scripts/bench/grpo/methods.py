@@ -257,7 +257,7 @@ def with_term(
 
 def _refitted(batch: Graded, correct: Tensor) -> LengthValues:
     """Values that fit the correct answers of the batch; those at truncated ends are not known."""
-    fitted = batch.mask & (batch.finished & (correct > 0))[:, None]
-    logits = value_to_logit(batch.values)
-    fit = recalibrate(logits, discounted_returns(fitted, gamma=batch.gamma), fitted)
+    logits, counted = value_to_logit(batch.values), batch.finished & (correct > 0)
+    returns = discounted_returns(batch.mask, gamma=batch.gamma)
+    fit = recalibrate(logits, returns, batch.mask, counted=counted)
     return LengthValues(logit_to_value(fit(logits)), batch.lengths_left)
