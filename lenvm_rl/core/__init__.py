@@ -66,6 +66,7 @@ from lenvm_rl.core.losses import (
     masked_sum,
     squared_error,
 )
+from lenvm_rl.core.meeting import ALONE, Meeting
 from lenvm_rl.core.metrics import (
     POSITIONS,
     Calibration,
@@ -130,6 +131,8 @@ from lenvm_rl.core.values import (
 )
 
 __all__ = [
+    "ALONE",
+    "Meeting",
     "AUTO",
     "BASELINES",
     "BUDGETS",

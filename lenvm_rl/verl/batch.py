@@ -44,20 +44,22 @@ def make_batch(
     workers: int,
     multiple: int | None = None,
     balance: bool = True,
+    least: int = 0,
 ) -> TensorDict:
     """A batch of `rows` for `workers` data-parallel workers.
 
     Args:
-        rows: completions, at least one.
+        rows: completions, at least one, or `least`.
         loss: knows which completions carry weight.
         workers: the batch is cut into that many equal parts.
         multiple: the number of rows becomes a multiple of it (default: `workers`).
+        least: fill up to at least so many rows, for a worker whose part is smaller than another's.
         balance: order the rows so that every worker gets about the same work.
     """
-    if not rows:
+    if not rows and not least:
         raise ValueError("a batch needs at least one completion; got none.")
     multiple = multiple or workers
-    filling = -len(rows) % multiple
+    filling = max(-len(rows) % multiple, least - len(rows))
     prompt = np.array([len(row.prompt_ids) for row in rows] + [1] * filling, dtype=np.int64)
     response = np.array([row.length for row in rows] + [1] * filling, dtype=np.int64)
     index = np.array([*range(len(rows)), *([-1] * filling)], dtype=np.int64)

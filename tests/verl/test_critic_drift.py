@@ -1,68 +1,86 @@
 """Are the errors of the values those of fresh, finished responses, by data source?"""
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from lenvm_rl.core import LengthValues, discounted_returns, remaining_length
-from lenvm_rl.verl.rl.policy_metrics import ValidationDrift, drift, each_sample
+from lenvm_rl.core import (
+    ALONE,
+    Rows,
+    discounted_returns,
+    length_to_logit,
+    remaining_length,
+    value_to_logit,
+)
+from lenvm_rl.verl.rl.length_step import Plan, Share, States, take_step
+from lenvm_rl.verl.rl.policy_metrics import ValidationDrift, each_sample, figures
+from lenvm_rl.verl.rl.step_data import QueueData
 
 GAMMA = 0.9
 LENGTHS = [3, 1, 5, 4]
-MASK = torch.arange(5)[None] < torch.tensor(LENGTHS)[:, None]
+CRITIC = SimpleNamespace(gamma=GAMMA, target="return", length_scale=None, answers="all")
 
 
 def rollouts(finished=(True, True, True, False), sources=("a", "b", "a", "b")):
     columns = {} if sources is None else {"data_source": list(sources)}
-    return SimpleNamespace(
-        mask=MASK.long(), finished=torch.tensor(finished), rows=LENGTHS, columns=columns
-    )
+    return SimpleNamespace(finished=torch.tensor(finished), columns=columns)
 
 
-def estimate(value_off=0.0, tokens_off=0.0):
-    """The truth, off by so much."""
-    return LengthValues(
-        values=discounted_returns(MASK, gamma=GAMMA) - value_off,  # u is -V: too long by value_off
-        left=remaining_length(MASK) + tokens_off,
-        end_value=torch.zeros(4),
-        end_left=torch.zeros(4),
+def report(rollouts, value_off=0.0, tokens_off=0.0):
+    """The truth, off by so much, as the workers report it."""
+    rows = Rows(torch.tensor(LENGTHS))
+    # u is -V: too long by value_off
+    states = States(
+        rows=rows,
+        logits=value_to_logit(discounted_returns(rows, gamma=GAMMA) - value_off),
+        ends=torch.zeros(4),
+        response=rows,
+        written=torch.ones(len(rows), dtype=torch.bool),
     )
+    if tokens_off:
+        left = remaining_length(rows) + tokens_off
+        states = dataclasses.replace(states, logits=length_to_logit(left, gamma=GAMMA))
+    share = Share(QueueData("val", []), rollouts.finished, torch.ones(4), torch.arange(4))
+    return take_step(Plan(write=False), share, states, CRITIC, meet=ALONE)
 
 
 def test_a_perfect_critic_has_no_error():
-    figures = drift(rollouts(), estimate(), gamma=GAMMA)
-    assert figures == pytest.approx({"value_rmse": 0, "value_bias": 0, "mae_tokens": 0}, abs=1e-6)
+    found = figures(report(rollouts()).errors)
+    assert found == pytest.approx({"value_rmse": 0, "value_bias": 0, "mae_tokens": 0}, abs=1e-5)
 
 
 def test_predicting_too_long_has_a_positive_bias():
-    figures = drift(rollouts(), estimate(0.1, 2.0), gamma=GAMMA)
-    assert figures == pytest.approx({"value_rmse": 0.1, "value_bias": 0.1, "mae_tokens": 2.0})
+    found = figures(report(rollouts(), value_off=0.1).errors)
+    assert (found["value_rmse"], found["value_bias"]) == (pytest.approx(0.1), pytest.approx(0.1))
+    found = figures(report(rollouts(), tokens_off=2.0).errors)
+    assert found["mae_tokens"] == pytest.approx(2.0, abs=1e-4)
 
 
 def test_cut_responses_do_not_count():
-    given = estimate()
-    given.values[3] = -1.0
-    assert drift(rollouts(), given, gamma=GAMMA)["value_rmse"] == pytest.approx(0, abs=1e-6)
-    assert drift(rollouts(finished=[False] * 4), given, gamma=GAMMA) == {}
+    errors = report(rollouts(), value_off=0.1).errors
+    assert errors[:3].any() and not errors[3].any()
+    assert figures(report(rollouts(finished=[False] * 4), value_off=0.1).errors) == {}
 
 
 def test_each_source_has_its_own_figures_over_all_batches():
-    seen = ValidationDrift(gamma=GAMMA)
-    seen.add(rollouts(), estimate(0.1))  # a: 3 + 5 tokens, b: 1 (its other response was truncated)
-    seen.add(rollouts(sources=["b"] * 4), estimate(-0.2, 1.0))  # b: 9 tokens
+    seen = ValidationDrift()
+    one, two = rollouts(), rollouts(sources=["b"] * 4)
+    seen.add(one, report(one, 0.1))  # a: 3 + 5 tokens, b: 1 (its other response was truncated)
+    seen.add(two, report(two, 0.05))  # b: 9 tokens
     metrics = seen.metrics()
     assert metrics["val-lenvm/a/value_rmse"] == pytest.approx(0.1)
-    assert metrics["val-lenvm/b/value_bias"] == pytest.approx((0.1 - 9 * 0.2) / 10)
-    assert metrics["val-lenvm/b/value_rmse"] == pytest.approx(math.sqrt((0.01 + 9 * 0.04) / 10))
-    assert metrics["val-lenvm/b/mae_tokens"] == pytest.approx(0.9)
+    assert metrics["val-lenvm/b/value_bias"] == pytest.approx((0.1 + 9 * 0.05) / 10)
+    squares = (0.01 + 9 * 0.05**2) / 10
+    assert metrics["val-lenvm/b/value_rmse"] == pytest.approx(math.sqrt(squares))
     assert len(metrics) == 6
 
 
 def test_data_without_sources_is_one_unknown_source():
-    seen = ValidationDrift(gamma=GAMMA)
-    seen.add(rollouts(sources=None), estimate())
+    seen = ValidationDrift()
+    seen.add(rollouts(sources=None), report(rollouts()))
     assert set(seen.metrics()) == {
         f"val-lenvm/unknown/{name}" for name in ("value_rmse", "value_bias", "mae_tokens")
     }

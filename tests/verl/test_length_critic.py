@@ -6,18 +6,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import transfer_queue as tq
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
-from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass, validate_config
 
-from lenvm_rl.core import LengthBins, LengthValues
-from lenvm_rl.model import LengthValueModel
+from lenvm_rl.core import LengthBins
 from lenvm_rl.verl.batch import finish_reason
 from lenvm_rl.verl.data_checks import check_column, check_own_words, check_text_only
-from lenvm_rl.verl.rl import rollout_batch
 from lenvm_rl.verl.rl.length_critic import LengthCritic, worker_block
 from lenvm_rl.verl.rl.policy_settings import (
     PolicyLengthSettings,
@@ -25,8 +23,10 @@ from lenvm_rl.verl.rl.policy_settings import (
     read_policy_settings,
 )
 from lenvm_rl.verl.rl.rollout_batch import read_rollouts
+from lenvm_rl.verl.rl.step_data import RowFacts
 from tests.tiny import make_policy, make_tokenizer
-from tests.verl.engines import make_lenvm, make_rows, make_worker
+from tests.verl.engines import make_lenvm
+from tests.verl.test_length_terms import batch
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "grpo_length"
 GAMMA = 0.95
@@ -197,12 +197,13 @@ def queue(monkeypatch):
             )
             for name, cells in columns.items()
         }
+        data = {name: data[name] for name in select_fields if name in data}
         out = TensorDict(data, batch_size=len(rows))
         out["extra_fields"] = objects([extra[i] for i in rows]).tolist()
         out["extra_info"] = objects([info[i] for i in rows]).tolist()
         return out
 
-    monkeypatch.setattr(rollout_batch.tq, "kv_batch_get", get)
+    monkeypatch.setattr(tq, "kv_batch_get", get)
     return columns
 
 
@@ -217,13 +218,12 @@ def test_completions_are_read_without_the_rows_that_fill_up(queue):
     got = read_rollouts(META, eos={1}, columns=("target",))
     assert got.keys == ["a_0_0", "a_1_0", "b_0_0"]
     assert got.finished.tolist() == [True, False, False]  # the engine's word beats the last token
-    assert got.mask.tolist() == [[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 1, 1]]
-    assert got.lengths.tolist() == [3, 2, 3] and [r.length for r in got.rows] == [3, 2, 4]
+    assert got.lengths.tolist() == [3, 2, 3] and got.widths.tolist() == [3, 2, 4]
     assert got.groups.tolist() == [0, 0, 1]
     assert got.scores.tolist() == [1.0, 0.5, 0.25]
     assert got.correct.tolist() == [0.0, 0.5, 0.25]  # acc where the reward function says it
     assert got.columns == {"target": [3, 3, 9]}
-    assert got.rows[0].prompt_id == got.rows[1].prompt_id != got.rows[2].prompt_id
+    assert got.prompt_ids[0] == got.prompt_ids[1] != got.prompt_ids[2]
 
 
 def test_an_empty_response_is_refused(queue):
@@ -277,41 +277,12 @@ def test_prompts_with_more_than_text_are_refused(composed, kind):
 # --- what stays behind ------------------------------------------------------------------------
 
 
-class Workers:
-    """Stands for the length critic's workers."""
-
-    def __init__(self):
-        self.calls = []
-
-    def __getattr__(self, name):
-        def call(*args):
-            self.calls.append(name)
-            if name == "infer_batch":
-                tokens = args[0]["input_ids"]
-                zeros = torch.zeros(len(tokens.values()))
-                values = torch.nested.nested_tensor_from_jagged(zeros, tokens.offsets())
-                return SimpleNamespace(get=lambda: {"values": values})
-            if name == "train_batch":
-                return SimpleNamespace(get=lambda: tu.get_tensordict({}, {"metrics": {"lr": 0.1}}))
-
-        return call
-
-
 @pytest.fixture
 def refreshed(composed, policy, tmp_path):
     config = composed.copy()
     config.trainer.max_actor_ckpt_to_keep, config.trainer.max_critic_ckpt_to_keep = 3, 2
     path = make_lenvm(tmp_path / "lenvm", gamma=GAMMA)
-    critic = critic_of(config, policy, path, refresh=True)
-    critic.workers, critic._parts, critic._multiple = Workers(), 1, 1
-    return critic
-
-
-def test_its_activations_are_freed_before_the_rollout_engine_wakes(refreshed):
-    refreshed.logits(make_rows(3))
-    assert refreshed.workers.calls == ["infer_batch", "empty_cache"]
-    refreshed.refresh(make_rows(3))
-    assert refreshed.workers.calls[2:] == ["train_batch", "empty_cache"]
+    return critic_of(config, policy, path, refresh=True)
 
 
 def test_old_checkpoints_of_a_refreshed_critic_are_retired(refreshed, tmp_path):
@@ -328,8 +299,7 @@ def test_old_checkpoints_of_a_refreshed_critic_are_retired(refreshed, tmp_path):
         refreshed.load(tmp_path / "global_step_10")
 
 
-def test_a_distribution_is_read_at_its_gamma(composed, policy, tmp_path):
-    """What the terms of RL see is z at s_0 .. s_L, as of a LenVM of one value."""
+def test_a_distribution_has_every_gamma(composed, policy, tmp_path):
     bins = LengthBins.up_to(60)
     fields = {"target": "distribution", "bins": list(bins.edges), "gamma": GAMMA}
     path = make_lenvm(tmp_path / "lenvm", **fields)
@@ -337,21 +307,54 @@ def test_a_distribution_is_read_at_its_gamma(composed, policy, tmp_path):
     assert critic.loss.bins == bins
     chosen = critic_of(composed, policy, path, gamma=0.8)
     assert chosen.gamma == chosen.loss.gamma == chosen.model.gamma == 0.8
-    worker = make_worker(path, loss=critic.loss)
-    critic.workers = SimpleNamespace(
-        infer_batch=lambda batch: SimpleNamespace(get=lambda: worker.infer_batch(batch)),
-        empty_cache=lambda: None,
+
+
+# --- who gets which completions ---------------------------------------------------------------
+
+
+@pytest.fixture
+def seated(composed, policy, tmp_path):
+    critic = critic_of(composed, policy, make_lenvm(tmp_path / "lenvm", gamma=GAMMA))
+
+    def seat(ranks, dynamic=True):
+        critic._critic = SimpleNamespace(use_dynamic_bsz=dynamic, ppo_micro_batch_size_per_gpu=4)
+        critic._seat(ranks)
+        return critic
+
+    return seat
+
+
+@pytest.mark.parametrize("balance", [True, False])
+def test_a_prompt_stays_on_one_worker(seated, balance):
+    critic = seated([0, 1, 2])
+    critic._balance = balance
+    rollouts = batch(
+        lengths=[50, 40, 3, 4, 5, 6, 30, 9, 60, 1], finished=[True] * 10, correct=[1.0] * 10
     )
-    critic._parts = critic._multiple = 1
-    rows = make_rows(4)
-    logits = critic.logits(rows)
-    model = LengthValueModel.from_pretrained(path).eval()
-    with torch.no_grad():
-        for row, z in zip(rows, logits, strict=True):
-            ids = torch.tensor([[*row.prompt_ids, *row.response_ids]])
-            expected = model.length_logits(ids)[0, len(row.prompt_ids) - 1 :]
-            torch.testing.assert_close(z[: row.length + 1], expected, rtol=1e-5, atol=1e-5)
-    values = LengthValues.of_logits(
-        logits, torch.tensor([row.length for row in rows]), model.config
-    )
-    assert torch.equal(values.values, -logits[:, :-1].sigmoid())
+    index = critic._split(rollouts)
+    assert sorted(i for rows in index for i in rows) == list(range(10))
+    owner = {i: part for part, rows in enumerate(index) for i in rows}
+    assert all(owner[i] == owner[i + 1] for i in range(0, 10, 2))
+    assert len(set(owner.values())) == 3
+    shares = critic._shares(rollouts, index, torch.arange(10.0))
+    for rows, share in zip(index, shares, strict=True):
+        assert share.data.keys == [rollouts.keys[i] for i in rows]
+        assert share.budget.tolist() == share.correct.new_tensor(rows).tolist()
+
+
+def test_more_workers_than_prompts_leave_some_without(seated):
+    critic = seated([0, 0, 1, 1, 2, 2])  # two ranks to a worker: sequence parallelism
+    assert critic._told(["a", None, "b", None, None, "c"]) == ["a", "b", "c"]
+    index = critic._split(batch())
+    assert sorted(map(len, index)) == [0, 2, 2]
+    assert critic._least(index) == 2 and seated([0, 1, 2], dynamic=False)._least(index) == 4
+
+
+def test_facts_come_back_in_order(seated, queue):
+    critic = seated([0, 1])
+    critic.workers = SimpleNamespace(row_facts=lambda parts: [RowFacts.read(p) for p in parts])
+    alone = read_rollouts(META, eos={1})
+    asked = read_rollouts(META, eos={1}, facts_of=critic.facts)
+    assert asked.prompt_ids == alone.prompt_ids
+    for name in ("widths", "lengths", "scores", "finished", "correct"):
+        assert torch.equal(getattr(asked, name), getattr(alone, name)), name

@@ -9,10 +9,12 @@ from torch.testing import assert_close
 
 from lenvm_rl.core import (
     discounted_returns,
+    error_sums,
     length_advantage,
     length_to_logit,
     logit_to_length,
     remaining_length,
+    shortest_of_group,
 )
 from lenvm_rl.core.length_terms import (
     LengthValues,
@@ -22,11 +24,12 @@ from lenvm_rl.core.length_terms import (
     shaping_term,
     weights_of,
 )
-from lenvm_rl.rollouts import Rollout
 from lenvm_rl.verl.data_checks import budgets_of
+from lenvm_rl.verl.rl.length_step import Report
 from lenvm_rl.verl.rl.policy_metrics import LengthAlarm, critic_metrics, length_metrics
 from lenvm_rl.verl.rl.policy_settings import PolicyLengthSettings
 from lenvm_rl.verl.rl.rollout_batch import RolloutBatch
+from lenvm_rl.verl.rl.step_data import QueueData
 
 GAMMA = 0.9
 LENGTHS = [3, 1, 5, 4]
@@ -38,34 +41,38 @@ def model(target="return", length_scale=None):
 
 
 def batch(lengths=LENGTHS, finished=(True, True, True, False), correct=(1.0, 0.0, 1.0, 1.0)):
-    rows = [
-        Rollout(
-            prompt_id=f"p{i // 2}",
-            sample_id=i % 2,
-            prompt_ids=[5, 6],
-            response_ids=[7] * n,
-            finish_reason="stop" if done else "length",
-        )
-        for i, (n, done) in enumerate(zip(lengths, finished, strict=True))
-    ]
-    mask = (torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]).long()
+    count = len(lengths)
     return RolloutBatch(
-        partition="train",
-        keys=[f"u{i // 2}_{i % 2}_0" for i in range(len(rows))],
-        rows=rows,
-        mask=mask,
+        data=QueueData("train", [f"u{i // 2}_{i % 2}_0" for i in range(count)]),
+        widths=torch.tensor(lengths),
+        lengths=torch.tensor(lengths),
+        prompt_ids=[f"p{i // 2}" for i in range(count)],
         finished=torch.tensor(finished),
-        groups=torch.arange(len(rows)) // 2,
+        groups=torch.arange(count) // 2,
         scores=torch.tensor(correct),
         correct=torch.tensor(correct),
-        reward_info=[{}] * len(rows),
+        reward_info=[{}] * count,
         columns={},
     )
 
 
+def mask_of(rollouts):
+    """[B, T] tokens of the policy, of responses without a tool's."""
+    return torch.arange(int(rollouts.lengths.max()))[None] < rollouts.lengths[:, None]
+
+
+def logged_of(rollouts, estimate):
+    """What the trainer logs of a critic that says this."""
+    mask = mask_of(rollouts)
+    errors = error_sums(mask, estimate.values, estimate.left, gamma=GAMMA)
+    errors = torch.where(rollouts.finished[:, None], errors, 0.0)
+    ranking = shortest_of_group(estimate.left, mask, rollouts.finished, rollouts.groups)
+    return critic_metrics(rollouts, Report(errors, ranking))
+
+
 def oracle(rollouts, extra=0.0):
     """Logits of the true remaining lengths (plus `extra`), at s_0 .. s_L."""
-    left = remaining_length(rollouts.mask) + extra
+    left = remaining_length(mask_of(rollouts)) + extra
     left = torch.cat([left, torch.full((len(left), 1), extra)], dim=1)
     return length_to_logit(left.clamp(min=1e-6), gamma=GAMMA)
 
@@ -98,9 +105,9 @@ def test_an_oracle_leaves_no_advantage_and_no_error():
     rollouts = batch(finished=(True,) * 4)
     estimate = estimated(oracle(rollouts), LENGTHS, model())
     settings = PolicyLengthSettings(checkpoint="x", scale=1.0)
-    term = advantage_term(settings, estimate, rollouts.mask, rollouts.finished, gamma=GAMMA)
+    term = advantage_term(settings, estimate, mask_of(rollouts), rollouts.finished, gamma=GAMMA)
     assert_close(term, torch.zeros(4, 5), atol=1e-5, rtol=0)
-    logged = critic_metrics(rollouts, estimate, gamma=GAMMA)
+    logged = logged_of(rollouts, estimate)
     assert logged["lenvm/value_rmse"] == pytest.approx(0.0, abs=1e-5)
     assert logged["lenvm/rank_1_of_k"] == 1.0 and logged["lenvm/rank_chance"] == 0.5
 
@@ -108,7 +115,7 @@ def test_an_oracle_leaves_no_advantage_and_no_error():
 def test_a_critic_that_expects_too_much_shows_a_bias():
     rollouts = batch()
     estimate = estimated(oracle(rollouts, extra=3.0), LENGTHS, model())
-    logged = critic_metrics(rollouts, estimate, gamma=GAMMA)
+    logged = logged_of(rollouts, estimate)
     # Over finished rows: mean of gamma**l (1 - gamma**3), l the true remaining lengths.
     left = [3, 2, 1, 1, 5, 4, 3, 2, 1]
     wanted = sum(GAMMA**n for n in left) / len(left) * (1 - GAMMA**3)
@@ -121,7 +128,7 @@ def test_a_cut_row_ends_in_the_critics_own_value():
     logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
     estimate = estimated(logits, LENGTHS, model())
     settings = PolicyLengthSettings(checkpoint="x", scale=1.0, lam=0.0)
-    got = advantage_term(settings, estimate, rollouts.mask, rollouts.finished, gamma=GAMMA)
+    got = advantage_term(settings, estimate, mask_of(rollouts), rollouts.finished, gamma=GAMMA)
     v = -torch.sigmoid(logits)
     assert got[3, 3].item() == pytest.approx(
         (-(1 - GAMMA) + GAMMA * v[3, 4] - v[3, 3]).item(), abs=1e-6
@@ -134,8 +141,8 @@ def test_batch_std_gives_the_term_a_unit_of_its_own():
     logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
     estimate = estimated(logits, LENGTHS, model())
     settings = PolicyLengthSettings(checkpoint="x", scale=1.0, normalise="batch_std")
-    got = advantage_term(settings, estimate, rollouts.mask, rollouts.finished, gamma=GAMMA)
-    assert got[rollouts.mask != 0].std(correction=0).item() == pytest.approx(1.0, rel=1e-5)
+    got = advantage_term(settings, estimate, mask_of(rollouts), rollouts.finished, gamma=GAMMA)
+    assert got[mask_of(rollouts) != 0].std(correction=0).item() == pytest.approx(1.0, rel=1e-5)
 
 
 def right_terms(rollouts, estimate, **given):
@@ -144,7 +151,7 @@ def right_terms(rollouts, estimate, **given):
     return lambda baseline: advantage_term(
         settings,
         estimate,
-        rollouts.mask,
+        mask_of(rollouts),
         rollouts.finished,
         gamma=GAMMA,
         correct=rollouts.correct,
@@ -162,16 +169,16 @@ def test_wrong_answers_are_left_alone_and_have_no_say_in_the_unit():
     got = right_terms(rollouts, estimate, normalise="batch_std", lam=0.7)("correct")
     plain = length_advantage(
         estimate.values,
-        rollouts.mask,
+        mask_of(rollouts),
         rollouts.finished,
         gamma=GAMMA,
         lam=0.7,
         end_value=estimate.end_value,
     )
-    mine = (rollouts.mask != 0) & (rollouts.correct > 0)[:, None]
+    mine = (mask_of(rollouts) != 0) & (rollouts.correct > 0)[:, None]
     unit = plain[mine].std(correction=0)
     weight = torch.tensor([1.0, 0.0, 0.5, 1.0])[:, None]
-    assert_close(got, plain / unit * weight * rollouts.mask)
+    assert_close(got, plain / unit * weight * mask_of(rollouts))
 
 
 @pytest.mark.parametrize("use", ["objective", "budget"])
@@ -195,7 +202,7 @@ def test_lambda_follows_the_completions_that_get_the_term():
 
     def lam(**given):
         settings = PolicyLengthSettings(**asked, **given)
-        weights = weights_of(settings, rollouts.correct, rollouts.mask)
+        weights = weights_of(settings, rollouts.correct, mask_of(rollouts))
         return lambda_of(settings, rollouts.lengths, weights)
 
     assert lam() == pytest.approx(1 - 1 / (0.3 * 193 / 4))
@@ -203,7 +210,7 @@ def test_lambda_follows_the_completions_that_get_the_term():
     assert lam(lam=0.95) == 0.95
     nothing = batch(correct=(0.0,) * 4)
     settings = PolicyLengthSettings(**asked, applies_to="correct")
-    weights = weights_of(settings, nothing.correct, nothing.mask)
+    weights = weights_of(settings, nothing.correct, mask_of(nothing))
     assert lambda_of(settings, nothing.lengths, weights) == 1.0
 
 
@@ -238,7 +245,7 @@ def test_the_budget_term_reads_every_rows_own_budget():
     )
     budget = torch.tensor([3.0, 2.0, 5.0, 8.0])
     got = advantage_term(
-        settings, estimate, rollouts.mask, rollouts.finished, gamma=GAMMA, budget=budget
+        settings, estimate, mask_of(rollouts), rollouts.finished, gamma=GAMMA, budget=budget
     )
     assert_close(got, torch.zeros(4, 5), atol=1e-4, rtol=0)  # what comes was expected
 
@@ -247,7 +254,7 @@ def test_shaping_of_finished_rows_telescopes():
     rollouts = batch(finished=(True,) * 4)
     logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(2))
     estimate = estimated(logits, LENGTHS, model())
-    term = shaping_term(estimate, rollouts.mask, rollouts.finished, gamma=1.0, scale=2.0)
+    term = shaping_term(estimate, mask_of(rollouts), rollouts.finished, gamma=1.0, scale=2.0)
     assert_close(term.sum(1), -2.0 * estimate.values[:, 0])
 
 
@@ -270,11 +277,11 @@ def test_length_metrics_by_hand():
 def test_groups_of_equal_samples_are_not_ranked():
     rollouts = batch(lengths=[3, 3, 4, 4], finished=(True,) * 4)
     estimate = estimated(oracle(rollouts), [3, 3, 4, 4], model())
-    logged = critic_metrics(rollouts, estimate, gamma=GAMMA)
+    logged = logged_of(rollouts, estimate)
     assert "lenvm/rank_1_of_k" not in logged
     got = length_advantage(
-        discounted_returns(rollouts.mask, gamma=GAMMA),
-        rollouts.mask,
+        discounted_returns(mask_of(rollouts), gamma=GAMMA),
+        mask_of(rollouts),
         rollouts.finished,
         gamma=GAMMA,
         lam=0.95,

@@ -16,6 +16,7 @@ from lenvm_rl.verl.plugin import REWARD_MANAGER
 from lenvm_rl.verl.rl.group_rewards import GroupReward
 from lenvm_rl.verl.rl.policy_metrics import length_metrics
 from lenvm_rl.verl.rl.reward_manager import LengthRewardManager
+from lenvm_rl.verl.rl.step_data import QueueData
 from tests.tiny import make_tokenizer
 from tests.verl.test_length_terms import batch
 
@@ -148,13 +149,22 @@ def test_group_rewards_replace_the_score_on_the_last_token():
     reward = GroupReward.of({"name": "kimi", "weight": 1.0})
     got = reward.apply(rollouts)
     # Prompt 0: 3 tokens right, 1 wrong: lambda = 0.5 - (n - 1) / 2; prompt 1: 5 and 4, both right.
-    assert_close(got.sum(1), torch.tensor([0.5, 0.0, 0.5, 1.5]))
-    assert torch.equal(got.nonzero()[:, 1], torch.tensor([2, 4, 3]))
+    assert_close(got, torch.tensor([0.5, 0.0, 0.5, 1.5]))
+
+
+def test_what_is_earned_lies_on_the_last_token(monkeypatch):
+    written = {}
+    monkeypatch.setattr(QueueData, "write", lambda self, **columns: written.update(columns))
+    batch().reward(torch.tensor([0.5, 0.0, 0.5, 1.5]))
+    got = written["rm_scores"]
+    assert [row.tolist() for row in got.unbind()] == [
+        *([0, 0, 0.5], [0], [0, 0, 0, 0, 0.5], [0, 0, 0, 1.5])
+    ]
 
 
 def test_groups_of_equal_samples_get_equal_rewards():
     rollouts = batch(lengths=[4, 4, 2, 2], correct=(1.0, 1.0, 0.0, 0.0))
-    got = GroupReward.of({"name": "kimi", "weight": 0.5}).apply(rollouts).sum(1)
+    got = GroupReward.of({"name": "kimi", "weight": 0.5}).apply(rollouts)
     assert got[0] == got[1] and got[2] == got[3] and got.isfinite().all()
 
 
@@ -162,7 +172,8 @@ def sessions():
     """Two sessions of one prompt: 100 tokens in one output, and 4 outputs of 60."""
     rollouts = batch(lengths=[100, 60, 60, 60, 60], finished=[True] * 5, correct=[1.0] * 5)
     keys = ["u_0_0", "u_1_2", "u_1_0", "u_1_3", "u_1_1"]
-    return dataclasses.replace(rollouts, keys=keys, groups=torch.zeros(5, dtype=torch.long))
+    data = QueueData("train", keys)
+    return dataclasses.replace(rollouts, data=data, groups=torch.zeros(5, dtype=torch.long))
 
 
 def test_a_session_of_several_outputs_is_one_sample():
@@ -170,7 +181,7 @@ def test_a_session_of_several_outputs_is_one_sample():
     assert rollouts.samples.lengths.tolist() == [100, 240]
     assert rollouts.samples.last == [0, 3]
     assert length_metrics(rollouts)["length/mean"] == 170
-    got = GroupReward.of({"name": "kimi", "weight": 0.5}).apply(rollouts).sum(1)
+    got = GroupReward.of({"name": "kimi", "weight": 0.5}).apply(rollouts)
     assert_close(got, torch.tensor([1.25, 0.75, 0.75, 0.75, 0.75]))  # the longer one earns less
     with pytest.raises(ValueError, match="lenvm.use=objective .* 4 outputs for a session"):
         rollouts.check_single_outputs("lenvm.use=objective")
@@ -189,7 +200,7 @@ def test_columns_of_the_data_reach_the_formula():
     rollouts.columns["target"] = [3, 3, 5, 5]
     reward = GroupReward.of({"name": "l1_exact", "alpha": 0.1})
     assert reward.columns == ("target",)
-    assert_close(reward.apply(rollouts).sum(1), torch.tensor([1.0, -0.2, 1.0, 0.9]))
+    assert_close(reward.apply(rollouts), torch.tensor([1.0, -0.2, 1.0, 0.9]))
 
 
 def test_state_of_a_stateful_reward_survives():

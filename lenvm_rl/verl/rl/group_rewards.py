@@ -64,7 +64,7 @@ class GroupReward:
         return self._bound.columns
 
     def apply(self, rollouts: RolloutBatch) -> Tensor:
-        """Token rewards [B, T]: a session's whole reward on the last token of its outputs."""
+        """[B] what each completion earns: its session's whole reward."""
         samples = rollouts.samples
         earned = torch.zeros(len(samples.last))
         for group in torch.unique(samples.groups).tolist():
@@ -73,14 +73,11 @@ class GroupReward:
             values = self._bound.group_rewards(
                 samples.correct[members].tolist(),
                 samples.lengths[members].tolist(),
-                prompt_id=rollouts.rows[first].prompt_id,
+                prompt_id=rollouts.prompt_ids[first],
                 columns={name: cells[first] for name, cells in rollouts.columns.items()},
             )
             earned[members] = torch.tensor(values, dtype=torch.float32)
-        rewards = torch.zeros(rollouts.mask.shape, dtype=torch.float32)
-        ends = torch.tensor([row.length - 1 for row in rollouts.rows])
-        rewards[torch.arange(len(ends)), ends] = earned[samples.of_row]
-        return rewards
+        return earned[samples.of_row]
 
     def update(self, rollouts: RolloutBatch) -> dict[str, float]:
         """Let a stateful reward learn from the batch; its metrics under length_reward/."""
@@ -88,7 +85,7 @@ class GroupReward:
         logged = self._bound.update(
             samples.correct.tolist(),
             samples.lengths.tolist(),
-            [rollouts.rows[row].prompt_id for row in samples.last],
+            [rollouts.prompt_ids[row] for row in samples.last],
         )
         return {f"length_reward/{name}": float(value) for name, value in logged.items()}
 

@@ -1,8 +1,10 @@
 """The length critic beside a policy in training: a LenVM on workers of its own, frozen or not.
 
 It has one more process per device in the policy's own resource pool, so neither verl's actor nor
-a task critic knows of it. Completions reach it as the pretraining does it (`batch`): packed, in
-micro-batches of tokens, on any number of workers, none of which changes a value.
+a task critic knows of it. Its workers read the completions off verl's queue themselves, make
+batches of them as the pretraining does (`batch`: packed, in micro-batches of tokens), and write
+values and advantages back; the trainer tells them which rows are whose (`length_step`). Neither the
+number of workers nor the micro-batches change a value.
 
 Frozen, it has no optimiser and its weights rest in host memory between uses. With `refresh` it is
 trained on each batch with the pretraining loss (`loss`), after its values have been used.
@@ -13,11 +15,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
 from omegaconf import DictConfig, OmegaConf
-from tensordict import TensorDict
 from torch import Tensor
 from verl.single_controller.ray import (
     RayClassWithInitArgs,
@@ -25,30 +27,32 @@ from verl.single_controller.ray import (
     RayWorkerGroup,
     create_colocated_worker_cls,
 )
-from verl.utils import tensordict_utils as tu
+from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_partitions
 from verl.workers.config import CriticConfig, HFModelConfig
 from verl.workers.engine_workers import TrainingWorkerConfig
 
+from lenvm_rl.core import Ranking
 from lenvm_rl.model import LengthValueConfig, check_tokenizer, check_tokenizer_sha, tokenizer_sha
 from lenvm_rl.model.hub import on_every_node
-from lenvm_rl.rollouts import Rollout
 from lenvm_rl.verl import checkpoint as checkpoints
-from lenvm_rl.verl.batch import make_batch
 from lenvm_rl.verl.engine import MODEL_TYPE
 from lenvm_rl.verl.pretrain.metrics import worker_metrics
 from lenvm_rl.verl.pretrain.objective import (
     LengthValueLoss,
     RowLimits,
     length_value_config,
-    states_of_responses,
 )
 from lenvm_rl.verl.pretrain.settings import AUTO, worker_config
+from lenvm_rl.verl.rl.length_step import Plan, Report, Share
 from lenvm_rl.verl.rl.policy_settings import PolicyLengthSettings
+from lenvm_rl.verl.rl.rollout_batch import RolloutBatch
+from lenvm_rl.verl.rl.step_data import QueueData, RowFacts
 from lenvm_rl.verl.worker import LengthValueWorker
 
 logger = logging.getLogger(__name__)
 
 ROLE = "length_critic"
+_READ = ("gamma", "target", "length_scale", "answers")  # of the model's configuration, by the term
 STRATEGIES = ("fsdp2", "fsdp")
 
 
@@ -114,40 +118,97 @@ class LengthCritic:
         self.workers = group.spawn(prefix_set={ROLE})[ROLE]
         self.workers.reset()
         self.workers.set_loss_fn(self.loss)
-        self._parts = max(self.workers._query_dispatch_info("train")) + 1
-        self._multiple = self._parts
-        if not self._critic.use_dynamic_bsz:
-            self._multiple *= self._critic.ppo_micro_batch_size_per_gpu
+        self._seat(self.workers._query_dispatch_info("train"))
 
-    def logits(self, rows: Sequence[Rollout]) -> Tensor:
-        """Logits z at s_0 .. s_L of every completion, [B, T + 1] float32.
+    def _seat(self, ranks: list[int]) -> None:
+        """Take note of the data-parallel worker that each rank belongs to."""
+        self._ranks, self._parts = ranks, max(ranks) + 1
+        fixed = not self._critic.use_dynamic_bsz
+        self._multiple = self._critic.ppo_micro_batch_size_per_gpu if fixed else 1
+
+    def facts(self, data: QueueData) -> RowFacts:
+        """What is known of completions, by workers that look at their tokens."""
+        whole = range(len(data.keys))
+        index = [list(whole[part :: self._parts]) for part in range(self._parts)]
+        found = self._told(self.workers.row_facts([data.part(rows) for rows in index]))
+        return RowFacts.gather(zip(index, found, strict=True))
+
+    def step(self, rollouts: RolloutBatch, plan: Plan, budget: Tensor | None = None) -> Report:
+        """Values of these completions, and the term of the plan, written where they lie.
 
         Args:
-            rows: B completions, T tokens in the longest; columns beyond L + 1 repeat some value.
+            rollouts: B completions.
+            plan: what is done with the values.
+            budget: [B] tokens, for use=budget.
         """
-        batch = self._batch(rows)
-        tu.assign_non_tensor(batch, global_token_num=None, compute_loss=False)
-        values = self.workers.infer_batch(batch).get()["values"]
-        self.workers.empty_cache()
-        states, _ = states_of_responses(values, batch["prompt_length"], batch["response_length"])
-        index = batch["row_index"]
-        out = torch.empty(len(rows), states.shape[1], dtype=torch.float32)
-        out[index[index >= 0]] = self.loss.read(states[index >= 0].float())
-        return out
+        index = self._split(rollouts)
+        shares = self._shares(rollouts, index, budget)
+        critic = {name: getattr(self.model, name) for name in _READ}
+        found = self._told(self.workers.length_step(shares, plan, critic, self._least(index)))
+        order = torch.tensor([i for rows in index for i in rows]).argsort()
+        sums = [torch.cat([report.errors for report in found])[order]]
+        if plan.settings.use == "shaping":
+            sums.append(torch.cat([report.shaping for report in found])[order])
+        ranking = _together([report.ranking for report in found])
+        return Report(sums[0], ranking, *sums[1:2] or [None], found[0].fit, found[0].metrics)
 
-    def refresh(self, rows: Sequence[Rollout]) -> dict[str, float]:
-        """One optimiser step of the pretraining loss on these completions.
+    def restore_scores(self, rollouts: RolloutBatch) -> None:
+        """Undo what use=shaping wrote to the token rewards."""
+        self.workers.restore_scores(self._shares(rollouts, self._split(rollouts)))
+
+    def refresh(self, rollouts: RolloutBatch, chosen: Tensor) -> dict[str, float]:
+        """One optimiser step of the pretraining loss on the completions `chosen` [B].
 
         Returns:
             Metrics under lenvm/refresh/; empty when no completion carries weight.
         """
-        batch = self._batch(rows)
-        if not int(batch["loss_mask"].sum()):
+        index = [[i for i in rows if chosen[i]] for rows in self._split(rollouts)]
+        counted = zip(rollouts.widths.tolist(), rollouts.finished.tolist(), chosen, strict=True)
+        if not sum(self.loss.counted_tokens(n, done) for n, done, mine in counted if mine):
             return {}
-        tu.assign_non_tensor(batch, global_token_num=None, update_lr_scheduler=True)
-        output = tu.get(self.workers.train_batch(batch).get(), "metrics")
-        self.workers.empty_cache()
+        shares = self._shares(rollouts, index)
+        output, *_ = self._told(self.workers.refresh(shares, self._least(index)))
         return worker_metrics(output, prefix="lenvm/refresh")
+
+    def _split(self, rollouts: RolloutBatch) -> list[list[int]]:
+        """Positions of the completions of every worker: whole prompts, about the same work."""
+        members: dict[int, list[int]] = {}
+        for i, group in enumerate(rollouts.groups.tolist()):
+            members.setdefault(group, []).append(i)
+        groups, count = list(members.values()), min(self._parts, len(members))
+        if self._balance and count > 1:
+            work = calculate_workload(rollouts.widths.float())
+            loads = [int(work[rows].sum()) for rows in groups]
+            parts = get_seqlen_balanced_partitions(loads, k_partitions=count, equal_size=False)
+        else:
+            parts = [range(len(groups))[part::count] for part in range(count)]
+        split = [[i for group in part for i in groups[group]] for part in parts]
+        return split + [[] for _ in range(self._parts - count)]
+
+    def _shares(
+        self, rollouts: RolloutBatch, index: list[list[int]], budget: Tensor | None = None
+    ) -> list[Share]:
+        return [
+            Share(
+                rollouts.data.part(rows),
+                rollouts.finished[rows],
+                rollouts.correct[rows],
+                rollouts.groups[rows],
+                None if budget is None else budget[rows],
+            )
+            for rows in index
+        ]
+
+    def _least(self, index: list[list[int]]) -> int:
+        """Rows that every worker fills its batch up to: all make the same collective calls."""
+        most = max(map(len, index))
+        return most + -most % self._multiple
+
+    def _told(self, answers: list[Any]) -> list[Any]:
+        """One answer for every data-parallel worker, of those of all ranks."""
+        told = dict(zip(self._ranks, answers, strict=True))
+        told.update({r: x for r, x in zip(self._ranks, answers, strict=True) if x is not None})
+        return [told[part] for part in range(self._parts)]
 
     def retire(self, directory: Path) -> None:
         """After step `directory` is complete: remove what earlier steps hold of the critic.
@@ -181,15 +242,6 @@ class LengthCritic:
                     "Resume from a later step, or set lenvm.refresh=false."
                 )
             self.workers.load_checkpoint(str(directory / ROLE))
-
-    def _batch(self, rows: Sequence[Rollout]) -> TensorDict:
-        return make_batch(
-            rows,
-            loss=self.loss,
-            workers=self._parts,
-            multiple=self._multiple,
-            balance=self._balance,
-        )
 
     def _gamma(self) -> float:
         stored, given = self.model.gamma, self.settings.gamma
@@ -240,6 +292,18 @@ class LengthCritic:
             expected_of=f"the LenVM {self.settings.checkpoint}",
             got_of=f"the policy {policy.path}",
         )
+
+
+def _together(rankings: Sequence[Ranking]) -> Ranking:
+    """The ranking over the groups of all workers."""
+    groups = sum(ranking.groups for ranking in rankings)
+    if not groups:
+        return rankings[0]
+    shares = [
+        sum(getattr(r, name) * r.groups for r in rankings if r.groups) / groups
+        for name in ("accuracy", "chance")
+    ]
+    return Ranking(*shares, groups)
 
 
 def worker_block(config: DictConfig, settings: PolicyLengthSettings) -> DictConfig:

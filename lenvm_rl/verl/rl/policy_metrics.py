@@ -34,11 +34,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 from transfer_queue import KVBatchMeta
 
-from lenvm_rl.core import LengthValues, Recalibration, ValueErrors, shortest_of_group
+from lenvm_rl.core import Recalibration
 from lenvm_rl.rollouts.atomic import replacing
+from lenvm_rl.verl.batch import cells
+from lenvm_rl.verl.rl.length_step import Report
 from lenvm_rl.verl.rl.rollout_batch import RolloutBatch
 
 logger = logging.getLogger(__name__)
@@ -62,17 +65,12 @@ def length_metrics(rollouts: RolloutBatch) -> dict[str, float]:
     return result
 
 
-def critic_metrics(
-    rollouts: RolloutBatch, estimate: LengthValues, *, gamma: float
-) -> dict[str, float]:
+def critic_metrics(rollouts: RolloutBatch, report: Report) -> dict[str, float]:
     """Error of the values on fresh responses, and whether they rank samples of a prompt."""
-    result = {f"lenvm/{k}": v for k, v in drift(rollouts, estimate, gamma=gamma).items()}
-    ranking = shortest_of_group(
-        estimate.left, rollouts.mask, rollouts.finished, rollouts.groups, position=0.5
-    )
-    if ranking.groups and len(rollouts.samples.last) == len(rollouts.rows):
-        result["lenvm/rank_1_of_k"] = ranking.accuracy
-        result["lenvm/rank_chance"] = ranking.chance
+    result = {f"lenvm/{name}": x for name, x in figures(report.errors).items()}
+    if report.ranking.groups and len(rollouts.samples.last) == len(rollouts.keys):
+        result["lenvm/rank_1_of_k"] = report.ranking.accuracy
+        result["lenvm/rank_chance"] = report.ranking.chance
     return result
 
 
@@ -120,67 +118,76 @@ class LengthAlarm:
 
 
 def dump_step(path: Path, rollouts: RolloutBatch, **terms: Any) -> None:
-    """Write what a step saw and made, for debugging: plain lists and tensors."""
+    """Write what a step saw and made, for debugging: tensors [B, T] of the longest response T.
+
+    This alone brings tokens to the trainer's process.
+    """
+    names = ("prompts", "responses", "response_mask", "rm_scores", "old_log_probs", "advantages")
+    data = rollouts.data.read(*names, *COLUMNS)
     content = {
         "keys": rollouts.keys,
-        "prompts": [torch.as_tensor(row.prompt_ids) for row in rollouts.rows],
-        "responses": [torch.as_tensor(row.response_ids) for row in rollouts.rows],
-        "mask": rollouts.mask,
+        "prompts": cells(data, "prompts"),
+        "responses": cells(data, "responses"),
+        "mask": padded(data, "response_mask"),
+        "rewards": padded(data, "rm_scores"),
+        "old_log_probs": padded(data, "old_log_probs"),
+        "values": padded(data, "len_values"),
+        "length": padded(data, "len_advantages"),
+        "total": padded(data, "advantages"),
         "finished": rollouts.finished,
         "groups": rollouts.groups,
         "scores": rollouts.scores,
         "correct": rollouts.correct,
-        "old_log_probs": rollouts.get("old_log_probs"),
         **terms,
     }
     with replacing(path) as temporary:
         torch.save(content, temporary)
 
 
+COLUMNS = ("len_values", "len_advantages")
+"""What the length critic writes beside verl's own columns; the second where a step is dumped."""
+
+
+def padded(data: TensorDict, name: str) -> Tensor | None:
+    """A nested column [B, L] as [B, T]; None where there is none."""
+    rows = cells(data, name)
+    return rows and torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
 SOURCE = "data_source"
 """verl's column that says where a prompt comes from."""
 
 
-def drift(rollouts: RolloutBatch, estimate: LengthValues, *, gamma: float) -> dict[str, float]:
-    """The figures of one batch, over its finished responses."""
-    errors = ValueErrors(gamma=gamma)
-    errors.add(_ended(rollouts), estimate.values, estimate.left)
-    return _figures(errors)
-
-
-def _figures(errors: ValueErrors) -> dict[str, float]:
-    """value_rmse, value_bias, mae_tokens; empty without a token."""
-    if not errors.tokens:
+def figures(errors: Tensor) -> dict[str, float]:
+    """value_rmse, value_bias, mae_tokens of summed errors [B, 4]; empty without a token."""
+    tokens, squares, bias, absolute = errors.sum(0).tolist()
+    if not tokens:
         return {}
     return {
-        "value_rmse": errors.mse**0.5,
-        "value_bias": errors.bias,
-        "mae_tokens": errors.length_error,
+        "value_rmse": (squares / tokens) ** 0.5,
+        "value_bias": bias / tokens,
+        "mae_tokens": absolute / tokens,
     }
 
 
 class ValidationDrift:
     """The figures of a validation, batch by batch and by data source."""
 
-    def __init__(self, *, gamma: float) -> None:
-        self._gamma = gamma
-        self._errors: dict[str, ValueErrors] = {}
+    def __init__(self) -> None:
+        self._errors: dict[str, Tensor] = {}
 
-    def add(self, rollouts: RolloutBatch, estimate: LengthValues) -> None:
+    def add(self, rollouts: RolloutBatch, report: Report) -> None:
         """Take a batch of completions; its column `SOURCE` says where each comes from."""
-        sources = rollouts.columns.get(SOURCE, ["unknown"] * len(rollouts.rows))
-        ended = _ended(rollouts)
-        for source in dict.fromkeys(map(str, sources)):
-            mine = torch.tensor([str(name) == source for name in sources])
-            errors = self._errors.setdefault(source, ValueErrors(gamma=self._gamma))
-            errors.add(ended * mine[:, None], estimate.values, estimate.left)
+        sources = rollouts.columns.get(SOURCE, ["unknown"] * len(report.errors))
+        for source, errors in zip(map(str, sources), report.errors, strict=True):
+            self._errors[source] = self._errors.get(source, 0.0) + errors[None]
 
     def metrics(self) -> dict[str, float]:
         """All figures under their logged names; a source without a finished response has none."""
         return {
             f"val-lenvm/{source}/{name}": value
             for source, errors in self._errors.items()
-            for name, value in _figures(errors).items()
+            for name, value in figures(errors).items()
         }
 
 
@@ -203,7 +210,3 @@ def each_sample(buffer: Any, look: Callable[[KVBatchMeta], None]) -> Iterator[No
         yield
     finally:
         buffer.sample = original
-
-
-def _ended(rollouts: RolloutBatch) -> Tensor:
-    return (rollouts.mask != 0) & rollouts.finished[:, None]

@@ -10,8 +10,10 @@ Nothing is whitened together with the task advantage.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig, open_dict
 from tensordict import TensorDict
 from torch import Tensor
@@ -23,7 +25,8 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.debug import marked_timer
 from verl.workers.config import HFModelConfig
 
-from lenvm_rl.core import LengthValues, length_term, read_critic, shaping_term
+from lenvm_rl.core import Rows, TermSettings
+from lenvm_rl.core.length_terms import lambda_of, weights_of
 from lenvm_rl.verl import checkpoint as checkpoints
 from lenvm_rl.verl.batch import eos_ids
 from lenvm_rl.verl.data_checks import (
@@ -37,6 +40,7 @@ from lenvm_rl.verl.plugin import POLICY_TRAINER_MODE, check_registered
 from lenvm_rl.verl.rl.group_rewards import GroupReward, check_gdpo, gdpo_fields
 from lenvm_rl.verl.rl.length_critic import LengthCritic
 from lenvm_rl.verl.rl.length_state import LengthState
+from lenvm_rl.verl.rl.length_step import Plan
 from lenvm_rl.verl.rl.policy_metrics import (
     SOURCE,
     LengthAlarm,
@@ -45,6 +49,7 @@ from lenvm_rl.verl.rl.policy_metrics import (
     dump_step,
     each_sample,
     length_metrics,
+    padded,
     recalibration_metrics,
 )
 from lenvm_rl.verl.rl.policy_settings import (
@@ -54,6 +59,7 @@ from lenvm_rl.verl.rl.policy_settings import (
 )
 from lenvm_rl.verl.rl.rollout_batch import RolloutBatch, read_rollouts
 from lenvm_rl.verl.rl.rollout_guidance import AGENT_LOOP
+from lenvm_rl.verl.rl.step_data import RowFacts
 
 
 @register_trainer(POLICY_TRAINER_MODE)
@@ -123,11 +129,11 @@ class LengthAwareTrainer(PPOTrainerSync):
         """verl's metrics, and how far the length critic has drifted on these completions."""
         if self.length_critic is None or not self.settings.validate_drift:
             return super()._validate()
-        seen = ValidationDrift(gamma=self.length_critic.gamma)
+        seen = ValidationDrift()
 
         def look(batch: KVBatchMeta) -> None:
-            rollouts = read_rollouts(batch, eos=self._eos, columns=(SOURCE,))
-            seen.add(rollouts, self._estimate(rollouts)[0])
+            rollouts = self._read(batch, SOURCE)
+            seen.add(rollouts, self.length_critic.step(rollouts, Plan(write=False)))
 
         with each_sample(self.replay_buffer, look):
             metrics = super()._validate()
@@ -137,30 +143,27 @@ class LengthAwareTrainer(PPOTrainerSync):
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         """verl's advantages plus the length term; what the step measured."""
-        rollouts = self._read(batch)
+        rollouts = self._read(batch, *self._columns())
         if self.settings.use != "none":
             rollouts.check_single_outputs(f"lenvm.use={self.settings.use}")
         metrics.update(length_metrics(rollouts))
         metrics["length/alarm"] = self.alarm.check(metrics["length/mean"], self.global_steps)
-        rewards = rollouts.get("rm_scores")
         if self.reward is not None:
-            rewards = self.reward.apply(rollouts)
-            rollouts.put(rm_scores=rewards)
+            rollouts.reward(self.reward.apply(rollouts))
             metrics.update(self.reward.update(rollouts))
-        estimate, logits = self._values(rollouts)
         scale = self.controller.scale if self.settings.use != "none" else 0.0
-        if estimate is not None:
-            metrics.update(critic_metrics(rollouts, estimate, gamma=self.length_critic.gamma))
-            metrics["lenvm/scale"] = scale
-
-        if self.settings.use == "shaping":
-            batch, terms = self._with_shaping(batch, metrics, rollouts, estimate, rewards, scale)
-        else:
-            batch = self._verls_advantage(batch, metrics, rollouts)
-            terms = self._add_length_advantage(metrics, rollouts, logits, scale)
+        shaped = self.settings.use == "shaping"
+        if shaped:
+            self._take_step(rollouts, metrics, scale)
+        batch = self._verls_advantage(batch, metrics, rollouts)
+        task = self._dumped(rollouts, "advantages")
+        if shaped:
+            self.length_critic.restore_scores(rollouts)
+        elif self.length_critic is not None:
+            self._take_step(rollouts, metrics, scale)
         if self.settings.dump_dir is not None:
             path = Path(self.settings.dump_dir).absolute() / f"step_{self.global_steps}.pt"
-            dump_step(path, rollouts, rewards=rewards, logits=logits, scale=scale, **terms)
+            dump_step(path, rollouts, scale=scale, task=task)
         if self.settings.refresh:
             self._refresh(rollouts, metrics)
         self.controller.update(
@@ -176,96 +179,58 @@ class LengthAwareTrainer(PPOTrainerSync):
         with timer, gdpo_fields(self.config, rollouts):
             return super()._compute_advantage(batch, metrics)
 
-    def _read(self, batch: KVBatchMeta) -> RolloutBatch:
+    def _read(self, batch: KVBatchMeta, *columns: str) -> RolloutBatch:
+        critic = self.length_critic
+        look = RowFacts.read if critic is None else critic.facts
+        return read_rollouts(batch, eos=self._eos, columns=columns, facts_of=look)
+
+    def _columns(self) -> list[str]:
+        """Columns of the data that a step needs."""
         columns = list(self.reward.columns) if self.reward is not None else []
         if self.settings.budget_column is not None:
             columns.append(self.settings.budget_column)
-        return read_rollouts(batch, eos=self._eos, columns=tuple(columns))
+        return columns
 
-    def _values(self, rollouts: RolloutBatch) -> tuple[LengthValues | None, Tensor | None]:
-        """The length critic's estimate for these completions; its values go to verl's queue."""
-        if self.length_critic is None:
-            return None, None
+    def _dumped(self, rollouts: RolloutBatch, name: str) -> Tensor | None:
+        """A column [B, T], where the step is dumped."""
+        if self.settings.dump_dir is None:
+            return None
+        return padded(rollouts.data.read(name), name)
+
+    def _take_step(self, rollouts: RolloutBatch, metrics: dict, scale: float) -> None:
+        """Values of the length critic, and the length term, in its workers."""
+        column = self.settings.budget_column
+        budget = None if column is None else budgets_of(rollouts.columns[column], column)
         with marked_timer("len_values", self.timing_raw, color="cyan"):
-            estimate, logits = self._estimate(rollouts)
-        rollouts.put(len_values=estimate.values)
-        return estimate, logits
+            report = self.length_critic.step(rollouts, self._plan(rollouts, scale), budget)
+        metrics.update(critic_metrics(rollouts, report))
+        metrics["lenvm/scale"] = scale
+        metrics.update({f"lenvm/{name}": value for name, value in report.metrics.items()})
+        metrics.update(recalibration_metrics(report.fit))
+        if report.shaping is not None:
+            metrics["lenvm/shaping_sum"] = report.shaping.mean().item()
 
-    def _estimate(self, rollouts: RolloutBatch) -> tuple[LengthValues, Tensor]:
-        """Values of these completions as the critic says them, and its raw outputs [B, T + 1]."""
-        logits = self.length_critic.logits(rollouts.rows)
-        ends = logits.gather(1, rollouts.widths[:, None])[:, 0]
-        return LengthValues.of_logits(logits[:, :-1], ends, self.length_critic.model), logits
-
-    def _with_shaping(
-        self,
-        batch: KVBatchMeta,
-        metrics: dict,
-        rollouts: RolloutBatch,
-        estimate: LengthValues,
-        rewards: Tensor,
-        scale: float,
-    ) -> tuple[KVBatchMeta, dict[str, Tensor]]:
-        """verl's advantages on shaped token rewards; the logged score stays the task's."""
-        term = shaping_term(
-            estimate,
-            rollouts.mask,
-            rollouts.finished,
-            gamma=shaping_discount(self.settings, self.config.algorithm),
+    def _plan(self, rollouts: RolloutBatch, scale: float) -> Plan:
+        settings, lengths = self.settings, rollouts.lengths
+        term = TermSettings(**{f.name: getattr(settings, f.name) for f in fields(TermSettings)})
+        shaped = settings.use == "shaping"
+        return Plan(
+            settings=term,
             scale=scale,
-        )
-        rollouts.put(rm_scores=rewards + term)
-        batch = self._verls_advantage(batch, metrics, rollouts)
-        rollouts.put(rm_scores=rewards)
-        metrics["lenvm/shaping_sum"] = term.sum(1).mean().item()
-        return batch, {"shaping": term, "total": rollouts.get("advantages")}
-
-    def _add_length_advantage(
-        self, metrics: dict, rollouts: RolloutBatch, logits: Tensor | None, scale: float
-    ) -> dict[str, Tensor]:
-        task = rollouts.get("advantages")
-        if self.settings.use == "none" or logits is None:
-            return {"task": task, "total": task}
-        settings, model = self.settings, self.length_critic.model
-        estimate, fit = read_critic(
-            model,
-            logits[:, :-1],
-            logits.gather(1, rollouts.widths[:, None])[:, 0],
-            rollouts.mask,
-            rollouts.finished,
-            rollouts.correct,
+            lam=lambda_of(settings, lengths, weights_of(settings, rollouts.correct, Rows(lengths))),
+            baseline=settings.baseline_for(self.length_critic.model.answers),
             refit=settings.recalibrates,
+            gamma_shape=shaping_discount(settings, self.config.algorithm) if shaped else 1.0,
+            keep_unit=settings.dump_dir is not None,
         )
-        column = settings.budget_column
-        term = length_term(
-            settings,
-            estimate,
-            rollouts.mask,
-            rollouts.finished,
-            task,
-            gamma=model.gamma,
-            scale=scale,
-            correct=rollouts.correct,
-            groups=rollouts.groups,
-            baseline=settings.baseline_for(model.answers),
-            budget=None if column is None else budgets_of(rollouts.columns[column], column),
-            trained=rollouts.get("response_mask"),  # verl's rejection sampling may have masked rows
-        )
-        rollouts.put(advantages=term.total)
-        metrics.update({f"lenvm/{name}": value for name, value in term.metrics.items()})
-        metrics.update(recalibration_metrics(fit))
-        return {"task": task, "length": term.unit, "total": term.total}
 
     def _refresh(self, rollouts: RolloutBatch, metrics: dict) -> None:
         rollouts.check_own_words("lenvm.refresh=true")
-        rows = rollouts.rows
+        chosen = torch.ones(len(rollouts.keys), dtype=torch.bool)
         if self.length_critic.model.answers == "correct":
-            correct = rollouts.correct.tolist()
-            rows = [row for row, score in zip(rows, correct, strict=True) if score > 0]
-        if not rows:
-            return
+            chosen = rollouts.correct > 0
         with marked_timer("refresh_length_critic", self.timing_raw, color="pink"):
-            metrics.update(self.length_critic.refresh(rows))
+            metrics.update(self.length_critic.refresh(rollouts, chosen))
 
     # --- checkpoints -----------------------------------------------------------------------
 

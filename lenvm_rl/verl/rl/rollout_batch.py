@@ -1,25 +1,23 @@
-"""Completions that the policy just sampled: verl's batch as the tensors of length terms.
+"""Completions that the policy just sampled, as far as the trainer knows them: no tokens.
 
-B completions (rows that verl added to make the batch divide are left out), T the longest response.
+B completions; rows that verl added to make the batch divide are left out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
-import transfer_queue as tq
 from tensordict import TensorDict
 from torch import Tensor
 from transfer_queue import KVBatchMeta
 
-from lenvm_rl.rollouts import Rollout
-from lenvm_rl.verl.batch import cells, finish_reason, prompt_id
-
-_FIELDS = ["prompts", "responses", "response_mask", "rm_scores", "extra_fields", "extra_info"]
+from lenvm_rl.core import Rows
+from lenvm_rl.verl.batch import cells, finish_reason
+from lenvm_rl.verl.rl.step_data import QueueData, RowFacts, nested, objects
 
 
 @dataclass(frozen=True)
@@ -48,14 +46,14 @@ class Samples:
 class RolloutBatch:
     """The completions of one step."""
 
-    partition: str
-    """Partition of the queue that they lie in."""
-    keys: list[str]
-    """Their keys there: prompt, sample and turn, joined by underscores."""
-    rows: list[Rollout]
-    """Prompt and response tokens, and how the response ended."""
-    mask: Tensor
-    """[B, T] 1 at tokens that the policy wrote."""
+    data: QueueData
+    """Where they lie; its keys are prompt, sample and turn, joined by underscores."""
+    widths: Tensor
+    """[B] tokens of the responses, those of a tool among them."""
+    lengths: Tensor
+    """[B] tokens that the policy wrote, EOS included."""
+    prompt_ids: list[str]
+    """[B] names of the prompts."""
     finished: Tensor
     """[B] bool, True where the policy ended the completion itself."""
     groups: Tensor
@@ -70,14 +68,9 @@ class RolloutBatch:
     """Further columns of the data, by name; from the data itself, or from its extra_info."""
 
     @property
-    def widths(self) -> Tensor:
-        """[B] tokens of the responses, those of a tool among them."""
-        return torch.tensor([row.length for row in self.rows])
-
-    @property
-    def lengths(self) -> Tensor:
-        """[B] tokens that the policy wrote, EOS included."""
-        return self.mask.sum(1)
+    def keys(self) -> list[str]:
+        """[B] of the completions."""
+        return self.data.keys
 
     @cached_property
     def samples(self) -> Samples:
@@ -121,92 +114,64 @@ class RolloutBatch:
         Raises:
             ValueError: there are some; `setting` is what cannot work with them.
         """
-        if not bool((self.lengths == torch.tensor([row.length for row in self.rows])).all()):
+        if not torch.equal(self.lengths, self.widths):
             raise ValueError(
                 f"{setting} trains on responses of one turn, but these hold tokens that the "
                 f"policy did not write (a tool's answer). Set {setting.split('=')[0]}=false."
             )
 
-    def put(self, **padded: Tensor) -> None:
-        """Write [B, T] tensors to the queue, one entry per response token."""
-        widths = [row.length for row in self.rows]
-        fields = {
-            name: torch.nested.as_nested_tensor(
-                [row[:width] for row, width in zip(tensor, widths, strict=True)],
-                layout=torch.jagged,
-            )
-            for name, tensor in padded.items()
-        }
-        data = TensorDict(fields, batch_size=len(self.keys))
-        tq.kv_batch_put(keys=self.keys, partition_id=self.partition, fields=data)
-
-    def get(self, name: str) -> Tensor:
-        """A column of the queue with one entry per response token, padded to [B, T]."""
-        data = tq.kv_batch_get(keys=self.keys, partition_id=self.partition, select_fields=[name])
-        return _padded(cells(data, name), self.mask.shape[1])
+    def reward(self, earned: Tensor) -> None:
+        """Write token rewards: those of each completion, [B], on its last token."""
+        rows = Rows(self.widths)
+        scores = torch.zeros(len(rows))
+        scores[rows.offsets[1:] - 1] = earned.float()
+        self.data.write(rm_scores=nested(scores, rows))
 
 
 def read_rollouts(
-    batch: KVBatchMeta, *, eos: set[int], columns: tuple[str, ...] = ()
+    batch: KVBatchMeta,
+    *,
+    eos: set[int],
+    columns: tuple[str, ...] = (),
+    facts_of: Callable[[QueueData], RowFacts] = RowFacts.read,
+    plane: type[QueueData] = QueueData,
 ) -> RolloutBatch:
-    """Read a step's completions off verl's queue.
+    """What the trainer knows of a step's completions.
 
     Args:
         batch: verl's batch.
         eos: tokens that end a completion.
         columns: further columns of the data that are wanted; absent ones are left out.
+        facts_of: who looks at the tokens: the length critic's workers, else this process.
+        plane: adapter to verl's data plane.
     Raises:
         ValueError: a completion without any token.
     """
-    keys = [
-        key
-        for key, tag in zip(batch.keys, batch.tags, strict=True)
-        if not tag.get("is_padding", False)
-    ]
-    data = tq.kv_batch_get(
-        keys=keys, partition_id=batch.partition_id, select_fields=[*_FIELDS, *columns]
-    )
-    prompts, responses = cells(data, "prompts"), cells(data, "responses")
-    extra = cells(data, "extra_fields") or [None] * len(keys)
-    rows = [
-        _row(key, prompt.numpy(), response.numpy(), fields, eos)
-        for key, prompt, response, fields in zip(keys, prompts, responses, extra, strict=True)
-    ]
-    mask = _padded(cells(data, "response_mask"), max(row.length for row in rows))
-    scores = torch.stack([s.float().sum() for s in cells(data, "rm_scores")])
-    info = [(fields or {}).get("reward_extra_info") or {} for fields in extra]
-    return RolloutBatch(
-        partition=batch.partition_id,
-        keys=keys,
-        rows=rows,
-        mask=mask,
-        finished=torch.tensor([not row.truncated for row in rows]),
-        groups=_numbered([key.rsplit("_", 2)[0] for key in keys]),
-        scores=scores,
-        correct=_task_scores(info, scores),
-        reward_info=info,
-        columns=_columns(data, columns),
-    )
-
-
-def _row(
-    key: str,
-    prompt: np.ndarray,
-    response: np.ndarray,
-    extra_fields: dict[str, Any] | None,
-    eos: set[int],
-) -> Rollout:
-    if response.size == 0:
+    pairs = zip(batch.keys, batch.tags, strict=True)
+    keys = [key for key, tag in pairs if not tag.get("is_padding", False)]
+    rows = plane(batch.partition_id, keys)
+    facts = facts_of(rows)
+    if not bool((facts.widths > 0).all()):
+        empty = keys[int(facts.widths.argmin())]
         raise ValueError(
-            f"completion {key} has no tokens: even an empty answer has its EOS. Let the rollout "
+            f"completion {empty} has no tokens: even an empty answer has its EOS. Let the rollout "
             "engine return it (vLLM: include_stop_str_in_output=True, no token may be stripped)."
         )
-    return Rollout(
-        prompt_id=prompt_id(prompt),
-        sample_id=int(key.rsplit("_", 2)[1]),
-        prompt_ids=prompt,
-        response_ids=response,
-        finish_reason=finish_reason(response, extra_fields, eos),
+    data = rows.read("extra_fields", "extra_info", *columns)
+    extra = objects(data, "extra_fields", len(keys))
+    info = [(fields or {}).get("reward_extra_info") or {} for fields in extra]
+    reasons = map(finish_reason, facts.last[:, None].tolist(), extra, [eos] * len(keys))
+    return RolloutBatch(
+        data=rows,
+        widths=facts.widths,
+        lengths=facts.words,
+        prompt_ids=facts.prompt_ids,
+        finished=torch.tensor([reason != "length" for reason in reasons]),
+        groups=_numbered([key.rsplit("_", 2)[0] for key in keys]),
+        scores=facts.scores,
+        correct=_task_scores(info, facts.scores),
+        reward_info=info,
+        columns=_columns(data, columns),
     )
 
 
@@ -232,10 +197,3 @@ def _task_scores(info: list[dict[str, Any]], scores: Tensor) -> Tensor:
 def _numbered(names: list[str]) -> Tensor:
     number = {name: i for i, name in enumerate(dict.fromkeys(names))}
     return torch.tensor([number[name] for name in names])
-
-
-def _padded(rows: list[Tensor], width: int) -> Tensor:
-    out = rows[0].new_zeros(len(rows), width)
-    for i, row in enumerate(rows):
-        out[i, : len(row)] = row
-    return out
