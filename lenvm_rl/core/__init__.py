@@ -132,7 +132,6 @@ from lenvm_rl.core.values import (
 
 __all__ = [
     "ALONE",
-    "Meeting",
     "AUTO",
     "BASELINES",
     "BUDGETS",
@@ -155,6 +154,7 @@ __all__ = [
     "LengthDistribution",
     "LengthTerm",
     "LengthValues",
+    "Meeting",
     "Ranking",
     "Recalibration",
     "RowNumbers",
