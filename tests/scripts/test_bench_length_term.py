@@ -1,4 +1,4 @@
-"""The bench of the length term: its reference is another computation, its trainer sees no tokens."""
+"""The bench of the length term: its reference is another computation, its trainer has no tokens."""
 
 import pytest
 import torch
