@@ -66,7 +66,7 @@ logger = logging.getLogger(__name__)
 
 INSTALL = 'pip install ".[verl]" in a clone of lenvm-rl'
 TRAINER_MODE = "lenvm_pretrain"
-POLICY_TRAINER_MODE = "lenvm"
+POLICY_TRAINER_MODES = ("lenvm", "lenvm_colocate_async", "lenvm_separate_async")
 REWARD_MANAGER = "lenvm_length"
 RESPONSE_TOKENS = "response_tokens"
 ROLLOUT_NAME = "transformers"
@@ -107,12 +107,8 @@ def register() -> None:
         for module in ours:
             after_import(needed, _import(module))
     _registered = True
-    logger.info(
-        "lenvm_rl registered with verl %s: trainer modes %s, %s",
-        version,
-        TRAINER_MODE,
-        POLICY_TRAINER_MODE,
-    )
+    modes = ", ".join((TRAINER_MODE, *POLICY_TRAINER_MODES))
+    logger.info("lenvm_rl registered with verl %s: trainer modes %s", version, modes)
 
 
 def check_registered() -> None:

@@ -42,6 +42,11 @@ SEAMS: dict[str, dict[str, str]] = {
         "PPOTrainer._load_checkpoint": "",
     },
     "verl.trainer.ppo.v1.trainer_sync": {"PPOTrainerSync.__init__": "config"},
+    "verl.trainer.ppo.v1.trainer_colocate_async": {"PPOTrainerColocateAsync.__init__": "config"},
+    "verl.trainer.ppo.v1.trainer_separate_async": {
+        "PPOTrainerSeparateAsync.__init__": "config",
+        "PPOTrainerSeparateAsync._setup": "",
+    },
     "verl.trainer.ppo.v1.replay_buffer": {
         "ReplayBuffer.sample": "global_steps partition_id batch_size"
     },
@@ -88,6 +93,7 @@ SEAMS: dict[str, dict[str, str]] = {
         "assign_non_tensor_data": "tensor_dict key val",
         "get": "tensordict key | default",
     },
+    "verl.single_controller.base.worker": {"Worker._query_dispatch_info": "mesh_name"},
     "verl.single_controller.ray": {
         "RayWorkerGroup": "resource_pool ray_cls_with_init | bin_pack name_prefix detached "
         "worker_names worker_handles ray_wait_register_center_timeout",

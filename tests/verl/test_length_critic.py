@@ -156,6 +156,18 @@ def test_a_task_critic_may_use_sequence_parallelism_alone(tmp_path):
     assert block.fsdp.ulysses_sequence_parallel_size == 1
 
 
+def test_guided_responses_are_not_continued_by_asynchronous_trainers(composed):
+    config = composed.copy()
+    config.trainer.v1.trainer_mode = "lenvm_separate_async"
+    config.actor_rollout_ref.rollout.name = "vllm"
+    config.actor_rollout_ref.rollout.calculate_log_probs = True
+    config.algorithm.rollout_correction.bypass_mode = True
+    guided = {"mode": "equal", "target": 40}
+    settings = PolicyLengthSettings(checkpoint="lenvm", scale=0.1, rollout_guidance=guided)
+    with pytest.raises(ValueError, match="lenvm_separate_async: an asynchronous trainer aborts"):
+        check_against_verl(config, settings)
+
+
 def test_another_strategy_and_a_missing_block_are_refused(composed):
     settings = PolicyLengthSettings(checkpoint="lenvm", scale=0.1)
     config = composed.copy()

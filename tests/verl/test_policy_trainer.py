@@ -12,6 +12,7 @@ from omegaconf import open_dict
 from torch.testing import assert_close
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo import core_algos
+from verl.trainer.ppo.v1.trainer_base import get_trainer_cls
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 
@@ -23,7 +24,7 @@ from lenvm_rl.verl.rl.length_state import LengthState
 from lenvm_rl.verl.rl.length_step import TOKENS, States, restore, take_step
 from lenvm_rl.verl.rl.policy_metrics import LengthAlarm
 from lenvm_rl.verl.rl.policy_settings import PolicyLengthSettings
-from lenvm_rl.verl.rl.policy_trainer import LengthAwareTrainer
+from lenvm_rl.verl.rl.policy_trainer import LengthAware, LengthAwareTrainer
 from lenvm_rl.verl.rl.rollout_guidance import AGENT_LOOP
 from lenvm_rl.verl.rl.step_data import RowFacts
 from tests.core.test_rows import Room
@@ -168,6 +169,30 @@ def step(composed, monkeypatch):
         return queue, metrics, trainer
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("mode", "base"),
+    [
+        ("lenvm", "sync"),
+        ("lenvm_colocate_async", "colocate_async"),
+        ("lenvm_separate_async", "separate_async"),
+    ],
+)
+def test_each_of_verls_trainers_has_the_term(mode, base):
+    """verl finds a trainer by its mode, and what decides there is ours, on verl's own loop."""
+    ours, verls = get_trainer_cls(mode), get_trainer_cls(base)
+    assert issubclass(ours, verls) and ours.base_mode == base
+    for name in ("_setup", "_compute_advantage", "_validate", "_save_checkpoint"):
+        assert vars(LengthAware)[name] is getattr(ours, name)
+    assert ours.fit is verls.fit and ours.on_step_end is verls.on_step_end
+
+
+def test_mini_batches_of_a_step_are_dumped_apart(step, tmp_path):
+    _, _, trainer = step({"adv_estimator": "grpo"}, dump_dir=str(tmp_path))
+    trainer.local_trigger_step = 2
+    trainer._compute_advantage(META, {})
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["step_1.pt", "step_1_2.pt"]
 
 
 def a_len(lam=0.7):

@@ -195,6 +195,23 @@ def test_two_workers_see_the_values_of_one(grpo, work):
     )
 
 
+def test_an_asynchronous_trainer_adds_the_advantage_of_the_checkpoint(work):
+    output = run(
+        command(
+            work,
+            "async",
+            *("trainer.v1.trainer_mode=lenvm_colocate_async", "lenvm.scale=0.2"),
+            *("actor_rollout_ref.rollout.n=4", "trainer.save_freq=2"),
+            steps=3,
+        ),
+        work,
+    )
+    assert sorted(steps(output, "lenvm/scale")) == [1, 2, 3]
+    for step in (1, 2, 3):
+        assert len(check_terms(work, "async", step, 0.2)["responses"]) == 16
+    assert (work / "async" / "global_step_2" / "lenvm_state.json").is_file()
+
+
 def test_ppo_has_a_task_critic_and_a_length_critic(work):
     output = run(
         command(

@@ -22,8 +22,10 @@ def overridden():
         module = importlib.import_module(info.name)
         for _, ours in inspect.getmembers(module, inspect.isclass):
             if ours.__module__ == module.__name__:
-                for name in filter(inspect.isfunction, vars(ours).values()):
-                    yield from _nearest(ours, name.__name__)
+                for base in ours.__mro__:  # what is mixed in overrides where it is mixed in
+                    if base.__module__.startswith("lenvm_rl."):
+                        for function in filter(inspect.isfunction, vars(base).values()):
+                            yield from _nearest(ours, function.__name__)
 
 
 def _nearest(ours, name):

@@ -13,7 +13,7 @@ from pathlib import Path
 from lenvm_rl.core import Controller
 from lenvm_rl.rollouts.atomic import replacing
 from lenvm_rl.verl.checkpoint import STATE, read_state
-from lenvm_rl.verl.plugin import POLICY_TRAINER_MODE
+from lenvm_rl.verl.plugin import POLICY_TRAINER_MODES
 from lenvm_rl.verl.rl.group_rewards import GroupReward
 from lenvm_rl.verl.rl.policy_metrics import LengthAlarm
 
@@ -50,7 +50,7 @@ class LengthState:
         """
         if not (directory / STATE).is_file():
             raise ValueError(
-                f"{directory} was not written by trainer mode {POLICY_TRAINER_MODE!r} (no "
+                f"{directory} was not written by trainer mode {POLICY_TRAINER_MODES[0]!r} (no "
                 f"{STATE}): the state of its length term is unknown. Instead {_REMEDY}"
             )
         state = read_state(directory)

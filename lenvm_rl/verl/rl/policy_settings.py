@@ -312,7 +312,14 @@ def _refusals(config: DictConfig, settings: PolicyLengthSettings) -> list[tuple[
     rollout, algorithm = config.actor_rollout_ref.rollout, config.algorithm
     floor = (settings.controller or {}).get("accuracy_floor")
     filtered = algorithm.get("filter_groups") or {}
+    mode = str(config.trainer.v1.trainer_mode)
     return [
+        (
+            settings.rollout_guidance is None or not mode.endswith("_async"),
+            f"lenvm.rollout_guidance with trainer.v1.trainer_mode={mode}: an asynchronous trainer "
+            "aborts responses and has them continued after the next update, and a continuation "
+            "would count its tokens from 0. Set trainer_mode=lenvm, or do without guidance.",
+        ),
         (
             not config.actor_rollout_ref.actor.checkpoint.get("async_save", False),
             "actor_rollout_ref.actor.checkpoint.async_save=true: the length critic's state would "

@@ -1,11 +1,15 @@
-"""The trainer mode `lenvm`: verl's synchronous PPO, GRPO, ... with a length critic beside it.
+"""The trainer modes `lenvm...`: verl's PPO, GRPO, ... with a length critic beside it.
 
     python -m verl.trainer.main_ppo --config-path ... trainer.v1.trainer_mode=lenvm
 
-verl's loop, actor, task critic, rollouts and estimators; what is added happens where advantages
-are made: values of the length critic for the fresh completions, a length term (see
-`policy_settings`), metrics, the controller of its scale, and optionally a refresh of the critic.
-Nothing is whitened together with the task advantage.
+    lenvm                    over verl's trainer `sync`
+    lenvm_colocate_async     over `colocate_async`
+    lenvm_separate_async     over `separate_async`
+
+verl's loops, actor, task critic, rollouts and estimators, with `LengthAware` mixed in: what it adds
+happens where advantages are made: values of the length critic for the fresh completions, a length
+term (see `policy_settings`), metrics, the controller of its scale, and optionally a refresh of the
+critic. Nothing is whitened together with the task advantage.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ from tensordict import TensorDict
 from torch import Tensor
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
+from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
@@ -36,7 +42,7 @@ from lenvm_rl.verl.data_checks import (
     check_text_only,
     check_truths,
 )
-from lenvm_rl.verl.plugin import POLICY_TRAINER_MODE, check_registered
+from lenvm_rl.verl.plugin import POLICY_TRAINER_MODES, check_registered
 from lenvm_rl.verl.rl.group_rewards import GroupReward, check_gdpo, gdpo_fields
 from lenvm_rl.verl.rl.length_critic import LengthCritic
 from lenvm_rl.verl.rl.length_state import LengthState
@@ -62,14 +68,16 @@ from lenvm_rl.verl.rl.rollout_guidance import AGENT_LOOP
 from lenvm_rl.verl.rl.step_data import RowFacts
 
 
-@register_trainer(POLICY_TRAINER_MODE)
-class LengthAwareTrainer(PPOTrainerSync):
-    """Trains a policy with a length term; see the module.
+class LengthAware:
+    """Any of verl's trainers with a length term; see the module.
 
     Raises:
         ValueError: a setting, checkpoint or data file that cannot be trained with (before any
             worker starts).
     """
+
+    base_mode: str
+    """verl's name of the trainer that this is mixed into."""
 
     def __init__(self, config: DictConfig):
         check_registered()
@@ -84,10 +92,9 @@ class LengthAwareTrainer(PPOTrainerSync):
         self.reward = GroupReward.of(self.settings.length_reward)
         self.state = LengthState(self.settings.use, self.controller, self.alarm, self.reward)
         with open_dict(config):
-            # verl compares the mode with "sync" in several places; this loop is a synchronous one.
-            config.trainer.v1.trainer_mode = "sync"
+            # verl goes by the mode's name in several places, and has settings under it.
+            config.trainer.v1.trainer_mode = self.base_mode
         super().__init__(config)
-        self.replay_buffer.poll_interval = 0.1  # verl looks every 2 s whether sampling is done
 
     # --- setting up ------------------------------------------------------------------------
 
@@ -162,8 +169,7 @@ class LengthAwareTrainer(PPOTrainerSync):
         elif self.length_critic is not None:
             self._take_step(rollouts, metrics, scale)
         if self.settings.dump_dir is not None:
-            path = Path(self.settings.dump_dir).absolute() / f"step_{self.global_steps}.pt"
-            dump_step(path, rollouts, scale=scale, task=task)
+            dump_step(self._dump_file(), rollouts, scale=scale, task=task)
         if self.settings.refresh:
             self._refresh(rollouts, metrics)
         self.controller.update(
@@ -190,6 +196,12 @@ class LengthAwareTrainer(PPOTrainerSync):
         if self.settings.budget_column is not None:
             columns.append(self.settings.budget_column)
         return columns
+
+    def _dump_file(self) -> Path:
+        """step_N.pt; step_N_k.pt of the k-th of several mini-batches of an asynchronous step."""
+        part = getattr(self, "local_trigger_step", 0)
+        name = f"step_{self.global_steps}" + (f"_{part}" if part else "")
+        return Path(self.settings.dump_dir).absolute() / f"{name}.pt"
 
     def _dumped(self, rollouts: RolloutBatch, name: str) -> Tensor | None:
         """A column [B, T], where the step is dumped."""
@@ -254,3 +266,31 @@ class LengthAwareTrainer(PPOTrainerSync):
         if self.length_critic is not None:
             self.length_critic.load(directory)
         print(f"resumed the length term from {directory}: scale {self.controller.scale:g}")
+
+
+_SYNC, _COLOCATED, _SEPARATE = POLICY_TRAINER_MODES
+
+
+@register_trainer(_SYNC)
+class LengthAwareTrainer(LengthAware, PPOTrainerSync):
+    """verl's synchronous trainer with a length term."""
+
+    base_mode = "sync"
+
+    def __init__(self, config: DictConfig):
+        super().__init__(config)
+        self.replay_buffer.poll_interval = 0.1  # verl looks every 2 s whether sampling is done
+
+
+@register_trainer(_COLOCATED)
+class ColocatedLengthAwareTrainer(LengthAware, PPOTrainerColocateAsync):
+    """verl's asynchronous trainer on the rollout engine's devices, with a length term."""
+
+    base_mode = "colocate_async"
+
+
+@register_trainer(_SEPARATE)
+class SeparateLengthAwareTrainer(LengthAware, PPOTrainerSeparateAsync):
+    """verl's asynchronous trainer beside rollout engines of their own, with a length term."""
+
+    base_mode = "separate_async"
