@@ -4,6 +4,7 @@
     python -m scripts.bench right_answers --right short
     python -m scripts.bench right_answers --right both        # only the length is left to learn
     python -m scripts.bench right_answers --right long --critic stale --start .125
+    python -m scripts.bench right_answers --through trainer   # as main_ppo computes it
 
 A world of two branches: after a preamble and `--short` tokens in all a response ends, or it goes on
 to `--long`. `--right` says which of the two ends is right (mostly_long: 30 % of the short and 90 %
@@ -40,7 +41,7 @@ from torch import Tensor
 from lenvm_rl.core import length_term, length_to_u, read_critic, u_to_length
 from lenvm_rl.verl.rl.policy_settings import PolicyLengthSettings
 from reward_fns import LENGTH_REWARDS
-from scripts.bench import harness
+from scripts.bench import harness, trainer_step
 from scripts.bench.grpo.methods import task_advantage
 from scripts.bench.harness import part, show
 
@@ -103,6 +104,9 @@ class Options(World, harness.Options):
     """Runs of each line."""
     critic: Literal["frozen", "exact", "stale", "all"] = "all"
     """How well the values know the policy."""
+    through: Literal["core", "trainer"] = "core"
+    """Advantages by the core's functions, or by a step of the trainer mode `lenvm`: verl's GRPO and
+    the length critic's workers, on a queue in memory."""
 
 
 @dataclass(frozen=True)
@@ -238,15 +242,31 @@ def advantages(world: World, arm: Arm, batch: Batch, p: float) -> Tensor:
     ).total
 
 
-def train(world: World, arm: Arm, seed: int) -> float:
+def by_trainer(world: World, arm: Arm, batch: Batch, p: float) -> Tensor:
+    """As `advantages`, by a step of the trainer mode."""
+    settings = arm.settings or recommended()
+    if arm.method == "kimi":
+        settings = replace(settings, length_reward={"name": "kimi", "weight": 1.0})
+    p = p if arm.critic == "exact" else world.start
+    times = STALE if arm.critic == "stale" else 1.0
+    logits = batch.logits(world, p, answers=arm.answers, times=times)
+    responses = trainer_step.Responses(batch.lengths, batch.correct, batch.groups, logits)
+    critic = SimpleNamespace(
+        gamma=world.gamma, target="return", length_scale=None, answers=arm.answers
+    )
+    return trainer_step.advantages_of(responses, settings, critic if arm.settings else None)
+
+
+def train(world: World, arm: Arm, seed: int, through: str = "core") -> float:
     """The probability of going on after training."""
+    advantages_of = by_trainer if through == "trainer" else advantages
     rng = torch.Generator().manual_seed(seed)
     logit = torch.logit(torch.tensor(world.start)).requires_grad_()
     optimizer = torch.optim.Adam([logit], lr=RATE)
     for _ in range(world.updates):
         p = torch.sigmoid(logit).item()
         batch = Batch.sample(world, p, rng)
-        a = advantages(world, arm, batch, p)
+        a = advantages_of(world, arm, batch, p)
         decided = a.gather(1, batch.branch[:, None] - 1)[:, 0]
         sign = torch.where(batch.went_on, 1.0, -1.0)
         loss = -(decided * torch.nn.functional.logsigmoid(sign * logit)).sum() / batch.mask.sum()
@@ -256,9 +276,9 @@ def train(world: World, arm: Arm, seed: int) -> float:
     return torch.sigmoid(logit).item()
 
 
-def play(world: World, arm: Arm, seeds: int) -> dict[str, Any]:
+def play(world: World, arm: Arm, seeds: int, through: str) -> dict[str, Any]:
     """One line of the table: means over seeds, and the lowest P(right)."""
-    ends = [train(world, arm, seed) for seed in range(seeds)]
+    ends = [train(world, arm, seed, through) for seed in range(seeds)]
     right = [world.p_right(p) for p in ends]
     return {
         "method": arm.method,
@@ -276,7 +296,7 @@ def run(options: Options) -> dict[str, Any]:
     torch.set_num_threads(1)
     world = part(options, World)
     critics = CRITICS if options.critic == "all" else (options.critic,)
-    rows = [play(world, arm, options.seeds) for arm in arms(critics)]
+    rows = [play(world, arm, options.seeds, options.through) for arm in arms(critics)]
     show(
         f"right answers are {world.right}: {world.short} or {world.long} tokens, "
         f"{world.updates} updates from P(right) = {world.p_right(world.start):.3g}",

@@ -47,6 +47,16 @@ def test_right_answers_are_learnt_as_without_a_length_term(capsys, right, start)
         assert got["old"] < 0.3 * got["none"], "the fault that this bench is there to see"
 
 
+@pytest.mark.parametrize("right", ["long", "mostly_long"])
+def test_the_trainer_computes_the_same_advantages(right):
+    world = bench.World(**{**SIZES, "updates": 1}, right=right)
+    for arm in bench.arms(("frozen", "stale")):
+        batch = bench.Batch.sample(world, 0.5, torch.Generator().manual_seed(3))
+        wanted = bench.advantages(world, arm, batch, 0.4)
+        assert wanted.any()
+        assert_close(bench.by_trainer(world, arm, batch, 0.4), wanted, atol=1e-5, rtol=1e-4)
+
+
 def test_among_equally_right_answers_the_short_ones_win(capsys):
     got = run(capsys, "--right", "both")
     assert got["p_short"]["none"] == 0.5
