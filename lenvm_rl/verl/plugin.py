@@ -74,6 +74,7 @@ ROLLOUT_NAME = "transformers"
 # Once verl has imported the module on the left, those on the right register themselves with it.
 _REGISTERED_BY_IMPORT = {
     "verl.utils.model": ("lenvm_rl.model",),
+    "verl.utils.flops_counter": ("lenvm_rl.verl.flops",),
     "verl.workers.engine": ("lenvm_rl.verl.engine",),
     "verl.workers.rollout.base": ("lenvm_rl.verl.cpu.weights",),
     "verl.workers.rollout.replica": ("lenvm_rl.verl.cpu.replica",),

@@ -84,6 +84,10 @@ SEAMS: dict[str, dict[str, str]] = {
         "calculate_workload": "seqlen_list",
         "get_seqlen_balanced_partitions": "seqlen_list k_partitions equal_size",
     },
+    "verl.utils.flops_counter": {
+        "FlopsCounter.estimate_flops": "batch_seqlens delta_time",
+        "_estimate_qwen2_flops": "config tokens_sum batch_seqlens delta_time",
+    },
     "verl.utils.debug": {"marked_timer": "name timing_raw color | domain category"},
     "verl.utils.memory_utils": {"aggressive_empty_cache": "force_sync | max_retries"},
     "verl.utils.config": {"omega_conf_to_dataclass": "config | dataclass_type"},

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from tensordict import TensorDict
+from tensordict import NonTensorData, TensorDict
 from torch import Tensor
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.utils import tensordict_utils as tu
@@ -109,7 +109,12 @@ class LengthValueWorker(TrainingWorker):
         _, rows = _completions(share.data, share.finished.tolist())
         batch = make_batch(rows, loss=self.loss_fn, workers=1, balance=False, least=least)
         self._whole(batch)
-        tu.assign_non_tensor(batch, global_token_num=None, update_lr_scheduler=True)
+        lengths: list[Any] = [None] * self.engine.get_data_parallel_size()
+        mine = batch["input_ids"].offsets().diff().tolist()
+        group = self.engine.get_data_parallel_group()
+        torch.distributed.all_gather_object(lengths, mine, group)
+        tokens = NonTensorData([n for part in lengths for n in part])
+        tu.assign_non_tensor(batch, global_token_num=tokens, update_lr_scheduler=True)
         output = self.train_batch(batch)
         aggressive_empty_cache(force_sync=True)
         return None if output is None else tu.get(output, "metrics")

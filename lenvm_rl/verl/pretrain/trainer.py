@@ -21,6 +21,7 @@ import ray
 import torch
 import transfer_queue as tq
 from omegaconf import DictConfig, open_dict
+from tensordict import NonTensorData
 from transfer_queue import KVBatchMeta
 from verl.single_controller.ray import (
     RayClassWithInitArgs,
@@ -286,7 +287,8 @@ class LengthValuePretrainer(PPOTrainer):
                 balance=self.config.trainer.balance_batch,
             )
         with marked_timer("update_critic", timing_raw):
-            tu.assign_non_tensor(batch, global_token_num=None, update_lr_scheduler=True)
+            lengths = NonTensorData(batch["input_ids"].offsets().diff().tolist())
+            tu.assign_non_tensor(batch, global_token_num=lengths, update_lr_scheduler=True)
             output = tu.get(self.critic_wg.train_batch(batch).get(), "metrics")
         metrics.update(worker_metrics(output))
         metrics.update(data_metrics(rows))
