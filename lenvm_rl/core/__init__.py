@@ -9,6 +9,7 @@ reinforcement learning with a length critic, of the parts `advantages`, `correct
 `recalibration`, `shaping` and `controllers`, on one worker or several that meet (`meeting`).
 """
 
+from lenvm_rl.core.ablations import content_free_values, shuffled_values
 from lenvm_rl.core.advantages import (
     NORMALISATIONS,
     check_scale,
@@ -176,6 +177,7 @@ __all__ = [
     "check_target",
     "clamp_to_lead",
     "combine",
+    "content_free_values",
     "correct_term",
     "discounted_returns",
     "error_sums",
@@ -231,6 +233,7 @@ __all__ = [
     "shaping_rewards",
     "shaping_term",
     "shortest_of_group",
+    "shuffled_values",
     "squared_error",
     "tail_inflated",
     "tail_mean",
