@@ -45,6 +45,32 @@ def test_concurrent_requests_share_the_batch_and_get_their_own_answers(server):
         assert answer.stop_reason == "completed"
 
 
+def test_an_asynchronous_trainer_waits_for_what_is_sampled_and_holds_the_rest(server):
+    weights = dict(server.sampler.model.state_dict())
+
+    async def play():
+        early = [asyncio.create_task(ask(server, i)) for i in range(6)]
+        await asyncio.sleep(0)
+        with pytest.raises(ValueError, match="weights arrived while 6 completions"):
+            await server.load_weights(weights, 1)
+        await server.abort_all_requests(reject_request=False)
+        assert not server._futures
+        late = asyncio.create_task(ask(server, 9))
+        await server.load_weights(weights, 3)
+        assert not late.done()
+        await server.resume_generation()
+        return [await task for task in [*early, late]]
+
+    *early, late = asyncio.run(play())
+    assert {answer.extra_fields["global_steps"] for answer in early} == {0}
+    assert late.extra_fields["global_steps"] == 3
+    assert all(answer.stop_reason == "completed" and answer.token_ids for answer in [*early, late])
+
+
+def ask(server, i):
+    return server.generate(f"request-{i}", [2 + i, 3], SETTINGS)
+
+
 def test_log_probabilities_are_left_out_unless_asked_for(server):
     assert generate(server, [2, 3])[0].log_probs is None
 

@@ -5,7 +5,7 @@ stands in for them, under the same configuration keys (temperature, top_p, top_k
 response_length, max_model_len, max_num_seqs, dtype, seed).
 
 Standalone it serves a frozen policy's own weights. Beside a policy that is being trained it takes
-new weights after every step (`weights`), and draws each completion from (seed, step, prompt,
+new weights after every step (`weights`), asynchronous trainers included, and draws each completion from (seed, step, prompt,
 number of the sample): a run that is resumed samples what an uninterrupted one would have.
 """
 
@@ -58,11 +58,15 @@ class TransformersServer:
         self._waiting: list[tuple[str, Request]] = []
         self._futures: dict[str, asyncio.Future[Completion]] = {}
         self._loop: asyncio.Task | None = None
+        self._admits = asyncio.Event()
+        self._admits.set()
 
     async def generate(
         self, request_id: str, prompt_ids: list[int], sampling_params: dict[str, Any], **_: Any
     ) -> TokenOutput:
         """Sample one completion; concurrent calls share the batch."""
+        while not self._admits.is_set():
+            await self._admits.wait()
         request = self._request(prompt_ids, sampling_params)
         self.sampler.check(request)  # before it joins the batch: an error is this caller's alone
         future = asyncio.get_running_loop().create_future()
@@ -94,8 +98,9 @@ class TransformersServer:
         if self._futures:
             raise ValueError(
                 f"weights arrived while {len(self._futures)} completions were being sampled: the "
-                "transformers rollout engine serves synchronous training. Use trainer mode sync "
-                "or lenvm, or roll out with vLLM."
+                "transformers rollout engine takes them between completions. Use a trainer mode "
+                "that samples first or calls abort_all_requests (sync, colocate_async, lenvm, "
+                "lenvm_colocate_async), or roll out with vLLM."
             )
         load_policy_weights(self.sampler.model, weights)
         self._step = step or 0
@@ -151,9 +156,19 @@ class TransformersServer:
 
     async def sleep(self, *args: Any, **kwargs: Any) -> None: ...
 
-    async def abort_all_requests(self, *args: Any, **kwargs: Any) -> None: ...
+    async def abort_all_requests(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Let what is being sampled end, and hold further requests until `resume_generation`.
 
-    async def resume_generation(self, *args: Any, **kwargs: Any) -> None: ...
+        Nothing is cut: completions that start anew would be the long ones, and those that remain
+        too short.
+        """
+        self._admits.clear()
+        await asyncio.gather(*self._futures.values(), return_exceptions=True)
+        return {"aborted_count": 0, "request_ids": []}
+
+    async def resume_generation(self, *args: Any, **kwargs: Any) -> None:
+        """Take requests again."""
+        self._admits.set()
 
     async def clear_kv_cache(self) -> None: ...
 
