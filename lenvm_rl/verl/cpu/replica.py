@@ -5,8 +5,9 @@ stands in for them, under the same configuration keys (temperature, top_p, top_k
 response_length, max_model_len, max_num_seqs, dtype, seed).
 
 Standalone it serves a frozen policy's own weights. Beside a policy that is being trained it takes
-new weights after every step (`weights`), asynchronous trainers included, and draws each completion from (seed, step, prompt,
-number of the sample): a run that is resumed samples what an uninterrupted one would have.
+new weights after every step (`weights`), and draws each completion from (seed, step, prompt,
+number of the sample): a run that is resumed samples what an uninterrupted one would have. For
+asynchronous trainers it takes them between completions, none of which is cut.
 """
 
 from __future__ import annotations
