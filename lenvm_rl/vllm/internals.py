@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lenvm_rl.guidance.exact.prefix_kernels import PAGE, Kernels, PrefixKernel, page_table
+from lenvm_rl.guidance.exact.prefix_kernels import PAGE, Kernels, PrefixKernel
 
 
 class HiddenStates:
@@ -88,7 +88,7 @@ def vllm_kernel() -> PrefixKernel:
             max_seqlen_k=prefixes.max_keys,
             seqused_k=prefixes.used,
             softmax_scale=scale,
-            block_table=page_table(prefixes, len(keys)),
+            block_table=prefixes.pages,
             return_softmax_lse=True,
         )
         return output, lse

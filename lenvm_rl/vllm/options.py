@@ -52,8 +52,8 @@ class GuidanceOptions:
     checkpoint: str
     """Directory of the LenVM."""
     slots: int | None = None
-    """Requests whose keys and values fit in the pool; None: as many as run at once
-    (max_num_seqs). More keep the tokens of preempted requests, fewer are refused."""
+    """Requests whose tokens are remembered; None: as many as run at once (max_num_seqs). More keep
+    those of requests that have ended, for others that begin alike; fewer are refused."""
     max_candidates: int = 40
     """Most candidates per request and step; a larger lenvm_top_k is cut to it."""
     chunk_tokens: int = 2048
@@ -61,8 +61,9 @@ class GuidanceOptions:
     dtype: str = "auto"
     """What the trunk computes in: one of `DTYPES`; auto is the policy's. The head stays float32."""
     memory: str | float | None = None
-    """What its keys and values may take, e.g. "2GiB" (a bare number is GiB); None: a quarter of
-    what vLLM may use of the device (--gpu-memory-utilization), or of a CPU's free memory."""
+    """What the pages of its keys and values may take, e.g. "2GiB" (a bare number is GiB), at least
+    one request's at its longest; None: a quarter of what vLLM may use of the device
+    (--gpu-memory-utilization), or of a CPU's free memory."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.checkpoint, str):
@@ -180,7 +181,7 @@ def check_engine(vllm_config: Any, options: GuidanceOptions) -> None:
     running = vllm_config.scheduler_config.max_num_seqs
     if options.slots is not None and options.slots < running:
         raise ValueError(
-            f"the LenVM's pool has {options.slots} slots, but {running} requests can run at once "
+            f"the LenVM has {options.slots} slots, but {running} requests can run at once "
             "(--max-num-seqs): a request without a slot could not be guided. Lower --max-num-seqs, "
             "so that vLLM queues what exceeds it, or leave slots out."
         )
@@ -301,7 +302,7 @@ def load_scorer(vllm_config: Any, options: GuidanceOptions, device: torch.device
             f"the LenVM's weights take {in_units(plan.weights)} in {dtype}, but "
             f"{in_units(free, up=False)} are free on {device}: use a smaller LenVM, or free memory."
         )
-    plan.check(slots, max_length, budget=budget, free=free and free - plan.weights)
+    plan.check(max_length, budget=budget, free=free and free - plan.weights)
     scorer = make_scorer(
         load_lenvm(options.checkpoint, dtype),
         slots=slots,
@@ -314,15 +315,15 @@ def load_scorer(vllm_config: Any, options: GuidanceOptions, device: torch.device
     )
     graphs = _prepare(scorer, vllm_config, options)
     logger.info(
-        "length guidance by %s: gamma %s, %s; %s of weights, %d slots of %d tokens with %s of keys "
-        "and values, %d graphs",
+        "length guidance by %s: gamma %s, %s; %s of weights, %s of keys and values for %d "
+        "requests of up to %d tokens, %d graphs",
         options.checkpoint,
         config.gamma,
         dtype,
         in_units(plan.weights),
+        in_units(scorer.cache_bytes),
         slots,
         max_length,
-        in_units(scorer.cache_bytes),
         graphs,
     )
     return scorer

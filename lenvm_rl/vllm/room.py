@@ -25,7 +25,7 @@ from lenvm_rl.vllm.options import GuidanceOptions, checkpoint_config
 AT_ONCE = 256
 """Requests that an engine runs at once where nothing else is said: vLLM's own least default."""
 MAX_NUM_SEQS = 64
-"""The same beside a LenVM, which keeps a slot for each."""
+"""The same beside a LenVM."""
 ON_A_CPU = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """Environment of an offline engine on a CPU: one process on all cores."""
 _CPU_SHARE = 0.25  # of what is free
@@ -58,16 +58,16 @@ def beside_lenvm(
     *,
     total: int = MAX_NUM_SEQS,
 ) -> tuple[GuidanceOptions, dict[str, Any]]:
-    """Options and engine settings with as many requests at once as the LenVM's keys and values have
-    room for, and with just that room.
+    """Options and engine settings with as many requests at once as the LenVM's pages hold at their
+    longest, so that they need not take turns, and with just that room.
 
     Args:
         given: engine settings of the caller, which stay.
         room: what suits the run, see `room_of`.
         total: completions of the run.
     Raises:
-        ValueError: not a single request fits, or fewer than the caller wants at once; on a CPU,
-            policy and LenVM together take more than is free.
+        ValueError: not a single request fits; on a CPU, policy and LenVM together take more than
+            is free.
     """
     settings = {**room, **given}
     config = policy_config(policy)
@@ -82,10 +82,10 @@ def beside_lenvm(
         policy_states=True,
     )
     budget = options.budget(device_share(settings))
-    fitting = max(memory.slots_within(budget, length), 1)
+    memory.check(length, budget=budget)
+    fitting = max(memory.rows_within(budget, length), 1)
     rows = given.get("max_num_seqs") or min(MAX_NUM_SEQS, total, fitting)
-    memory.check(options.slots or rows, length, budget=budget)
-    taken = memory.cache(options.slots or rows, length)
+    taken = min(memory.cache(options.slots or rows, length), budget)
     if options.memory is None and taken:
         options = replace(options, memory=f"{taken}B")  # free memory may be less by then
     settings["max_num_seqs"] = rows

@@ -38,7 +38,7 @@ def serve_command(
     """The `vllm serve` command line.
 
     Log-probabilities are those of the distribution that tokens were sampled from. Requests beyond
-    `max_num_seqs` wait in vLLM's queue, so the LenVM's pool is never too small. Truncation and
+    `max_num_seqs` wait in vLLM's queue. Truncation and
     penalties are a request's own or none (`NEUTRAL`); temperature and EOS tokens stay those of the
     policy's generation configuration.
 
@@ -46,7 +46,7 @@ def serve_command(
         policy: directory or hub name.
         options: of the LenVM.
         host, port: where to listen.
-        max_num_seqs: requests that run at once; the LenVM keeps a slot for each.
+        max_num_seqs: requests that run at once.
         extra: further arguments of `vllm serve`; they win over the defaults.
     Raises:
         ValueError: `vllm` is not installed.

@@ -144,6 +144,8 @@ def attention_of_a_step(
         capacity=-(-limit // ALIGN) * ALIGN,
         device="cpu",
     )
+    for i, n in enumerate(held.tolist()):
+        store.grow(i, n + 1)
     packed = [x[:, :, 0].transpose(0, 1)[None].contiguous() for x in (query, key, value)]
     module = SimpleNamespace()
 

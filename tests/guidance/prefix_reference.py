@@ -13,13 +13,14 @@ def reference_kernel(query, keys, values, prefixes, scale, *, empty=torch.inf):
     assert bounds[-1] == len(query)
     for n, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
         used = int(prefixes.used[n])
-        start = int(prefixes.starts[n])
-        assert start % PAGE == prefixes.max_keys % PAGE == 0
-        assert 0 <= used <= prefixes.max_keys and start + used <= len(keys)
+        pages = prefixes.pages[n, : -(-used // PAGE)].long()
+        assert prefixes.pages.shape[1] * PAGE == prefixes.max_keys
+        assert 0 <= used <= prefixes.max_keys
         assert end - begin <= prefixes.max_queries
         if not used:
             continue
-        k, v = (x[start : start + used].double() for x in (keys, values))
+        k, v = (x.unflatten(0, (-1, PAGE))[pages].flatten(0, 1)[:used] for x in (keys, values))
+        k, v = k.double(), v.double()
         for q in range(begin, end):
             scores = torch.einsum("hd,khd->hk", query[q].double(), k) * scale
             output[q] = torch.einsum("hk,khd->hd", scores.softmax(-1), v).to(output.dtype)

@@ -191,6 +191,7 @@ def test_nothing_is_computed_twice(lenvm):
         "reused": 0,
         "copied": 0,
         "passes": 12 + 1,
+        "evicted": 0,
     }
 
 

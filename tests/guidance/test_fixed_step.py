@@ -1,5 +1,6 @@
 """Is a step of fixed shape the step, whatever stands in its padding, and can a graph hold it?"""
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -145,11 +146,11 @@ def test_what_padding_holds_never_matters(lenvm, way):
         slot = scorer.open(history)
         candidates = draw(1, 0)
         scorer.score([slot], [history], candidates, everything(candidates))
-        capacity = scorer._store.capacity
-        for buffer in (scorer._store.keys, scorer._store.values):
-            buffer[:, -capacity:] = filler  # the padding's slot
-            own = buffer[:, slot * capacity : (slot + 1) * capacity]
-            own[:, 30 + K :] = filler  # behind what is known
+        store = scorer._store
+        known = torch.from_numpy(store.cells(slot, np.arange(30 + K)))
+        unknown = torch.ones(store.keys.shape[1], dtype=torch.bool).index_fill(0, known, False)
+        for buffer in (store.keys, store.values):
+            buffer[:, unknown] = filler  # behind what is known, the padding's, and free pages
         for inputs in (step.inputs for step in scorer._fixed._steps.values()):
             inputs.ids.fill_(int(filler) % VOCAB)
         history.output.append(int(candidates[0, 1]))

@@ -56,39 +56,41 @@ def test_a_plan_of_candidate_heads(frozen):
     assert (plan.cache(3, 100) == 0) == frozen, "a head on the policy's states keeps nothing"
 
 
-@pytest.mark.parametrize("align", [1, 16, 256])
+@pytest.mark.parametrize("page", [1, 16, 256])
 @pytest.mark.parametrize("padding", [0, 1])
-def test_what_is_said_to_fit_does_and_one_more_does_not(align, padding):
-    plan = ScorerMemory(weights=0, bytes_per_token=12, spare=40, align=align, padding_slots=padding)
+def test_what_is_said_to_fit_does_and_one_more_does_not(page, padding):
+    plan = ScorerMemory(weights=0, bytes_per_token=12, spare=40, page=page, padding_pages=padding)
     for room in (10_000, 123_456, 10**7):
-        slots = plan.slots_within(room, 500)
-        assert plan.cache(slots, 500) <= room < plan.cache(slots + 1, 500) or slots == 0
-        length = plan.length_within(room, 3)
-        assert length == 0 or plan.cache(3, length) <= room < plan.cache(3, length + 1)
+        length = plan.length_within(room)
+        assert length == 0 or plan.cache(1, length) <= room < plan.cache(1, length + 1)
+        rows = plan.rows_within(room, 500)
+        assert plan.cache(rows, 500) <= room < plan.cache(rows + 1, 500) or rows == 0
+        pages = plan.pages(3, 500, room=room)
+        assert pages * 12 * page <= room or not pages
+        assert pages <= plan.pages(3, 500) == plan.cache(3, 500) // (12 * page)
 
 
 def test_the_refusal_has_the_arithmetic_and_numbers_that_fit():
-    # Qwen2.5-1.5B in bfloat16 beside 64 requests of 32,768 tokens.
-    plan = ScorerMemory(weights=0, bytes_per_token=28_672, spare=40, align=256, padding_slots=1)
+    # Qwen2.5-1.5B in bfloat16 beside requests of 32,768 tokens.
+    plan = ScorerMemory(weights=0, bytes_per_token=28_672, spare=40, page=256, padding_pages=1)
+    assert plan.check(32_768, budget=2 * 2**30, free=70 * 2**30) == 2 * 2**30
+    assert plan.cache(256, 200) < 2 * 2**30, "256 streams of chat in 2 GiB"
     with pytest.raises(ValueError) as refused:
-        plan.check(64, 32_768, budget=18 * 2**30, free=70 * 2**30)
+        plan.check(32_768, budget=2**29, free=70 * 2**30)
     text = str(refused.value)
-    assert "28,672 bytes per token x 33,024 columns" in text and "x 65 slots = 57.32GiB" in text
-    slots, length, amount = re.search(
-        r"--max-num-seqs (\d+)\).*--max-model-len (\d+)\).*--lenvm-memory (\S+)\)", text
-    ).groups()
-    plan.check(int(slots), 32_768, budget=18 * 2**30)
-    plan.check(64, int(length), budget=18 * 2**30)
-    plan.check(64, 32_768, budget=parse_bytes(amount))
-    with pytest.raises(ValueError, match="50.00GiB are free") as refused:
-        plan.check(64, 32_768, budget=80 * 2**30, free=50 * 2**30)
+    assert "28,672 bytes per token x 33,280 columns" in text and "= 910.00MiB" in text
+    length, amount = re.search(r"--max-model-len (\d+)\).*--lenvm-memory (\S+)\)", text).groups()
+    plan.check(int(length), budget=2**29)
+    plan.check(32_768, budget=parse_bytes(amount))
+    with pytest.raises(ValueError, match="512.00MiB are free") as refused:
+        plan.check(32_768, budget=2**30, free=2**29)
     assert "--lenvm-memory" not in str(refused.value), "no budget makes room that is not there"
 
 
 @pytest.mark.parametrize("head", ["state", "candidate"])
 def test_a_scorer_is_refused_before_it_takes_anything(head, monkeypatch):
     model = sized(head)
-    need = make_scorer(model, **SIZES).cache_bytes
+    need = make_scorer(model, **SIZES | {"slots": 1}).cache_bytes
     make_scorer(model, **SIZES, memory=need)
     monkeypatch.setattr(trunk, "KeyValueStore", None)  # nobody gets as far as that
     with pytest.raises(ValueError, match="do not fit"):

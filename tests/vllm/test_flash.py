@@ -32,18 +32,16 @@ def calls(vllm, monkeypatch):
         assert given["return_softmax_lse"] and not given.get("causal", False)
         pages, used = given["block_table"], given["seqused_k"]
         assert given["k"].shape[1] == PAGE and pages.dtype == used.dtype == torch.int32
-        # The pages of each sequence, laid out one behind the other.
-        keys, values = (given[x][pages.long()].flatten(0, 2) for x in "kv")
-        size = pages.shape[1] * PAGE
-        laid_out = Prefixes(
+        prefixes = Prefixes(
             cu_queries=given["cu_seqlens_q"],
-            starts=torch.arange(len(pages)) * size,
+            pages=pages,
             used=used,
             max_queries=given["max_seqlen_q"],
             max_keys=given["max_seqlen_k"],
         )
+        keys, values = (given[x].flatten(0, 1) for x in "kv")
         scale = given["softmax_scale"]
-        output, lse = reference_kernel(given["q"], keys, values, laid_out, scale)
+        output, lse = reference_kernel(given["q"], keys, values, prefixes, scale)
         return output, lse.T.contiguous()
 
     fake = SimpleNamespace(flash_attn_varlen_func=played)

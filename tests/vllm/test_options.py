@@ -104,7 +104,7 @@ def test_what_does_not_fit_is_refused_before_weights_are_read(
     monkeypatch.setattr(options_module, "check_policy", lambda *args: None)
     monkeypatch.setattr(q_head, "load_lenvm", None)  # nobody gets as far as that
     here = torch.device("cpu")
-    for given, sentence in (({"memory": "4MiB"}, "--max-num-seqs 1"), ({}, "are free")):
+    for given, sentence in (({"memory": "1MiB"}, "--max-model-len"), ({}, "are free")):
         config = engine_config(lenvm, max_model_len=512, max_num_seqs=200, options=given)
         options = GuidanceOptions.read(config.additional_config, {})
         with pytest.raises(ValueError, match=sentence):

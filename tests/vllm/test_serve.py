@@ -82,14 +82,15 @@ def test_a_cpu_server_leaves_memory_to_others(vllm, options, monkeypatch, versio
 @pytest.mark.parametrize(
     ("extra", "refused"),
     [
-        ([], "x 64 slots"),
+        ([], "of one request do not fit"),
         (["--max-num-seqs", "3", "--max-model-len=64"], None),
-        (["--max-num-seqs=30", "--max-model-len", "64"], "x 30 slots"),
+        (["--max-num-seqs=30", "--max-model-len", "64"], None),
+        (["--max-model-len=200"], "lenvm-memory"),
         (["--max-model-len", "64k"], None),  # the engine's to refuse
         (["--max-num-seqs", "14", "--max-model-len", "64", "--dtype", "bfloat16"], None),
     ],
 )
 def test_a_server_whose_lenvm_does_not_fit_never_starts(vllm, lenvm, monkeypatch, extra, refused):
-    options = GuidanceOptions(checkpoint=str(lenvm), max_candidates=12, memory="3MiB")
+    options = GuidanceOptions(checkpoint=str(lenvm), max_candidates=12, memory="300KiB")
     with pytest.raises(ValueError, match=refused) if refused else nullcontext():
         serve_module.check_server(str(policy_path()), options, max_num_seqs=64, extra=extra)

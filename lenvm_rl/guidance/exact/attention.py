@@ -25,11 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from lenvm_rl.guidance.exact.cache import ALIGN, KeyValueShape, KeyValueStore, to_device
+from lenvm_rl.guidance.exact.cache import KeyValueShape, KeyValueStore, to_device
 
 PREFIX_ATTENTION = "lenvm_prefix"
-# Products of queries with keys that a tier may compute in vain, as a multiple of the useful ones.
-# A kernel call costs a CPU little, and reading slots that lie apart costs it a copy.
+# Products of queries with keys that a tier may compute in vain, as a multiple of the useful ones:
+# a kernel call costs a CPU little.
 _WASTE = {"cpu": 1.5}
 _WASTE_ELSEWHERE = 4.0
 
@@ -79,8 +79,8 @@ class Probe:
 class _Tier:
     """Neighbouring segments of a pass that one kernel call serves."""
 
-    rows: slice | Tensor
-    """Their slots."""
+    pages: Tensor | slice
+    """[r, n] of their slots; of a single one whose pages follow each other, its cells."""
     tokens: slice
     """Their tokens in the pass."""
     shape: tuple[int, int]
@@ -115,17 +115,16 @@ class Pass:
         offset = np.arange(len(row)) - first[row]
         self.is_new = offset < new[row]
         column = start[row] + offset
-        table = np.stack(
-            [start[row] + np.minimum(offset, new[row]), column, slot[row] * store.capacity + column]
-        )
+        cells = store.cells(slot[row], column)
+        table = np.stack([start[row] + np.minimum(offset, new[row]), column, cells])
         self.position, self._column, self._cell = to_device(table, store.device)
         self._tiers = [
             self._tier(slot[a:b], start[a:b], siblings[a:b], counts[a:b], int(first[a]))
-            for a, b in _bounds(slot, start + counts, counts, store.device)
+            for a, b in _bounds(start + counts, counts, store.device)
         ]
 
     def _tier(self, slot, start, siblings, counts, first: int) -> _Tier:
-        device, capacity = self._store.device, self._store.capacity
+        device, store = self._store.device, self._store
         r, q = len(slot), int(counts.max())
         grid = place = None
         if (counts != q).any():
@@ -133,49 +132,68 @@ class Pass:
             columns = np.arange(q)
             grid = to_device(heads[:, None] + np.minimum(columns, counts[:, None] - 1), device)
             place = to_device(np.flatnonzero(columns < counts[:, None]), device)
-        span = int((start + counts).max())
-        consecutive = slot[-1] - slot[0] == r - 1
+        count = store.pages_of(int((start + counts).max()))
+        pages = store.table[slot, :count]
+        first_page = int(pages[0, 0])
+        run = r == 1 and (np.diff(pages[0]) == 1).all()
         return _Tier(
-            rows=slice(int(slot[0]), int(slot[-1]) + 1) if consecutive else to_device(slot, device),
+            pages=slice(first_page * store.page, (first_page + count) * store.page)
+            if run
+            else to_device(pages, device),
             tokens=slice(first, first + int(counts.sum())),
             shape=(r, q),
             grid=grid,
             place=place,
-            span=min(-(-span // ALIGN) * ALIGN, capacity),
+            span=count * store.page,
             fresh=grid is None and not siblings.any() and not start.any(),
         )
 
     def attend(self, layer, query, key, value, *, scaling, window) -> Tensor:
         """[1, G H, T, D] queries, [1, H, T, D] keys and values -> [T, G H, D]."""
         keys, values = self._store.keys[layer], self._store.values[layer]
-        keys.index_copy_(0, self._cell, key[0].transpose(0, 1).to(keys.dtype))
-        values.index_copy_(0, self._cell, value[0].transpose(0, 1).to(values.dtype))
-        keys, values = self._store.layer(layer)
+        own = key[0].transpose(0, 1).to(keys.dtype), value[0].transpose(0, 1).to(values.dtype)
+        keys.index_copy_(0, self._cell, own[0])
+        values.index_copy_(0, self._cell, own[1])
         queries = query[0].transpose(0, 1)
-        outputs = []
-        for tier in self._tiers:
-            seen_keys = keys[tier.rows, : tier.span].transpose(1, 2)  # [r, H, span, D]
-            seen_values = values[tier.rows, : tier.span].transpose(1, 2)
-            outputs.append(
-                self._attend_tier(tier, queries, seen_keys, seen_values, scaling, window)
-            )
+        outputs = [
+            self._attend_fresh(tier, queries, own, scaling)
+            if tier.fresh and (window is None or window >= tier.shape[1])
+            else self._attend_tier(tier, queries, self._seen(tier, layer), scaling, window)
+            for tier in self._tiers
+        ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
-    def _attend_tier(self, tier: _Tier, queries, keys, values, scaling, window) -> Tensor:
+    def _seen(self, tier: _Tier, layer: int) -> tuple[Tensor, Tensor]:
+        """[r, H, span, D] keys and values of a tier."""
+        if isinstance(tier.pages, slice):
+            keys, values = (
+                x[layer][None, tier.pages] for x in (self._store.keys, self._store.values)
+            )
+        else:
+            keys, values = self._store.gather(layer, tier.pages)
+        return keys.transpose(1, 2), values.transpose(1, 2)
+
+    def _attend_fresh(self, tier: _Tier, queries, own, scaling) -> Tensor:
+        """Of tokens that see nothing but each other."""
+        chosen, keys, values = (
+            x[tier.tokens].unflatten(0, tier.shape).transpose(1, 2) for x in (queries, *own)
+        )
+        output = F.scaled_dot_product_attention(
+            chosen.to(keys.dtype),
+            keys,
+            values,
+            is_causal=True,
+            scale=scaling,
+            enable_gqa=chosen.shape[1] != keys.shape[1],
+        )
+        return output.transpose(1, 2).flatten(0, 1)
+
+    def _attend_tier(self, tier: _Tier, queries, seen, scaling, window) -> Tensor:
         """The query heads of a key/value head are laid out as further queries of that head, so
         that keys and values are never repeated."""
+        keys, values = seen
         (r, q), heads = tier.shape, keys.shape[1]
         chosen = queries[tier.tokens] if tier.grid is None else queries[tier.grid]
-        if tier.fresh and (window is None or window >= q):
-            output = F.scaled_dot_product_attention(
-                chosen.reshape(r, q, *chosen.shape[-2:]).transpose(1, 2).to(keys.dtype),
-                keys[:, :, :q],
-                values[:, :, :q],
-                is_causal=True,
-                scale=scaling,
-                enable_gqa=chosen.shape[-2] != heads,
-            )
-            return output.transpose(1, 2).flatten(0, 1)
         grouped = chosen.reshape(r, q, heads, -1, chosen.shape[-1]).permute(0, 2, 3, 1, 4)
         groups = grouped.shape[2]
         output = F.scaled_dot_product_attention(
@@ -205,19 +223,18 @@ class Pass:
         return tier.masks[window, groups]
 
 
-def _bounds(slot, ends, counts, device: torch.device) -> list[tuple[int, int]]:
-    """Where the segments of each tier begin and end: rows of like size, on a CPU side by side."""
+def _bounds(ends, counts, device: torch.device) -> list[tuple[int, int]]:
+    """Where the segments of each tier begin and end: rows of like size."""
     limit = _WASTE.get(device.type, _WASTE_ELSEWHERE)
     bounds, begin, useful = [], 0, 0
-    for i in range(len(slot)):
+    for i in range(len(ends)):
         useful += int(counts[i] * ends[i])
         tier = slice(begin, i + 1)
         done = (i + 1 - begin) * int(counts[tier].max() * ends[tier].max())
-        apart = device.type == "cpu" and i > begin and slot[i] != slot[i - 1] + 1
-        if apart or done > limit * useful:
+        if done > limit * useful:
             bounds.append((begin, i))
             begin, useful = i, int(counts[i] * ends[i])
-    return [*bounds, (begin, len(slot))]
+    return [*bounds, (begin, len(ends))]
 
 
 def prefix_attention(

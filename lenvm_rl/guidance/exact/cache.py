@@ -1,15 +1,17 @@
-"""Keys, values and token ids of many rows, each in a slot of its own.
+"""Keys, values and token ids of many rows: a slot for each row, pages of memory for its tokens.
 
-Shapes: S slots of C columns, H key/value heads, D head dimension. A slot holds one row's tokens.
+Shapes: S slots of up to C columns, P pages of G tokens, H key/value heads, D head dimension. A slot
+holds one row's tokens: column c lies in cell `page(slot, c // G) * G + c % G` of the store.
 
-`KeyValueStore` is the device's side, `SlotTable` the host's: which tokens each slot holds, who may
-use it, and which one fits a new row best. A slot's content outlives its row, so that a preempted
-request finds its tokens again and a sibling finds the prompt that both share.
+`KeyValueStore` is the device's side, and knows which pages each slot has; `SlotTable` the host's:
+which tokens each slot holds, who may use it, and which one fits a new row best. A slot's content
+outlives its row, so that a preempted request finds its tokens again and a sibling finds the prompt
+that both share. It gives its last pages away when others need them and nobody else does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,7 +21,8 @@ from torch import Tensor
 
 from lenvm_rl.guidance.interface import PoolExhausted
 
-ALIGN = 16  # columns; kernels for accelerators want the rows of a mask aligned
+ALIGN = 16
+"""Tokens of a page where no kernel wants larger ones; the rows of a mask are aligned to it."""
 
 
 class KeyValueShape(NamedTuple):
@@ -37,9 +40,18 @@ class KeyValueShape(NamedTuple):
 
 
 class KeyValueStore:
-    """Keys and values of all layers: two tensors [layers, S * C, H, D], allocated once.
+    """Keys and values of all layers: two tensors [layers, P * G, H, D], allocated once.
 
     A token's heads lie together, so that a token is written, moved and copied in one piece.
+
+    Args:
+        slots: S.
+        capacity: C, whole pages.
+        page: G.
+        pages: P; None: as many as all slots can use.
+    Attributes:
+        table: [S, C / G] int64 (numpy), the pages of each slot; 0 where it has none.
+        held: [S] how many it has.
     """
 
     def __init__(
@@ -49,10 +61,20 @@ class KeyValueStore:
         slots: int,
         capacity: int,
         device: Any,
+        page: int = ALIGN,
+        pages: int | None = None,
     ):
-        self.slots, self.capacity, self.device = slots, capacity, torch.device(device)
+        self.slots, self.capacity, self.page = slots, capacity, page
+        self.device = torch.device(device)
+        per_slot = capacity // page
+        self.pages = slots * per_slot if pages is None else pages
+        self.table = np.zeros((slots, per_slot), dtype=np.int64)
+        self.held = np.zeros(slots, dtype=np.int64)
+        self._free = list(range(self.pages - 1, -1, -1))
+        self._on_device = torch.zeros(slots, per_slot, dtype=torch.long, device=device)
+        self._changed = False
         heads, key_dim, value_dim, self.dtype = shapes[0]
-        size = (len(shapes), slots * capacity, heads)
+        size = (len(shapes), self.pages * page, heads)
         # Zeros, not empty: what is masked out is still multiplied (by zero).
         self.keys = torch.zeros(*size, key_dim, dtype=self.dtype, device=device)
         self.values = torch.zeros(*size, value_dim, dtype=self.dtype, device=device)
@@ -62,21 +84,67 @@ class KeyValueStore:
         """Memory of the store in bytes."""
         return self.keys.nbytes + self.values.nbytes
 
-    def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of one layer, [S, C, H, D] views."""
-        shape = (self.slots, self.capacity)
-        return self.keys[index].unflatten(0, shape), self.values[index].unflatten(0, shape)
+    @property
+    def free(self) -> int:
+        """Pages that no slot has."""
+        return len(self._free)
+
+    def pages_of(self, columns: int) -> int:
+        """Pages that so many columns take."""
+        return -(-columns // self.page)
+
+    def lacking(self, slot: int, columns: int) -> int:
+        """Pages that a slot lacks for so many columns."""
+        return max(self.pages_of(columns) - int(self.held[slot]), 0)
+
+    def grow(self, slot: int, columns: int) -> None:
+        """Give a slot pages for so many columns; the caller has seen that they are free."""
+        start, more = self.held[slot], self.lacking(slot, columns)
+        if more:
+            self.table[slot, start : start + more] = [self._free.pop() for _ in range(more)]
+            self.held[slot] += more
+            self._changed = True
+
+    def shrink(self, slot: int, pages: int) -> int:
+        """Take the last pages of a slot back, at most so many. Returns the columns that it keeps
+        room for."""
+        keep = max(int(self.held[slot]) - pages, 0)
+        self._free += self.table[slot, keep : self.held[slot]][::-1].tolist()
+        self.table[slot, keep:] = 0
+        self.held[slot] = keep
+        self._changed = True
+        return keep * self.page
+
+    def cells(self, slot: Any, column: Any) -> np.ndarray:
+        """Where columns of slots lie, numbers or arrays that broadcast."""
+        page, inside = np.divmod(column, self.page)
+        return self.table[slot, page] * self.page + inside
+
+    def on_device(self) -> Tensor:
+        """`table` as a tensor that stays where it is, brought up to date."""
+        if self._changed:
+            self._on_device.copy_(to_device(self.table, self.device), non_blocking=True)
+            self._changed = False
+        return self._on_device
+
+    def gather(self, layer: int, pages: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [r, n G, H, D] of one layer, of pages [r, n]: a copy."""
+        keys, values = (
+            x[layer].unflatten(0, (self.pages, self.page))[pages].flatten(1, 2)
+            for x in (self.keys, self.values)
+        )
+        return keys, values
 
     def move(self, cells: Tensor) -> None:
-        """Copy tokens, `cells` [2, n] from and to `slot * C + column`, in every layer."""
+        """Copy tokens, `cells` [2, n] from and to, in every layer."""
         for buffer in (self.keys, self.values):
             buffer.index_copy_(1, cells[1], buffer.index_select(1, cells[0]))
 
     def copy(self, source: int, target: int, start: int, stop: int) -> None:
         """Copy columns start..stop of one slot to another, in every layer."""
-        for buffer in (self.keys, self.values):
-            slots = buffer.unflatten(1, (self.slots, self.capacity))
-            slots[:, target, start:stop] = slots[:, source, start:stop]
+        columns = np.arange(start, stop)
+        cells = np.stack([self.cells(source, columns), self.cells(target, columns)])
+        self.move(to_device(cells, self.device))
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:
@@ -104,7 +172,7 @@ class SlotTable:
         self.tokens = np.full((slots, max_length), -1, dtype=np.int32)
         self.lengths = np.zeros(slots, dtype=np.int64)
         self._open = np.zeros(slots, dtype=bool)
-        self._freed = np.zeros(slots, dtype=np.int64)  # when, by a counter; 0: never used
+        self._used = np.zeros(slots, dtype=np.int64)  # when last, by a counter; 0: never
         self._clock = 0
 
     @property
@@ -136,7 +204,7 @@ class SlotTable:
             )
         shared = self._shared(tokens, free)
         whole = np.flatnonzero((shared == self.lengths[free]) & (shared > 0))
-        best = whole[shared[whole].argmax()] if len(whole) else self._freed[free].argmin()
+        best = whole[shared[whole].argmax()] if len(whole) else self._used[free].argmin()
         slot, reused = int(free[best]), int(shared[best])
         self._open[slot] = True
         self.lengths[slot] = reused
@@ -144,9 +212,22 @@ class SlotTable:
 
     def free(self, slot: int) -> None:
         """Close a slot and keep its content."""
-        self._clock += 1
         self._open[slot] = False
-        self._freed[slot] = self._clock
+        self.touch([slot])
+
+    def touch(self, slots: Sequence[int]) -> None:
+        """These slots are used now."""
+        self._clock += 1
+        self._used[list(slots)] = self._clock
+
+    def idle(self, but: Collection[int]) -> list[int]:
+        """Slots other than `but`, closed ones first, then those not used for longest."""
+        order = np.lexsort((self._used, self._open))
+        return [slot for slot in order.tolist() if slot not in but]
+
+    def cut(self, slot: int, length: int) -> None:
+        """The slot holds at most so many tokens from now on."""
+        self.lengths[slot] = min(int(self.lengths[slot]), length)
 
     def append(self, slot: int, tokens: Sequence[int]) -> None:
         """The slot holds these tokens too now."""

@@ -127,7 +127,9 @@ class FixedPass:
         rows, candidates, _ = self._bucket
         column = self._length[:, None] + torch.arange(candidates, device=self._length.device)
         self._column = column  # [R, K]
-        self._cell = (self._slot[:, None] * store.capacity + column).flatten()
+        self._pages = store.on_device().index_select(0, self._slot)  # [R, C / G]
+        page = self._pages.gather(1, column // store.page)
+        self._cell = (page * store.page + column % store.page).flatten()
         self.position = self._length[:, None].expand(rows, candidates).flatten()
         self._masks: dict[int | None, Tensor] = {}
         self._prefixes: Prefixes | None = None
@@ -179,11 +181,11 @@ class FixedPass:
         size = span // self._pieces  # columns of a piece, whole pages
         columns = torch.arange(self._pieces, device=device) * size
         used = (self._length[:, None] - columns).clamp(0, size)
-        starts = self._slot[:, None] * self._store.capacity + columns
         count = rows * self._pieces
+        pages = self._pages[:, : span // PAGE].reshape(count, size // PAGE)
         return Prefixes(
             cu_queries=torch.arange(count + 1, dtype=torch.int32, device=device) * queries,
-            starts=starts.flatten().to(torch.int32),
+            pages=pages.to(torch.int32),
             used=used.flatten().to(torch.int32),
             max_queries=queries,
             max_keys=size,
@@ -193,10 +195,8 @@ class FixedPass:
 
     def _by_mask(self, layer: int, grouped: Tensor, scale: float, window: int | None) -> Tensor:
         rows, candidates, heads, groups, dim = grouped.shape
-        keys, values = (
-            x.index_select(0, self._slot)[:, : self._columns].transpose(1, 2)
-            for x in self._store.layer(layer)
-        )
+        pages = self._pages[:, : self._columns // self._store.page]
+        keys, values = (x.transpose(1, 2) for x in self._store.gather(layer, pages))
         output = F.scaled_dot_product_attention(
             grouped.permute(0, 2, 3, 1, 4).reshape(rows, heads, groups * candidates, dim),
             keys,
@@ -288,6 +288,7 @@ class FixedSteps:
         rows, width = candidates.shape
         bucket = bucket_of(rows, width, int(places[1].max()), **self._limits)
         step = self._step(bucket)
+        self._store.on_device()  # a graph reads it where it is
         step.inputs.load(candidates, self._padded(places, bucket))
         if step.graph is None and self._may_capture:
             self._capture(step)

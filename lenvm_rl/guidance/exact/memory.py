@@ -1,10 +1,11 @@
 """Memory of a scorer: what it takes, and a refusal before it is allocated.
 
-    keys and values = bytes per token x (slots + padding slots) x columns per slot
-    columns per slot = tokens of the longest row + spare, rounded up to whole `align`
+    keys and values = bytes per token x pages x tokens per page
+    pages of a row  = (its tokens + spare) / tokens per page, rounded up
 
-All of it is allocated before the first request, so all of it can be refused before: with the
-arithmetic, and with numbers that would fit.
+All of it is allocated before the first request: as many pages as all rows could use at their
+longest, or as the budget has room for, whichever is less. Rows that want more than there is take
+turns (`exact.trunk`); fewer than one row at its longest needs are refused.
 """
 
 from __future__ import annotations
@@ -32,58 +33,66 @@ class ScorerMemory:
     bytes_per_token: int
     """Of keys and values in all layers; 0 where none are kept."""
     spare: int = 0
-    """Columns of a slot behind its longest row."""
-    align: int = 1
-    """A slot has a multiple of so many columns."""
-    padding_slots: int = 0
-    """Slots that no row gets."""
+    """Columns of a slot behind its longest row, for candidates."""
+    page: int = 1
+    """Tokens of a page."""
+    padding_pages: int = 0
+    """Pages that no row gets."""
 
     def columns(self, max_length: int) -> int:
-        """Columns of a slot whose rows have up to `max_length` tokens."""
-        return -(-(max_length + self.spare) // self.align) * self.align
+        """Columns of a row of `max_length` tokens, in whole pages."""
+        return -(-(max_length + self.spare) // self.page) * self.page
 
     def cache(self, slots: int, max_length: int) -> int:
-        """Bytes of keys and values."""
-        return self.bytes_per_token * (slots + self.padding_slots) * self.columns(max_length)
+        """Bytes of keys and values of so many rows at their longest."""
+        padding = self.padding_pages * self.page
+        return self.bytes_per_token * (slots * self.columns(max_length) + padding)
 
-    def slots_within(self, room: int, max_length: int) -> int:
-        """How many slots of `max_length` tokens fit in `room` bytes, >= 0; where none are kept,
-        more than anybody asks for."""
+    def pages(self, slots: int, max_length: int, *, room: int | None = None) -> int:
+        """Pages of the store: what the rows can use, and `room` bytes hold (None: no bound)."""
+        most = slots * self.columns(max_length) // self.page + self.padding_pages
+        each = self.bytes_per_token * self.page
+        return most if room is None or not each else min(most, room // each)
+
+    def rows_within(self, room: int, max_length: int) -> int:
+        """How many rows of `max_length` tokens fit in `room` bytes together, >= 0; where nothing is
+        kept, more than anybody asks for."""
         each = self.bytes_per_token * self.columns(max_length)
-        return max(room // each - self.padding_slots, 0) if each else 1 << 30
+        return max(room - self.cache(0, max_length), 0) // each if each else 1 << 30
 
-    def length_within(self, room: int, slots: int) -> int:
-        """The longest rows, in tokens, of which `slots` fit in `room` bytes, >= 0."""
-        each = self.bytes_per_token * (slots + self.padding_slots)
-        return max(room // each // self.align * self.align - self.spare, 0) if each else 1 << 30
+    def length_within(self, room: int) -> int:
+        """The longest row, in tokens, that fits in `room` bytes, >= 0."""
+        each = self.bytes_per_token * self.page
+        pages = room // each - self.padding_pages if each else 1 << 30
+        return max(pages * self.page - self.spare, 0)
 
     def check(
-        self, slots: int, max_length: int, *, budget: int | None = None, free: int | None = None
-    ) -> None:
-        """Refuse keys and values that do not fit.
+        self, max_length: int, *, budget: int | None = None, free: int | None = None
+    ) -> int | None:
+        """Refuse pages that do not hold one row of `max_length` tokens.
 
         Args:
             budget: bytes that they may take; None: no bound.
             free: bytes that are there for them; None: unknown.
+        Returns:
+            The bytes that there are for them; None: nobody knows a bound.
         Raises:
             ValueError: the arithmetic, and what would fit.
         """
-        need = self.cache(slots, max_length)
-        room = min((n for n in (budget, free) if n is not None), default=need)
-        if need <= room:
-            return
+        need = self.cache(1, max_length)
+        room = min((n for n in (budget, free) if n is not None), default=None)
+        if room is None or need <= room:
+            return room
         ways = []
-        if fewer := self.slots_within(room, max_length):
-            ways.append(f"{fewer} slots (--max-num-seqs {fewer})")
-        if (shorter := self.length_within(room, slots)) > 0:
+        if (shorter := self.length_within(room)) > 0:
             ways.append(f"rows of {shorter} tokens (--max-model-len {shorter})")
         if free is None or need <= free:
             ways.append(f"a budget of {in_units(need)} (--lenvm-memory {in_units(need)})")
         advice = f"What fits: {', or '.join(ways)}." if ways else "Use a smaller LenVM."
         raise ValueError(
-            f"the LenVM's keys and values do not fit: {self.bytes_per_token:,} bytes per token x "
-            f"{self.columns(max_length):,} columns ({max_length:,} tokens and room for candidates) "
-            f"x {slots + self.padding_slots:,} slots = {in_units(need)}, but "
+            f"the LenVM's keys and values of one request do not fit: {self.bytes_per_token:,} "
+            f"bytes per token x {need // self.bytes_per_token:,} columns in pages "
+            f"({max_length:,} tokens and room for candidates) = {in_units(need)}, but "
             f"{in_units(max(room, 0), up=False)} "
             f"{'are free' if room == free else 'is their budget'}. {advice}"
         )

@@ -1,7 +1,8 @@
 """Attention over cached prefixes that returns its normaliser too, so that parts can be merged.
 
-A candidate sees its row's prefix, which lies in the slots, and itself. A variable-length flash
-attention kernel reads the prefix once for all candidates of a row and knows nothing of the rest;
+A candidate sees its row's prefix, which lies in pages of the store, and itself. A variable-length
+flash attention kernel reads the prefix once for all candidates of a row and knows nothing of the
+rest;
 `merge_attention` adds what else is seen (LenVM guidance reads K candidates per row and step).
 
     o = sum_i exp(lse_i) o_i / sum_i exp(lse_i),   lse = log sum_i exp(lse_i)
@@ -10,9 +11,8 @@ Shapes: N sequences, Tq queries and Tk keys in all, H heads (as many for keys as
 heads that share keys are laid out as further queries), D head dimension.
 
 Kernels, in the order in which they are tried: what an engine brings (vLLM does), torch's own
-`torch.nn.attention.varlen.varlen_attn` (torch 2.12 and newer; documents both its log-sum-exp and
-keys of which only the first are used), the package flash_attn, and the operator that torch's
-function calls, which older versions have too. All need CUDA and half precision. Whether one works
+`torch.nn.attention.varlen.varlen_attn` (where it takes a block table: torch 2.13), and the package
+flash_attn. All need CUDA and half precision. Whether one works
 is not read off version numbers: it must reproduce a small case on the device in question
 (`prefix_kernel`), with prefixes in any order, otherwise plain `scaled_dot_product_attention` is
 used.
@@ -32,7 +32,7 @@ from torch import Tensor
 from lenvm_rl.guidance.exact.cache import KeyValueStore
 
 PAGE = 256
-"""Prefixes begin at multiples of so many tokens: the page size that flash attention accepts."""
+"""Tokens of a page: the size that flash attention accepts."""
 _CLOSE = 0.02  # of half-precision results of order 1
 
 logger = logging.getLogger("lenvm_rl.guidance")
@@ -44,8 +44,9 @@ class Prefixes:
 
     cu_queries: Tensor
     """[N + 1] int32, where each sequence's queries begin, and Tq."""
-    starts: Tensor
-    """[N] int32, where its keys begin, a multiple of PAGE; in any order."""
+    pages: Tensor
+    """[N, max_keys / PAGE] int32, the pages of its keys in order; those behind the last one that is
+    used are any."""
     used: Tensor
     """[N] int32, how many they are; may be 0."""
     max_queries: int
@@ -94,42 +95,18 @@ def torch_kernel() -> PrefixKernel:
     from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
     def attend(query, keys, values, prefixes, scale):
-        # Where each one's keys begin; where they end is what `seqused_k` says.
-        begins = torch.cat([prefixes.starts, prefixes.starts.new_zeros(1)])
         output, lse = varlen_attn(
             query,
-            keys,
-            values,
+            keys.unflatten(0, (-1, PAGE)),
+            values.unflatten(0, (-1, PAGE)),
             prefixes.cu_queries,
-            begins,
+            None,
             prefixes.max_queries,
             prefixes.max_keys,
             return_aux=AuxRequest(lse=True),
             scale=scale,
             seqused_k=prefixes.used,
-        )
-        return output, lse
-
-    return attend
-
-
-def aten_kernel() -> PrefixKernel:
-    """The operator below it, for torch that has no function for it yet (2.6 to 2.11)."""
-
-    def attend(query, keys, values, prefixes, scale):
-        output, lse, *_ = torch.ops.aten._flash_attention_forward(
-            query,
-            keys,
-            values,
-            prefixes.cu_queries,
-            torch.cat([prefixes.starts, prefixes.starts.new_zeros(1)]),
-            prefixes.max_queries,
-            prefixes.max_keys,
-            0.0,  # dropout
-            False,  # causal
-            False,  # debug mask
-            scale=scale,
-            seqused_k=prefixes.used,
+            block_table=prefixes.pages,
         )
         return output, lse
 
@@ -152,19 +129,11 @@ def flash_attn_kernel() -> PrefixKernel:
             prefixes.max_keys,
             softmax_scale=scale,
             return_attn_probs=True,
-            block_table=page_table(prefixes, len(keys)),
+            block_table=prefixes.pages,
         )
         return output, lse
 
     return attend
-
-
-def page_table(prefixes: Prefixes, tokens: int) -> Tensor:
-    """[N, pages] int32, the pages of each sequence's keys among `tokens` of them; pages behind the
-    last one are named, not read."""
-    starts = prefixes.starts[:, None]
-    pages = torch.arange(prefixes.max_keys // PAGE, dtype=torch.int32, device=starts.device)
-    return (starts // PAGE + pages).clamp(max=tokens // PAGE - 1)
 
 
 Kernels = Mapping[str, Callable[[], PrefixKernel]]
@@ -172,7 +141,6 @@ Kernels = Mapping[str, Callable[[], PrefixKernel]]
 KERNELS: Kernels = {
     "torch": torch_kernel,
     "flash_attn": flash_attn_kernel,
-    "aten": aten_kernel,
 }
 
 
@@ -220,7 +188,7 @@ def checked(
     keys, values = torch.randn(2, 4 * PAGE, 3, head_dim, generator=rng).to(device, dtype)
     prefixes = Prefixes(
         cu_queries=torch.tensor([0, 2, 5, 7], dtype=torch.int32, device=device),
-        starts=torch.tensor([3 * PAGE, PAGE, 0], dtype=torch.int32, device=device),
+        pages=torch.tensor([[3, 0], [2, 1], [0, 0]], dtype=torch.int32, device=device),
         used=torch.tensor([5, PAGE + 9, 0], dtype=torch.int32, device=device),
         max_queries=3,
         max_keys=2 * PAGE,
@@ -231,8 +199,9 @@ def checked(
     if not turned and lse.shape != (7, 3):
         raise ValueError(f"a log-sum-exp of shape {tuple(lse.shape)} for 7 queries of 3 heads")
     found = lse.T if turned else lse
-    for queries, start, used in ((slice(0, 2), 3 * PAGE, 5), (slice(2, 5), PAGE, PAGE + 9)):
-        k, v = (x[start : start + used].float() for x in (keys, values))
+    for queries, pages, used in ((slice(0, 2), [3], 5), (slice(2, 5), [2, 1], PAGE + 9)):
+        k, v = (x.unflatten(0, (-1, PAGE))[pages].flatten(0, 1)[:used] for x in (keys, values))
+        k, v = k.float(), v.float()
         scores = torch.einsum("qhd,khd->qhk", query[queries].float(), k) * scale
         expected = torch.einsum("qhk,khd->qhd", scores.softmax(-1), v)
         worst = max(

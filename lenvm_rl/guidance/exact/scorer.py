@@ -2,11 +2,12 @@
 
     z_k = head(trunk(history, x_k)),   k = 1..K
 
-The keys and values of every history stay in a slot. A step runs the trunk over the candidates of
-all rows at once, each seeing its row's history and itself (`exact.attention`); when the engine
-then samples one of them, its keys and values are moved to the end of the history, where they are
-exactly what a pass over the sampled token would have written. Nothing is computed twice: not the
-sampled token, not a prompt that another slot holds, not what a preempted row had computed.
+The keys and values of every history stay in a slot, in pages. A step runs the trunk over the
+candidates of all rows at once, each seeing its row's history and itself (`exact.attention`); when
+the engine then samples one of them, its keys and values are moved to the end of the history, where
+they are exactly what a pass over the sampled token would have written. Nothing is computed twice
+while there are pages: not the sampled token, not a prompt that another slot holds, not what a
+preempted row had computed.
 
 Values equal those of a full recompute up to rounding (about 1e-6 in float32) in every dtype's own
 precision. On a CPU masked candidates are dropped from the pass. On CUDA a step has fixed shapes
@@ -75,8 +76,8 @@ class ExactScorer(HistoryTrunk):
             max_candidates=max_candidates,
             spare=max_candidates,
             chunk_tokens=chunk_tokens,
-            padding_slots=int(fixed_shapes),
-            align=PAGE if fixed_shapes else ALIGN,
+            padding=fixed_shapes,
+            page=PAGE if fixed_shapes else ALIGN,
             memory=memory,
         )
         self._drops_masked = self.device.type == "cpu" and not fixed_shapes
@@ -132,6 +133,22 @@ class ExactScorer(HistoryTrunk):
                 ids of candidates are checked on a CPU only, where that does not wait.)
         """
         self._check_step(slots, histories, candidates, mask)
+        self._check_candidates(candidates, mask)
+        spare = self._spare if self._fixed else candidates.shape[1]
+        groups = self._groups(histories, spare)
+        if len(groups) == 1:
+            return self._outputs(slots, histories, candidates, mask, spare)
+        shape = (*candidates.shape, *self.head.width)
+        outputs = torch.zeros(shape, dtype=torch.float32, device=self.device)
+        for group in groups:
+            which = to_device(np.array(group), self.device)
+            own = [slots[i] for i in group], [histories[i] for i in group]
+            outputs[which] = self._outputs(*own, candidates[which], mask[which], spare)
+        return outputs
+
+    def _outputs(self, slots, histories, candidates: Tensor, mask: Tensor, spare: int) -> Tensor:
+        """`outputs` of rows that fit in the pages together."""
+        self._make_room(slots, histories, spare)
         rows = self._rows(slots, histories)
         kept, ids = self._kept(candidates, mask)
         self._read_histories(rows)
@@ -153,10 +170,9 @@ class ExactScorer(HistoryTrunk):
             siblings = self._siblings[row.slot]
             column = siblings.column(row.missing[0]) if siblings and row.missing else None
             if column is not None:
-                first = row.slot * self._store.capacity
-                moves.append((first + column, first + siblings.start))
+                moves.append(self._store.cells(row.slot, np.array([column, siblings.start])))
                 committed.append(row)
-        moves = [(source, target) for source, target in moves if source != target]
+        moves = [cells for cells in moves if cells[0] != cells[1]]
         if moves:
             self._store.move(to_device(np.array(moves).T, self.device))
         for row in committed:
@@ -171,9 +187,16 @@ class ExactScorer(HistoryTrunk):
         ids = LateRead(candidates.masked_fill(~mask, -1))
         if not self._drops_masked:
             return np.ones(tuple(mask.shape), dtype=bool), ids
-        kept = mask.numpy()
-        self._check_ids(candidates.numpy()[kept])
-        return kept, ids
+        return mask.numpy(), ids
+
+    def _check_candidates(self, candidates: Tensor, mask: Tensor) -> None:
+        if self._drops_masked:
+            self._check_ids(candidates.numpy()[mask.numpy()])
+
+    def _evict(self, slot: int, pages: int) -> None:
+        """With the candidates behind them."""
+        super()._evict(slot, pages)
+        self._siblings[slot] = None
 
     def _forward_candidates(
         self, rows: list[HistoryRow], candidates: Tensor, mask: Tensor, kept: np.ndarray

@@ -3,6 +3,11 @@
 The part that the scorers with a trunk of their own share: memory that is allocated once, forward
 passes over tokens of several slots (`exact.attention`), and slots that rows open and close.
 
+Slots get pages as their rows grow. Where none is free, those of rows that are not in this step are
+taken, closed rows' first, from their ends: such a row lacks tokens when it comes back, and reads
+them again. Rows of one step that do not fit together go one group after the other: slower, with the
+same values. A row alone always fits.
+
 A history may be any number of tokens ahead of its slot: a new prompt, steps without guidance, a
 preempted row. Few tokens are run beside the step itself; many are copied from another slot that
 holds them, or run in passes of bounded size, once where several rows lack the same.
@@ -54,6 +59,8 @@ class ScorerStats:
     """Tokens copied from another slot."""
     passes: int = 0
     """Forward passes of the trunk."""
+    evicted: int = 0
+    """Pages taken from rows whose tokens they held."""
 
 
 class CachedTrunk:
@@ -67,8 +74,8 @@ class CachedTrunk:
         max_length: longest history plus candidate in tokens.
         max_candidates: most candidates per row.
         spare: columns of a slot behind its longest history, for tokens that may not be kept.
-        padding_slots: slots of the store that no row gets, behind the others.
-        align: a slot has a multiple of so many columns.
+        padding: whether the store has one more slot, which no row gets, with room for these.
+        page: tokens of a page.
         memory: bytes that keys and values may take; None: what the device has left.
     Raises:
         ValueError: another head, a trunk whose state is not keys and values, a number out of
@@ -85,8 +92,8 @@ class CachedTrunk:
         max_length: int,
         max_candidates: int,
         spare: int,
-        padding_slots: int = 0,
-        align: int = ALIGN,
+        padding: bool = False,
+        page: int = ALIGN,
         memory: int | None = None,
     ):
         if max_candidates < 1:
@@ -107,16 +114,22 @@ class CachedTrunk:
             weights=sum(p.nbytes for p in model.parameters()),
             bytes_per_token=sum(shape.bytes for shape in shapes),
             spare=spare,
-            align=align,
-            padding_slots=padding_slots,
+            page=page,
+            padding_pages=-(-spare // page) if padding else 0,
         )
-        self.memory.check(slots, max_length, budget=memory, free=available_memory(self.device))
+        room = self.memory.check(max_length, budget=memory, free=available_memory(self.device))
         self._store = KeyValueStore(
             shapes,
-            slots=slots + padding_slots,
+            slots=slots + padding,
             capacity=self.memory.columns(max_length),
             device=self.device,
+            page=page,
+            pages=self.memory.pages(slots, max_length, room=room),
         )
+        if padding:
+            self._store.grow(slots, spare)
+        self._rows_pages = self._store.free
+        self._spare = spare
 
     @property
     def head(self) -> ValueHead:
@@ -125,7 +138,7 @@ class CachedTrunk:
 
     @property
     def cache_bytes(self) -> int:
-        """Memory of all slots, allocated at the start."""
+        """Memory of all pages, allocated at the start."""
         return self._store.bytes
 
     @property
@@ -144,6 +157,48 @@ class CachedTrunk:
         """Free a slot and keep its content."""
         self._check_open(slot)
         self._table.free(slot)
+
+    @property
+    def pages(self) -> tuple[int, int]:
+        """Pages that hold tokens of rows, open or not, and all that rows can have."""
+        return self._rows_pages - self._store.free, self._rows_pages
+
+    # --- pages -----------------------------------------------------------------------------
+
+    def _groups(self, histories: Sequence[History], spare: int) -> list[list[int]]:
+        """Rows that are run together, by their index: as many as there are pages for."""
+        groups: list[list[int]] = [[]]
+        left = self._rows_pages
+        for i, history in enumerate(histories):
+            need = self._store.pages_of(len(history) + spare)
+            if need > left and groups[-1]:
+                groups.append([])
+                left = self._rows_pages
+            groups[-1].append(i)
+            left -= need
+        return groups
+
+    def _make_room(self, slots: Sequence[int], histories: Sequence[History], spare: int) -> None:
+        """Pages for all of these rows, and `spare` columns behind each."""
+        columns = [len(history) + spare for history in histories]
+        need = sum(map(self._store.lacking, slots, columns)) - self._store.free
+        self._table.touch(slots)
+        wanted = dict(zip(slots, map(self._store.pages_of, columns), strict=True))
+        if need > 0:  # first what the rows themselves have too many, from other rows before them
+            for victim in [*slots, *self._table.idle(wanted.keys())]:
+                pages = min(int(self._store.held[victim]) - wanted.get(victim, 0), need)
+                if pages > 0:
+                    self._evict(victim, pages)
+                    need -= pages
+        for slot, count in zip(slots, columns, strict=True):
+            self._store.grow(slot, count)
+
+    def _evict(self, slot: int, pages: int) -> None:
+        """Take the last pages of a slot, and what they hold."""
+        before = self._store.pages_of(int(self._table.lengths[slot]))
+        kept = self._store.shrink(slot, pages)
+        self._table.cut(slot, kept)
+        self.stats.evicted += max(before - int(self._store.held[slot]), 0)
 
     # --- passes ----------------------------------------------------------------------------
 

@@ -145,14 +145,20 @@ class QHeadScorer(HistoryTrunk):
     ) -> Tensor:
         """As `ExactScorer.outputs`."""
         self._check_step(slots, histories, candidates, mask)
+        for group in self._groups(histories, 0):
+            self._read([slots[i] for i in group], [histories[i] for i in group])
+        self.stats.steps += 1
+        self.stats.rows += len(slots)
+        which = to_device(np.array(slots, dtype=np.int64), self.device)
+        return self._candidates.outputs(self._states[which], candidates, mask)
+
+    def _read(self, slots: Sequence[int], histories: Sequence[History]) -> None:
+        """Bring rows that fit in the pages together to the end of their histories."""
+        self._make_room(slots, histories, 0)
         rows = self._rows(slots, histories)
         self._read_histories(rows)
         self._catch_up(rows, leave=1)
         self._advance([row for row in rows if row.missing])
-        self.stats.steps += 1
-        self.stats.rows += len(rows)
-        which = to_device(np.array(slots, dtype=np.int64), self.device)
-        return self._candidates.outputs(self._states[which], candidates, mask)
 
     def _advance(self, rows: list[HistoryRow]) -> None:
         """Run what the rows still lack, and keep the state of each one's last token."""
