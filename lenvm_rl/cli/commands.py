@@ -358,6 +358,7 @@ def init(
     longest: int | None = None,
     head: str = "state",
     freeze_trunk: bool = False,
+    text_only: bool = False,
     seed: int = 0,
 ) -> Answer:
     """Make an untrained LenVM: on the trunk of a causal LM, or with a fresh trunk.
@@ -373,9 +374,14 @@ def init(
 
     Example: `lenvm init --policy HuggingFaceTB/SmolLM2-135M-Instruct --layers 10 --out lenvm-init`
 
+    On a vision-language policy (Qwen2.5-VL, Qwen3-VL, LLaVA) the LenVM keeps tower and projector,
+    and sees the pictures.
+
+    Example: `lenvm init --policy Qwen/Qwen2.5-VL-3B-Instruct --out lenvm-init`
+
     Args:
         out: directory to write to.
-        policy: causal LM whose trunk to start from, or `demo`.
+        policy: causal or vision-language model whose trunk to start from, or `demo`.
         tokenizer: vocabulary: of a fresh trunk, or of a kin of the policy.
         hidden_size: fresh trunk: width.
         layers: blocks: the policy's first ones (default: all), or of a fresh trunk (default: 4).
@@ -387,6 +393,7 @@ def init(
         longest: with distribution: tokens of the longest response; bins are spaced up to it.
         head: kind of head: state (the paper's), or candidate: values tokens before they run.
         freeze_trunk: train the head alone, on the policy's own hidden states.
+        text_only: of a policy that sees pictures, read the text alone, on purpose.
         seed: seed of everything random.
     """
     import torch
@@ -412,11 +419,13 @@ def init(
     bins = _bins(head_target, longest)
     common: dict[str, Any] = {"gamma": gamma, "target": head_target, "bins": bins, "head": head}
     tokens = models.load_tokenizer(_found(tokenizer or policy or ""))
+    _check_sight(policy, tokenizer, text_only)
     if policy is not None:
         model = models.LengthValueModel.from_policy(
             _found(policy),
             frozen_trunk=freeze_trunk,
             layers=layers,
+            text_only=text_only,
             policy=models.describe_policy(tokenizer or policy, tokens),
             **common,
         )
@@ -432,12 +441,45 @@ def init(
             max_positions=max_positions,
             architecture=architecture,
             policy_name=tokenizer or "",
+            ignores_pictures=text_only,
             **common,
         )
     works, warnings = _what_works(model)
     path = models.save_checkpoint(model, tokens, out)
     figures |= {"parameters": model.num_parameters(), "gamma": gamma, "works": works}
     return Answer({"lenvm": str(path), **figures}, warnings=warnings)
+
+
+def _check_sight(policy: str | None, tokenizer: str | None, text_only: bool) -> None:
+    """Refuse a trunk that reads text alone for a policy that sees pictures, and pictures that the
+    policy and the trunk read by different settings."""
+    from lenvm_rl.model.pictures import processor_settings, same_processor, sees_pictures
+    from lenvm_rl.model.policy import policy_configs
+
+    whose = tokenizer or policy or ""
+    sees, trunk_sees = (
+        name is not None and sees_pictures(policy_configs(_found(name)).config)
+        for name in (whose, policy)
+    )
+    if text_only and not sees:
+        raise ValueError(
+            f"--text-only is for a policy that sees pictures, and {whose} reads text: leave it out."
+        )
+    if text_only or not (sees or trunk_sees):
+        return
+    if not (sees and trunk_sees):
+        blind, sighted = (policy or "a fresh trunk", whose) if sees else (whose, policy)
+        raise ValueError(
+            f"{sighted} sees pictures and {blind} does not: values would be of other prompts. Take "
+            "a vision-language trunk with the tokenizer of such a policy, or read the text "
+            "alone on purpose (--text-only)."
+        )
+    own, wanted = (processor_settings(_found(name or "")) for name in (policy, whose))
+    if differs := same_processor(own, wanted):
+        raise ValueError(
+            f"{policy} and {whose} read pictures by other settings of the image processor "
+            f"({differs}): give the trunk the policy's preprocessor_config.json."
+        )
 
 
 def _bins(head_target: str, longest: int | None) -> list[int] | None:

@@ -207,7 +207,8 @@ class GuidanceSettings:
 
     def check_model(self, config: LengthValueConfig) -> None:
         """Raise ValueError when the caller's segment is not the checkpoint's, or a gamma that it
-        does not have; a distribution has every one."""
+        does not have (a distribution has every one), or where it sees pictures."""
+        refuse_vision(config)
         if self.segment != (counted := counted_by(config)):
             raise ValueError(
                 f"{PREFIX}segment is {self.segment}, but the LenVM counts the {counted}: ask for "
@@ -227,6 +228,16 @@ class GuidanceSettings:
                 f"read with another gamma are wrong. Leave it out, or use a LenVM of the target "
                 f"distribution, which has all of them"
             )
+
+
+def refuse_vision(config: LengthValueConfig) -> None:
+    """Raise ValueError for a LenVM that sees pictures: candidates are scored on tokens alone."""
+    if getattr(config.text_config, "vision_config", None) is not None:
+        raise ValueError(
+            "this LenVM sees pictures, and candidate tokens are scored without them still: its "
+            "values would be those of another prompt. It predicts (`lenvm predict`, `lenvm eval "
+            "prediction`) and trains; guide with a LenVM on text."
+        )
 
 
 def counted_by(config: LengthValueConfig) -> str:

@@ -57,6 +57,8 @@ class LengthValueConfig(PretrainedConfig):
             "correct": V(s) = E[G | s], or E[G | s, correct].
         segment: what of a response it counts, see `lenvm_rl.rollouts.segments.described`: the
             thinking, up to the first token of its closing tag, or the answer; None: all of it.
+        processor: settings of the image processor of a trunk that sees pictures, see `pictures`.
+        ignores_pictures: the policy sees pictures and this trunk, on purpose, reads text alone.
         policy: {"name", "revision", "tokenizer_sha"} of the policy whose lengths it predicts.
         sampling: the sampling settings of the completions it was trained on.
         training: {"rows", "tokens"} of these completions.
@@ -83,6 +85,8 @@ class LengthValueConfig(PretrainedConfig):
     head_output: str = "value"
     answers: str = "all"
     segment: dict[str, Any] | None = None
+    processor: dict[str, Any] | None = None
+    ignores_pictures: bool = False
     policy: dict[str, Any] | None = None
     sampling: dict[str, Any] | None = None
     training: dict[str, Any] | None = None
@@ -197,6 +201,7 @@ def model_card(config: LengthValueConfig) -> str:
     policy = config.policy or {}
     named = policy.get("name") or "an unnamed policy"
     trunk = config.text_config.get_text_config()
+    sees = getattr(config.text_config, "vision_config", None) is not None
     facts = {
         "policy": f"{named}, revision {policy['revision']}" if policy.get("revision") else named,
         "answers": "right ones alone, as graded" if config.answers == "correct" else "all",
@@ -211,6 +216,11 @@ def model_card(config: LengthValueConfig) -> str:
         "counted": "response tokens from here to the end, EOS included, prompt excluded",
         "head": f"{config.head}, on a {trunk.model_type} trunk of width {config.hidden_size}"
         + (" that was not trained" if config.frozen_trunk else ""),
+        "pictures": "read"
+        if sees
+        else "not read, though the policy sees them"
+        if config.ignores_pictures
+        else None,
         "trunk": config.trunk
         and "the first {layers} of {of} blocks of {name}".format(**config.trunk),
         "sampling": _listed(config.sampling),

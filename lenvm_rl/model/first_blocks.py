@@ -14,10 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 from lenvm_rl.model.decoder import FOREIGN, probe_ids
+from lenvm_rl.model.pictures import sees_pictures
 
 _PER_BLOCK = ("layer", "type", "pattern", "intermediate_size")
 """In the names of lists with an entry per block: other lists may be as long by chance."""
@@ -48,7 +55,7 @@ def first_blocks(
     kind = whole.config.model_type
     refusal = f"the first {layers} blocks of the {kind!r} model {path} are no model of their own"
     try:
-        cut = _loaded(path, cut_config(whole.config, layers), **kwargs)
+        cut = load_trunk(path, cut_config(whole.config, layers), **kwargs)
         same = torch.equal(block_output(whole, layers), block_output(cut, layers))
     except (*FOREIGN, ArithmeticError) as error:
         raise ValueError(
@@ -107,16 +114,32 @@ def block_output(trunk: PreTrainedModel, layers: int) -> Tensor:
     return seen[-1]
 
 
-def _loaded(path: str | Path, config: PretrainedConfig, **kwargs: Any) -> PreTrainedModel:
-    """The trunk of a shorter configuration; ValueError where a weight of it is not at `path`."""
+def load_trunk(
+    path: str | Path, config: PretrainedConfig | None = None, **kwargs: Any
+) -> PreTrainedModel:
+    """The model at `path` without its output embedding.
+
+    A vision-language model is loaded with it and then parted: transformers finds the weights of
+    such checkpoints under the names of the whole model alone, and would leave a trunk random.
+
+    Args:
+        config: of fewer blocks; None is the one at `path`.
+    Raises:
+        ValueError: a weight that is not at `path`.
+    """
+    config = config or AutoConfig.from_pretrained(path, **_of_files(kwargs))
+    sees = sees_pictures(config)
+    kind = AutoModelForImageTextToText if sees else AutoModel
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # the blocks left out are no news
+    logging.set_verbosity_error()  # blocks and embeddings left out are no news
     try:
-        cut, info = AutoModel.from_pretrained(
-            path, config=config, output_loading_info=True, **kwargs
-        )
+        found, info = kind.from_pretrained(path, config=config, output_loading_info=True, **kwargs)
     finally:
         logging.set_verbosity(verbosity)
     if lost := sorted(info["missing_keys"]) + sorted(map(str, info["mismatched_keys"])):
-        raise ValueError(f"their weights {lost[0]} are not in it")
-    return cut
+        raise ValueError(f"its weights {lost[0]} are not in {path}: a part of it would be random.")
+    return found.model if sees else found
+
+
+def _of_files(given: dict[str, Any]) -> dict[str, Any]:
+    return {key: given[key] for key in ("revision", "token", "cache_dir") if key in given}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lenvm_rl.model import LengthValueConfig, LengthValueModel
+from lenvm_rl.model.pictures import sees_pictures
 from lenvm_rl.rollouts import Rollout
 from lenvm_rl.rollouts.record import check_all_generated
 
@@ -102,7 +103,7 @@ def iter_outputs(
 @torch.inference_mode()
 def _iterate(
     model: LengthValueModel,
-    read: Callable[[Tensor], Tensor],
+    read: Callable[..., Tensor],
     rows: Iterable[Rollout],
     token_budget: int,
 ) -> Iterator[tuple[Rollout, Tensor]]:
@@ -135,11 +136,49 @@ def _ids(row: Rollout) -> tuple[Ids, Ids]:
 
 
 def _forward(
-    model: LengthValueModel, read: Callable[[Tensor], Tensor], rows: list[Rollout]
+    model: LengthValueModel, read: Callable[..., Tensor], rows: list[Rollout]
 ) -> list[Tensor]:
     batch = Padded.of([_ids(row) for row in rows])
-    out = read(batch.ids.to(next(model.parameters()).device)).float().cpu()
+    device = next(model.parameters()).device
+    beside = {name: x.to(device) for name, x in pictures_beside(model, rows).items()}
+    out = read(batch.ids.to(device), **beside).float().cpu()
     return [of_row[states] for of_row, states in zip(out, batch.states, strict=True)]
+
+
+def pictures_beside(model: LengthValueModel, rows: Sequence[Rollout]) -> dict[str, Tensor]:
+    """What a trunk that sees pictures reads beside `Padded.of` these rows: pixels and positions.
+
+    Raises:
+        ValueError: pictures that are missing or broken, or that are not those of the prompt's
+            tokens, see `PictureReader`.
+    """
+    reader = model.pictures
+    if reader is None:
+        for row in rows:
+            check_sighted(model.config, row)
+        return {}
+    ids = [[*row.prompt_ids, *row.response_ids[:-1]] for row in rows]
+    return reader.beside(ids, [reader.see_all(row) for row in rows], width=max(map(len, ids)))
+
+
+def refuse_pictures(row: Rollout, what: str) -> None:
+    """Raise ValueError for a row with pictures where `what` reads the tokens alone."""
+    if row.pictures:
+        raise ValueError(
+            f"prompt {row.prompt_id!r}, sample {row.sample_id} has {len(row.pictures)} pictures, "
+            f"and {what} reads tokens alone: leave it out, or measure on prompts of text."
+        )
+
+
+def check_sighted(config: LengthValueConfig, row: Rollout) -> None:
+    """Raise ValueError for a row with pictures and a LenVM that reads text alone, unless it was
+    made so on purpose."""
+    if row.pictures and not (config.ignores_pictures or sees_pictures(config.text_config)):
+        raise ValueError(
+            f"prompt {row.prompt_id!r}, sample {row.sample_id} has {len(row.pictures)} pictures, "
+            "and this LenVM reads text alone: its values would be those of another question. Use a "
+            "LenVM on a trunk that sees them (`lenvm init --policy` of a vision-language policy)."
+        )
 
 
 def check_readable(config: LengthValueConfig, row: Rollout) -> None:
@@ -148,11 +187,13 @@ def check_readable(config: LengthValueConfig, row: Rollout) -> None:
     Raises:
         ValueError: longer than its context, or with ids that its trunk has no embedding for: a
             policy's vocabulary may be padded further than that of the LenVM's trunk; or with
-            context in its response, see `check_all_generated`.
+            context in its response, see `check_all_generated`; or with pictures, where it reads
+            text alone.
     """
     check_all_generated(row)
     name = f"prompt {row.prompt_id!r}, sample {row.sample_id}"
-    limit = getattr(config.text_config, "max_position_embeddings", None)
+    check_sighted(config, row)
+    limit = getattr(config, "max_position_embeddings", None)
     if limit is not None and fed(_ids(row)) > limit:
         raise ValueError(
             f"{name}: {fed(_ids(row))} tokens of prompt and "
@@ -160,9 +201,9 @@ def check_readable(config: LengthValueConfig, row: Rollout) -> None:
             "LenVM with a longer context, or leave such rows out."
         )
     largest = max(max(row.prompt_ids), max(row.response_ids[:-1], default=0))
-    if largest >= config.text_config.vocab_size:
+    if largest >= config.vocab_size:
         raise ValueError(
-            f"{name}: token id {largest} is beyond the {config.text_config.vocab_size} ids that "
+            f"{name}: token id {largest} is beyond the {config.vocab_size} ids that "
             "the LenVM's trunk reads: the policy's vocabulary is padded further. Leave such rows "
             "out, or use a LenVM with a trunk of the policy's own vocabulary."
         )

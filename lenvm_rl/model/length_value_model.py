@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ from transformers.utils import is_flash_attn_2_available
 from lenvm_rl.core import LengthDistribution, predict, predicted_length, value_of_logit
 from lenvm_rl.model.config import LengthValueConfig, model_card
 from lenvm_rl.model.decoder import FOREIGN, is_causal
-from lenvm_rl.model.first_blocks import block_count, first_blocks
+from lenvm_rl.model.first_blocks import block_count, first_blocks, load_trunk
 from lenvm_rl.model.heads import ValueHead, make_head
 from lenvm_rl.model.hub import check_weights, find_lenvm
+from lenvm_rl.model.pictures import PictureReader, processor_settings, sees_pictures
 from lenvm_rl.model.tokens import check_tokenizer
 
 
@@ -83,7 +85,19 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
         embedded = trunk_kwargs.get("inputs_embeds")
         if embedded is None:
             embedded = self.get_input_embeddings()(input_ids)
-        return self.score.outputs(hidden, embedded, trunk_kwargs.get("position_ids"))
+        places = trunk_kwargs.get("position_ids")
+        along = places[0] if places is not None and places.dim() == 3 else places  # m-rope
+        return self.score.outputs(hidden, embedded, along)
+
+    @cached_property
+    def pictures(self) -> PictureReader | None:
+        """How the trunk reads pictures; None: it reads tokens alone.
+
+        Raises:
+            ValueError: a trunk that sees them, and no settings of its image processor.
+        """
+        trunk = self.config.text_config
+        return PictureReader(trunk, self.config.processor) if sees_pictures(trunk) else None
 
     def length_logits(
         self, input_ids: Tensor | None = None, *, gamma: float | None = None, **trunk_kwargs: Any
@@ -166,6 +180,7 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
         head_hidden_size: int | None = None,
         frozen_trunk: bool = False,
         layers: int | None = None,
+        text_only: bool = False,
         policy: dict[str, Any] | None = None,
         dtype: torch.dtype = torch.float32,
         **kwargs: Any,
@@ -182,22 +197,28 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
             head: "state" or "candidate", see `heads`.
             frozen_trunk: train the head alone, on the policy's own hidden states.
             layers: keep the first so many blocks alone, see `first_blocks`; None keeps all.
+            text_only: the policy sees pictures, the LenVM shall not: of a vision-language model
+                keep the language model alone.
             policy: {"name", "revision", "tokenizer_sha"} when it is not `path` itself.
             dtype: of the parameters; float32 is what an optimiser should update.
 
         Raises:
             ValueError: for a gamma outside (0, 1), when `path` is a LenVM already, or no decoder:
                 a state that reads later tokens has counted what it should predict; or its first
-                `layers` blocks are no model of their own.
+                `layers` blocks are no model of their own; it sees pictures and has no settings of
+                an image processor.
         """
         _check_policy(AutoConfig.from_pretrained(path, **_of_hub(kwargs)), path)
         check_weights(path)
-        trunk = AutoModel.from_pretrained(path, dtype=dtype, **kwargs)
+        trunk = load_trunk(path, dtype=dtype, **kwargs)
         check_decoder(trunk, path)
         kept = None
         if layers is not None:
             kept = {"name": str(path), "layers": layers, "of": block_count(trunk.config)}
             trunk = first_blocks(trunk, layers, path, dtype=dtype, **kwargs)
+        if text_only:
+            trunk = trunk.get_decoder() if sees_pictures(trunk.config) else trunk
+        processor = processor_settings(path) if sees_pictures(trunk.config) else None
         config = LengthValueConfig(
             text_config=copy.deepcopy(trunk.config),
             gamma=gamma,
@@ -208,6 +229,8 @@ class LengthValueModelForTokenClassification(PreTrainedModel):
             head_hidden_size=head_hidden_size,
             frozen_trunk=frozen_trunk,
             trunk=kept,
+            processor=processor,
+            ignores_pictures=text_only,
             policy=policy,
             dtype=dtype,
         )
@@ -288,7 +311,7 @@ def _check_policy(config: Any, path: Any) -> None:
             f"{path} is a LenVM already: load it with from_pretrained. from_policy starts a "
             "new one from a causal language model."
         )
-    if config.is_encoder_decoder:
+    if getattr(config, "is_encoder_decoder", False):
         raise ValueError(
             f"{path} is an encoder-decoder ({config.model_type}): a LenVM reads prompt and "
             "response as one sequence. Take the trunk of a decoder, e.g. Qwen or Llama."

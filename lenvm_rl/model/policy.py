@@ -21,6 +21,7 @@ from transformers import AutoConfig, GenerationConfig
 
 from lenvm_rl.model import LengthValueModel
 from lenvm_rl.model.hub import json_file
+from lenvm_rl.model.pictures import same_processor
 from lenvm_rl.model.tokens import check_tokenizer_sha
 from lenvm_rl.rollouts import RolloutReader
 from lenvm_rl.rollouts.ends import (
@@ -141,8 +142,8 @@ def open_rollouts(
         path: rollout file.
         any_policy: measure on another policy on purpose; the tokenizers must agree still.
     Raises:
-        ValueError: another tokenizer, another segment of the responses, or (unless `any_policy`) a
-            row of another policy.
+        ValueError: another tokenizer, segment of the responses or image processor, or (unless
+            `any_policy`) a row of another policy.
     """
     reader = RolloutReader(path)
     policy = model.config.policy or {}
@@ -153,6 +154,7 @@ def open_rollouts(
         got_of=str(path),
     )
     check_segment(model.config.segment, reader.metadata.get("segment"), path=path)
+    check_processor(model.config.processor, reader.metadata.get("processor"), path=path)
     if policy.get("name") and not any_policy:
         for name in sorted(_policies(reader)):
             if not _same(name, policy["name"]):
@@ -171,6 +173,17 @@ def check_segment(counted: dict | None, held: dict | None, *, path: str | Path) 
         raise ValueError(
             f"the LenVM counts {of[0]}s, and {path} holds {of[1]}s: lengths would be those of "
             "something else. `lenvm segment` cuts rollouts to one segment."
+        )
+
+
+def check_processor(own: dict | None, held: dict | None, *, path: str | Path) -> None:
+    """Raise ValueError unless a LenVM reads pictures by the settings that a file's tokens are of;
+    no settings on one of the sides are no pictures there."""
+    if own and held and (differs := same_processor(own, held)):
+        raise ValueError(
+            f"the LenVM and {path} read pictures by other settings of the image processor "
+            f"({differs}): a prompt would have other tokens. Sample with the processor of the "
+            "LenVM's trunk, or make the LenVM anew from a directory with the file's settings."
         )
 
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from lenvm_rl.core import censored_squared_error, predict, value_targets
-from lenvm_rl.model.forward import Ids, Padded, by_length, check_readable, fed
+from lenvm_rl.model.forward import Ids, Padded, by_length, check_readable, fed, refuse_pictures
 from lenvm_rl.model.heads import ValueHead
 from lenvm_rl.model.length_value_model import LengthValueModel
 from lenvm_rl.rollouts import Rollout, RolloutStream
@@ -202,6 +202,7 @@ def _read(
     """
     for row in rows:
         check_readable(model.config, row)
+        refuse_pictures(row, "the probe")
     pairs: list[tuple[Ids, Ids]] = [(row.prompt_ids, row.response_ids) for row in rows]
     found: list[tuple[Tensor, ...]] = []
     for batch in by_length(list(map(fed, pairs)), token_budget):

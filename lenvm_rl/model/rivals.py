@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from lenvm_rl.core import LengthBins
+from lenvm_rl.model.forward import refuse_pictures
 from lenvm_rl.model.probe import WIDTH
 from lenvm_rl.rollouts import Rollout
 
@@ -74,6 +75,7 @@ def read_prompts(policy: str | Path, rows: Sequence[Rollout]) -> PromptStates:
     model = AutoModelForCausalLM.from_pretrained(str(policy), dtype=torch.float32).eval()
     groups: dict[tuple[int, ...], list[int]] = {}
     for row in rows:
+        refuse_pictures(row, "what predicts from the policy's states at the prompt")
         groups.setdefault(tuple(row.prompt_ids), []).append(row.length)
     pooled = []
     for prompt in groups:

@@ -31,7 +31,8 @@ from lenvm_rl.core import (
     value_targets,
 )
 from lenvm_rl.model import LengthValueModel
-from lenvm_rl.model.forward import Ids, Padded, by_length, fed, model_space
+from lenvm_rl.model.forward import Padded, by_length, fed, model_space, pictures_beside
+from lenvm_rl.model.policy import check_processor
 from lenvm_rl.rollouts import Rollout, RolloutStream
 from lenvm_rl.rollouts.progress import progress_bar
 
@@ -103,6 +104,8 @@ class MicroBatch:
     """[B, T] 0 or 1."""
     censored: Tensor
     """[B, T] bool."""
+    rows: Sequence[Rollout] = ()
+    """The B rows."""
 
 
 def train(
@@ -129,6 +132,7 @@ def train(
     stream = RolloutStream(path, seed=recipe.seed, columns=[], grouped=recipe.grouped)
     for fact, usual in (("answers", "all"), ("segment", None)):
         setattr(model.config, fact, stream.reader.metadata.get(fact, usual))
+    check_processor(model.config.processor, stream.reader.metadata.get("processor"), path=path)
     steps = recipe.total_steps(len(stream))
     optimizer = torch.optim.AdamW(_groups(model, recipe), betas=(0.9, 0.95))
     scaler = torch.amp.GradScaler("cpu", enabled=recipe.precision == "float16")
@@ -194,7 +198,7 @@ def micro_batches(
     space = {"target": target, "gamma": gamma, "length_scale": length_scale}
     pairs = [(row.prompt_ids, row.response_ids) for row in rows]
     return [
-        _labelled([pairs[i] for i in batch], [rows[i].truncated for i in batch], truncated, space)
+        _labelled([rows[i] for i in batch], truncated, space)
         for batch in by_length(list(map(fed, pairs)), token_budget)
     ]
 
@@ -214,17 +218,15 @@ def weigh(weights: Tensor, weighting: str) -> Tensor:
     return weights
 
 
-def _labelled(
-    pairs: list[tuple[Ids, Ids]], ends: list[bool], truncated: str, space: dict[str, Any]
-) -> MicroBatch:
-    batch = Padded.of(pairs)
-    finished = ~torch.tensor(ends)
+def _labelled(rows: list[Rollout], truncated: str, space: dict[str, Any]) -> MicroBatch:
+    batch = Padded.of([(row.prompt_ids, row.response_ids) for row in rows])
+    finished = ~torch.tensor([row.truncated for row in rows])
     if space["target"] == "return":
         labels = value_targets(batch.states, finished, gamma=space["gamma"], truncated=truncated)
-        return MicroBatch(batch.ids, *labels)
+        return MicroBatch(batch.ids, *labels, rows)
     lengths, weights, censored = length_targets(batch.states, finished, truncated=truncated)
     labels = lengths if space["target"] == DISTRIBUTION else label(lengths, **space)
-    return MicroBatch(batch.ids, labels, weights, censored)
+    return MicroBatch(batch.ids, labels, weights, censored, rows)
 
 
 def _step(
@@ -246,7 +248,7 @@ def _step(
     total = 0.0
     for batch in batches:
         with torch.autocast("cpu", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-            outputs = model.length_outputs(batch.ids)
+            outputs = model.length_outputs(batch.ids, **pictures_beside(model, batch.rows))
         error = _error(model, outputs, batch)
         states = boundary_weights(batch.weights, boundary_weight=recipe.boundary_weight)
         # Adds up to the batch's weighted mean, but for the weight of s_0.

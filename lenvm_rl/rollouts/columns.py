@@ -93,6 +93,22 @@ def row_digests(column: pa.Array, *, key: bytes = b"") -> np.ndarray:
     return out
 
 
+def prompt_digests(batch: pa.RecordBatch, *, key: bytes = b"") -> np.ndarray:
+    """Identity of the prompt of every row, [N] uint64: `row_digests` of its token ids, and where it
+    has pictures their hashes, since one question about two pictures is two prompts.
+
+    Args:
+        batch: has the columns prompt_ids and pictures.
+    """
+    digests, pictures = row_digests(batch.column("prompt_ids"), key=key), batch.column("pictures")
+    if pictures.null_count < len(pictures):
+        for row, names in enumerate(pictures.to_pylist()):
+            if names:
+                data = blake2b("".join(names).encode(), digest_size=8, key=key).digest()
+                digests[row] ^= np.frombuffer(data, dtype="<u8")[0]
+    return digests
+
+
 def name_digests(names: Sequence[str]) -> np.ndarray:
     """64-bit blake2b digest of each string, [N] uint64."""
     digests = (blake2b(name.encode(), digest_size=8).digest() for name in names)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lenvm_rl.rollouts.columns import content_digest, list_view, name_digests, row_digests
+from lenvm_rl.rollouts.columns import content_digest, list_view, name_digests, prompt_digests
 from lenvm_rl.rollouts.reader import RolloutReader
 
 _COLUMNS = ["prompt_id", "sample_id", "prompt_ids", "response_ids"]
@@ -61,9 +61,9 @@ def find_duplicates(
     """
     reader = RolloutReader(path)
     completions, names = [], []
-    columns = ["prompt_id", "prompt_ids", "response_ids"]
+    columns = ["prompt_id", "prompt_ids", "response_ids", "pictures"]
     for batch in reader.iter_batches(columns, bar="hashing rows" if progress else None):
-        prompts = row_digests(batch.column("prompt_ids"))
+        prompts = prompt_digests(batch)
         completions.append(_completion_digests(batch, prompts))
         names.append(np.unique(np.stack([prompts, _id_digests(batch)], axis=1), axis=0))
     unique, counts = np.unique(np.concatenate(completions), return_counts=True)
@@ -109,7 +109,7 @@ def _examples(reader: RolloutReader, repeated: np.ndarray, limit: int) -> list[d
     first: dict[int, int] = {}
     row = 0
     for batch in reader.iter_batches(_COLUMNS):
-        digests = _completion_digests(batch, row_digests(batch.column("prompt_ids")))
+        digests = _completion_digests(batch, prompt_digests(batch))
         for index in np.flatnonzero(np.isin(digests, repeated)).tolist():
             if len(found) == limit:
                 return found

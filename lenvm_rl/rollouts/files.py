@@ -39,6 +39,7 @@ DERIVED_METADATA = (
     "chat_template_args",
     "answers",
     "segment",
+    "processor",
 )
 """What all shards of a file agree on, and a file made from its rows takes over."""
 FORMAT_VERSION = 2
@@ -127,8 +128,8 @@ def check_schema(schema: pa.Schema, path: Path) -> None:
 
 def read_metadata(schema: pa.Schema, path: Path) -> dict[str, Any]:
     """The `lenvm` entry of a shard's metadata: version, tokenizer_sha, vocab_size, eos_ids, and
-    retokenized, chat_template_args, answers and segment where there was some; of version 1 also
-    guidance."""
+    retokenized, chat_template_args, answers, segment and processor where there was some; of version
+    1 also guidance."""
     raw = (schema.metadata or {}).get(METADATA_KEY)
     if raw is None:
         raise ValueError(

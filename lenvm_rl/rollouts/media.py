@@ -77,7 +77,13 @@ class MediaReader:
             except DECODING_ERRORS as error:
                 raise damaged(file, group, error) from error
         cells = self._group[2][row]
-        return Picture(str(cells["mime"]), bytes(cells["bytes"]))  # pyright: ignore
+        data = bytes(cells["bytes"])  # pyright: ignore
+        if sha256(data).hexdigest() != name:
+            raise ValueError(
+                f"{file} holds another picture under the hash {name:.16} than the one that was "
+                "stored: the file was changed. Restore it from a copy."
+            )
+        return Picture(str(cells["mime"]), data)
 
 
 class MediaWriter:

@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from lenvm_rl.rollouts.columns import DistinctDigests, row_digests
+from lenvm_rl.rollouts.columns import DistinctDigests, prompt_digests, row_digests
 from lenvm_rl.rollouts.files import DERIVED_METADATA
 from lenvm_rl.rollouts.reader import RolloutReader
 from lenvm_rl.rollouts.record import SCHEMA
 from lenvm_rl.rollouts.writer import whole_rollout_file
 
+_PROMPT = ("prompt_ids", "pictures")
+"""Columns that tell prompts apart."""
 Judge = Callable[[str, str, str], bool]
 """Of (data source, response text, ground truth): is it right?"""
 
@@ -99,7 +101,7 @@ def split_by_prompt(
     train_rows = heldout_rows = 0
     with _part_of(reader, out_train) as train, _part_of(reader, out_heldout) as heldout:
         for batch in reader.iter_batches(bar="writing both parts" if progress else None):
-            out = row_digests(batch.column("prompt_ids"), key=key) <= last
+            out = prompt_digests(batch, key=key) <= last
             heldout_rows += heldout(batch, out)
             train_rows += train(batch, ~out)
     return SplitReport(train_rows, len(digests) - count, heldout_rows, count, seed)
@@ -125,8 +127,8 @@ def shared_prompts(paths: Sequence[str | os.PathLike[str]]) -> int:
 def _prompt_digests(reader: RolloutReader, key: bytes, progress: bool) -> np.ndarray:
     """Sorted distinct digests of all prompts, [P] uint64."""
     distinct = DistinctDigests()
-    for batch in reader.iter_batches(["prompt_ids"], bar="reading prompts" if progress else None):
-        distinct.add(row_digests(batch.column(0), key=key))
+    for batch in reader.iter_batches(_PROMPT, bar="reading prompts" if progress else None):
+        distinct.add(prompt_digests(batch, key=key))
     return distinct.values()
 
 
@@ -211,11 +213,12 @@ def content_fingerprint(path: str | os.PathLike[str]) -> str:
     """
     reader = RolloutReader(path)
     digest = blake2b(str(reader.metadata["tokenizer_sha"]).encode(), digest_size=8)
-    for batch in reader.iter_batches(["prompt_ids", "response_ids", "finish_reason"]):
+    for batch in reader.iter_batches([*_PROMPT, "response_ids", "finish_reason"]):
+        ends = batch.column("finish_reason").to_pylist()
         rows = [
-            row_digests(batch.column(0)),
-            row_digests(batch.column(1)),
-            np.array([reason == "length" for reason in batch.column(2).to_pylist()], np.uint64),
+            prompt_digests(batch),
+            row_digests(batch.column("response_ids")),
+            np.array([reason == "length" for reason in ends], np.uint64),
         ]
         digest.update(np.stack(rows, axis=1).astype("<u8").tobytes())
     return digest.hexdigest()
@@ -224,9 +227,9 @@ def content_fingerprint(path: str | os.PathLike[str]) -> str:
 def _taken(reader: RolloutReader, prompts: int, samples: int, key: bytes) -> np.ndarray:
     """Which rows belong to the subset, [N] bool in file order."""
     digests, numbers = [], []
-    for batch in reader.iter_batches(["prompt_ids", "sample_id"]):
-        digests.append(row_digests(batch.column(0), key=key))
-        numbers.append(batch.column(1).to_numpy())
+    for batch in reader.iter_batches([*_PROMPT, "sample_id"]):
+        digests.append(prompt_digests(batch, key=key))
+        numbers.append(batch.column("sample_id").to_numpy())
     digest_N, number_N = np.concatenate(digests), np.concatenate(numbers)
     unique, counts = np.unique(digest_N, return_counts=True)
     if len(unique) < prompts:

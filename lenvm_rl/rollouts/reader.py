@@ -67,7 +67,7 @@ class RolloutReader:
         shards: paths of the whole shards.
         leftovers: `*.tmp` files of killed writers: ignored, with a warning.
         metadata: dict with version, tokenizer_sha, vocab_size, eos_ids, and retokenized,
-            chat_template_args, answers and segment if any.
+            chat_template_args, answers, segment and processor if any.
         row_groups: sizes of all row groups.
     Raises:
         FileNotFoundError: nothing at `path`.
@@ -133,9 +133,18 @@ class RolloutReader:
 
     def iter_rows(self, columns: Sequence[str] | None = None) -> Iterator[Rollout | dict[str, Any]]:
         """Rows in file order: `Rollout` objects, or dicts of the given columns."""
-        convert = batch_to_rows if columns is None else batch_to_dicts
         for batch in self.iter_batches(columns):
-            yield from convert(batch)
+            if columns is not None:
+                yield from batch_to_dicts(batch)
+                continue
+            for row in batch_to_rows(batch):
+                yield self.with_media(row)
+
+    def with_media(self, row: Rollout) -> Rollout:
+        """The row, which knows where its pictures lie."""
+        if row.pictures:
+            row.media = self.media
+        return row
 
     @cached_property
     def media(self) -> MediaReader:

@@ -133,6 +133,8 @@ class Rollout:
     """Who gave the reward."""
     pictures: list[str] | None = None
     """SHA-256 of each picture of the prompt, in its order, see `RolloutWriter.add_picture`."""
+    media: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
+    """Where its pictures lie, no column: the reader's `media`, and None in a row just made."""
 
     def __post_init__(self) -> None:
         self.sampling = _complete("sampling", self.sampling, SAMPLING_KEYS)
@@ -158,7 +160,7 @@ class Rollout:
         return {name: getattr(self, name) for name in SCHEMA.names}
 
 
-assert [f.name for f in fields(Rollout)] == SCHEMA.names
+assert [f.name for f in fields(Rollout)] == [*SCHEMA.names, "media"]
 
 
 def check_all_generated(row: Rollout) -> None:

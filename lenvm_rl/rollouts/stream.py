@@ -33,6 +33,7 @@ from lenvm_rl.rollouts.record import Rollout, batch_to_dicts, check_all_generate
 
 CORE_COLUMNS = (
     *("prompt_id", "sample_id", "prompt_ids", "response_ids", "finish_reason", "loss_mask"),
+    "pictures",
 )
 """Columns that the stream always loads."""
 _BLOCK = 128
@@ -222,7 +223,7 @@ class RolloutStream:
         for start in range(offset, len(rows), _BLOCK):
             block = table.take(pa.array(rows[start : start + _BLOCK])).combine_chunks()
             for cells in batch_to_dicts(block.to_batches()[0]):
-                row = Rollout(**cells)
+                row = self.reader.with_media(Rollout(**cells))
                 check_all_generated(row)
                 yield row if self._filter is None or self._filter(row.prompt_ids) else None
 

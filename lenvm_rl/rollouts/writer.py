@@ -57,6 +57,8 @@ class RolloutWriter:
         chat_template_args: what the chat template got besides the messages.
         answers: "correct" where the rows are the correct ones of more; None: all of them.
         segment: what of the responses the rows are, see `segments.described`; None: all of them.
+        processor: settings of the image processor by which prompts have as many tokens for a
+            picture as they have; None: there are no pictures, or the ids are those of the text.
     Raises:
         ValueError: the path already has rows and `append` is False; another tokenizer, vocabulary,
             EOS or source of the ids; another writer is at work in the directory; a
@@ -76,6 +78,7 @@ class RolloutWriter:
         chat_template_args: dict[str, Any] | None = None,
         answers: str | None = None,
         segment: dict[str, Any] | None = None,
+        processor: dict[str, Any] | None = None,
     ) -> None:
         if not tokenizer_sha or not isinstance(tokenizer_sha, str):
             raise ValueError(
@@ -92,6 +95,7 @@ class RolloutWriter:
         self.chat_template_args = chat_template_args or {}
         self.answers = answers
         self.segment = segment
+        self.processor = processor
         self.rows_per_shard = rows_per_shard
         self.rows_written = 0
         """Rows in completed shards of this writer."""
@@ -276,6 +280,10 @@ class RolloutWriter:
                 metadata.get("segment") != self.segment,
                 f"holds {metadata.get('segment') or 'whole responses'}, these rows are "
                 f"{self.segment or 'whole responses'}",
+            ),
+            (
+                (metadata.get("processor") or None) != self.processor,
+                "and these rows differ in the settings by which pictures became tokens (processor)",
             ),
         ):
             if differs:

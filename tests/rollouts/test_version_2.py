@@ -179,6 +179,15 @@ def test_pictures_that_are_not_there_are_named(pictured, tmp_path):
         RolloutReader(path).media[names[0]]
 
 
+def test_a_picture_of_another_hash_is_refused(pictured):
+    path, _, names = pictured
+    file = media_paths(path)[0]
+    table = pq.read_table(file)
+    pq.write_table(table.set_column(0, "hash", table["hash"].take([1, 0])), file)
+    with pytest.raises(ValueError, match=f"another picture under the hash {names[0]:.16}"):
+        RolloutReader(path).media[names[0]]
+
+
 def test_pictures_are_whole_before_the_shard_that_names_them(tmp_path):
     row = make_rows(1, 1)[0]
     with RolloutWriter(tmp_path, tokenizer_sha=SHA) as writer:

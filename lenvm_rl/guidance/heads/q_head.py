@@ -28,6 +28,7 @@ from lenvm_rl.guidance.exact.prefix_kernels import Kernels
 from lenvm_rl.guidance.exact.scorer import ExactScorer
 from lenvm_rl.guidance.exact.trunk import HistoryRow, HistoryTrunk
 from lenvm_rl.guidance.interface import History, masked_outputs, read_scored
+from lenvm_rl.guidance.settings import refuse_vision
 from lenvm_rl.model import LengthValueConfig, LengthValueModel, ValueHead
 
 
@@ -297,6 +298,7 @@ def make_scorer(
             scorers.
         device: where to work; None is where the model is.
     """
+    refuse_vision(model.config)
     if policy_states and model.config.head == "candidate" and model.config.frozen_trunk:
         return PolicyHeadScorer(model, device)
     if device is not None:
