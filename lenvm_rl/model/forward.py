@@ -152,11 +152,12 @@ def pictures_beside(model: LengthValueModel, rows: Sequence[Rollout]) -> dict[st
         ValueError: pictures that are missing or broken, or that are not those of the prompt's
             tokens, see `PictureReader`.
     """
-    reader = model.pictures
-    if reader is None:
+    if not sees_pictures(model.config.text_config):
         for row in rows:
             check_sighted(model.config, row)
         return {}
+    reader = model.pictures
+    assert reader is not None
     ids = [[*row.prompt_ids, *row.response_ids[:-1]] for row in rows]
     return reader.beside(ids, [reader.see_all(row) for row in rows], width=max(map(len, ids)))
 
@@ -166,7 +167,7 @@ def refuse_pictures(row: Rollout, what: str) -> None:
     if row.pictures:
         raise ValueError(
             f"prompt {row.prompt_id!r}, sample {row.sample_id} has {len(row.pictures)} pictures, "
-            f"and {what} reads tokens alone: leave it out, or measure on prompts of text."
+            f"and {what} reads tokens alone: leave it out, or take prompts of text."
         )
 
 

@@ -8,7 +8,7 @@ of pictures is whole before the first shard that names one of them gets its name
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +41,7 @@ def media_paths(path: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if _NAME.fullmatch(entry.name))
 
 
-class MediaReader:
+class MediaReader(Mapping[str, Picture]):
     """Pictures by hash; memory is an entry per picture and one row group."""
 
     def __init__(self, path: Path) -> None:
@@ -52,7 +52,10 @@ class MediaReader:
             for group, hashes in enumerate(_hashes(file)):
                 self._place.update({name: (file, group, n) for n, name in enumerate(hashes)})
 
-    def __contains__(self, name: str) -> bool:
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def __contains__(self, name: object) -> bool:
         return name in self._place
 
     def __iter__(self) -> Iterator[str]:

@@ -31,6 +31,7 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_partitions
 from verl.workers.config import HFModelConfig
 
+from lenvm_rl.model.forward import refuse_pictures
 from lenvm_rl.rollouts import Rollout
 from lenvm_rl.rollouts.columns import content_digest
 from lenvm_rl.rollouts.ends import end_token_ids
@@ -58,6 +59,8 @@ def make_batch(
     """
     if not rows and not least:
         raise ValueError("a batch needs at least one completion; got none.")
+    for row in rows:
+        refuse_pictures(row, "training with verl's workers")
     multiple = multiple or workers
     filling = max(-len(rows) % multiple, least - len(rows))
     prompt = np.array([len(row.prompt_ids) for row in rows] + [1] * filling, dtype=np.int64)

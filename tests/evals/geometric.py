@@ -73,6 +73,8 @@ class Oracle(nn.Module):
             length_bins=None,
             policy={"name": "geometric", "tokenizer_sha": sha},
             text_config=SimpleNamespace(max_position_embeddings=context, vocab_size=1000),
+            max_position_embeddings=context,
+            vocab_size=1000,
         )
 
     def length_logits(self, input_ids):

@@ -44,6 +44,8 @@ class LastToken(torch.nn.Module):
             segment=None,
             policy=None,
             text_config=SimpleNamespace(max_position_embeddings=1000, vocab_size=1000),
+            max_position_embeddings=1000,
+            vocab_size=1000,
         )
 
     def length_logits(self, input_ids):

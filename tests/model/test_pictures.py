@@ -291,3 +291,14 @@ def test_a_policy_without_its_processor_is_refused(qwen, tmp_path):
             (tmp_path / file.name).write_bytes(file.read_bytes())
     with pytest.raises(ValueError, match=r"no image processor \(preprocessor_config.json\)"):
         make_model(tmp_path)
+
+
+def test_guidance_and_the_probe_refuse_pictures(qwen):
+    from lenvm_rl.guidance import GuidanceSettings
+    from lenvm_rl.model.forward import refuse_pictures
+
+    model = make_model(qwen)
+    with pytest.raises(ValueError, match="sees pictures, and candidate tokens are scored without"):
+        GuidanceSettings(mode="equal", target=5).check_model(model.config)
+    with pytest.raises(ValueError, match="has 1 pictures, and the probe reads tokens alone"):
+        refuse_pictures(make_rows(model)[0], "the probe")
