@@ -22,7 +22,7 @@ import pyarrow as pa
 from lenvm_rl.rollouts.columns import content_digest, list_view, name_digests, prompt_digests
 from lenvm_rl.rollouts.reader import RolloutReader
 
-_COLUMNS = ["prompt_id", "sample_id", "prompt_ids", "response_ids"]
+_COLUMNS = ["prompt_id", "sample_id", "prompt_ids", "response_ids", "pictures"]
 
 
 @dataclass(frozen=True)
