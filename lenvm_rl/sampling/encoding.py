@@ -14,6 +14,11 @@ from lenvm_rl.sampling.run import Task
 
 PICTURE_MARK = "<image>"
 """Stands in a message for one of the prompt's pictures."""
+_PICTURED = (
+    "prompt with pictures",
+    "a rollout file's prompts with pictures are not sampled anew yet: give the prompts themselves "
+    "(--prompts) to a server.",
+)
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt, *, pictures: bool = False) -> list[int]:
@@ -147,5 +152,6 @@ def tasks_of_rollouts(
                 messages=row.prompt_messages,
                 data_source=row.data_source,
                 ground_truth=row.ground_truth,
+                refused=_PICTURED if row.pictures else None,
             )
     return list(tasks.values())
