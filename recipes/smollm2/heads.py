@@ -14,6 +14,7 @@ from typing import Any
 
 from lenvm_rl.model import LengthValueConfig
 from recipes.smollm2.results import Step
+from recipes.smollm2.train import head_words
 
 KINDS = ("own", "policy")
 """Whose hidden states the head reads."""
@@ -65,9 +66,10 @@ def run(
 def _policy_head(step: Step) -> Path:
     """A fresh candidate head on the policy's frozen states, with the LenVM's gamma."""
     init = step.dir / "init-head"  # beside DIR/heads, whose heads other steps take
-    gamma = LengthValueConfig.from_pretrained(step.dir / "lenvm").require_gamma()
+    config = LengthValueConfig.from_pretrained(step.dir / "lenvm")
     step.lenvm(
         *("init", "--policy", step.dir / "policy", "--head", "candidate", "--freeze-trunk"),
-        *("--gamma", str(gamma), "--seed", str(step.seed), "--out", init),
+        *(head_words() if config.length_bins else ()),
+        *("--gamma", str(config.require_gamma()), "--seed", str(step.seed), "--out", init),
     )
     return init

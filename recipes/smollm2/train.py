@@ -3,7 +3,8 @@
 A third of the policy's blocks is what two cores can train on a million tokens in some hours; the
 settings are recipes/pretrain/smollm2.yaml. Truncated completions are bounds (censored), and gamma
 is read off the training file: with the 99th percentile at the token limit, a truncated response is
-within .01 of u = 1 whatever its true length.
+within .01 of u = 1 whatever its true length. The head is a distribution by default: one training
+then serves any gamma, quantiles and chances (lenvm_rl/core/distribution.py).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 import shlex
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from rich.console import Console
@@ -24,6 +25,8 @@ from lenvm_rl.rollouts import RolloutReader
 from recipes.smollm2.results import Step, StepFailed
 
 RECIPE = "smollm2"
+LONGEST = 1024
+"""Tokens of the longest response, as sampled: the bins of a distribution reach beyond it."""
 HELDOUT_FRACTION = 0.05
 """Of the training prompts, to watch the training by; the evaluation has its own."""
 _METRIC = re.compile(r"(?:- |\b)([a-z_]+(?:/[\w.]+)+):([-+.\deE]+|nan)")
@@ -33,6 +36,7 @@ def run(
     dir: Path = Path("runs/smollm2"),
     *,
     layers: int = 10,
+    target: Literal["distribution", "value"] = "distribution",
     epochs: int = 2,
     override: list[str] | None = None,
     seed: int = 0,
@@ -45,6 +49,7 @@ def run(
     Args:
         dir: Directory of the recipe's files.
         layers: Blocks of the policy that make the trunk.
+        target: What the head predicts.
         epochs: Passes over the completions.
         override: Further settings of verl, e.g. critic.optim.lr=1e-4; repeatable.
         seed: Seed of the split, the head and the order of completions.
@@ -56,6 +61,7 @@ def run(
     if not (init / "config.json").exists():
         step.lenvm(
             *("init", "--policy", dir / "policy", "--layers", str(layers)),
+            *(head_words() if target == "distribution" else ()),
             *("--seed", str(seed), "--out", init),
         )
     checkpoint = (dir / "checkpoint").absolute()
@@ -87,6 +93,11 @@ def run(
     )
 
 
+def head_words() -> tuple[str, ...]:
+    """Options of `lenvm init` for a head that predicts the distribution."""
+    return "--head-target", "distribution", "--longest", str(LONGEST)
+
+
 def _split(step: Step) -> tuple[Path, Path]:
     """The training completions without those of some prompts, and these: made once."""
     rollouts = step.dir / "rollouts"
@@ -107,7 +118,7 @@ def _train(step: Step, words: list[str], *, rows: int, epochs: int, log: Path) -
     """
     folder = recipes_dir() / "pretrain"
     batch = yaml.safe_load((folder / f"{RECIPE}.yaml").read_text())["data"]["train_batch_size"]
-    line = shlex.join(["recipes/pretrain/run.sh", RECIPE, *words])
+    line = shlex.join(["recipes/pretrain/run.sh", RECIPE, *words]).replace(f"{Path.cwd()}/", "")
     print(f"$ {line}", flush=True)
     begun = time.monotonic()
     try:
