@@ -66,6 +66,7 @@ class Oracle(nn.Module):
         self.bias = bias
         self.widths = []
         self.config = SimpleNamespace(
+            processor=None,
             require_gamma=lambda: GAMMA,
             target="return",
             length_scale=None,

@@ -38,6 +38,7 @@ class LastToken(torch.nn.Module):
         super().__init__()
         self.anchor = torch.nn.Parameter(torch.zeros(()))
         self.config = SimpleNamespace(
+            processor=None,
             require_gamma=lambda: GAMMA,
             target="return",
             length_scale=None,
