@@ -65,6 +65,6 @@ def content_free_values(mask: Tensor | Rows, groups: Tensor, *, gamma: float) ->
 
 def _cells(rows: Rows, groups: Tensor) -> Tensor:
     """[N] float64: a whole number for every group and position."""
-    _, number = groups.unique(return_inverse=True)
+    _, number = rows.numbered(groups)
     width = rows.lengths.max() if len(rows.lengths) else 0
     return (rows.spread(rows.lengths + number * width) - rows.left).double()

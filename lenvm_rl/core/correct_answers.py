@@ -56,9 +56,9 @@ def centre_correct(x: Tensor, mask: Tensor | Rows, correct: Tensor, groups: Tens
     chosen = rows.spread(c > 0)
     mine = values[chosen].double()
     # One cell for every group and position that some correct answer of the group reaches.
-    names, number = groups.unique(return_inverse=True)
+    prompts, number = rows.numbered(groups)
     length = torch.where(c > 0, rows.lengths, 0)
-    cells = length.new_zeros(len(names)).scatter_reduce(0, number, length, "amax")
+    cells = length.new_zeros(prompts).scatter_reduce(0, number, length, "amax")
     start = torch.cat([cells.new_zeros(1), cells.cumsum(0)])
     cell = (rows.spread(rows.lengths + start[number]) - rows.left)[chosen]
     weight = rows.spread(c)[chosen]
@@ -119,8 +119,8 @@ def lead_over_wrong(task: Tensor, mask: Tensor | Rows, correct: Tensor, groups: 
     length = rows.lengths.clamp(min=1)
     c = rows.per_row(correct, name="correct")
     wrong = (c <= 0) & (rows.lengths > 0)
-    names, number = groups.unique(return_inverse=True)
-    best = torch.full((2, len(names)), -torch.inf, dtype=torch.float64, device=task.device)
+    prompts, number = rows.numbered(groups)
+    best = torch.full((2, prompts), -torch.inf, dtype=torch.float64, device=task.device)
     for row, of_wrong in zip(best, (total / length, total), strict=True):
         row.scatter_reduce_(0, number[wrong], of_wrong[wrong], "amax")
     mean, summed = best[:, number]

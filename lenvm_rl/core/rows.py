@@ -83,6 +83,22 @@ class Rows:
         """A number or a tensor [B] as [B], at least float32; raises as `checks.per_row` does."""
         return per_row(x, like=self.lengths.float(), name=name)
 
+    def numbered(self, groups: Tensor) -> tuple[int, Tensor]:
+        """How many prompts the rows are of, and [B] int64 the number of each row's.
+
+        Args:
+            groups: [B] integers, equal for completions of one prompt.
+        Raises:
+            ValueError: another shape.
+        """
+        if groups.shape != self.lengths.shape:
+            raise ValueError(
+                f"groups must have shape {tuple(self.lengths.shape)}, one prompt of each row, got "
+                f"{tuple(groups.shape)}."
+            )
+        names, number = groups.unique(return_inverse=True)
+        return len(names), number
+
     def pack(self, x: Tensor) -> Tensor:
         """[N] of a tensor that is shaped like the mask; the very tensor without one."""
         return x if self._mask is None else x[self._mask]

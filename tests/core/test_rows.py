@@ -201,3 +201,11 @@ def test_a_broken_logit_of_one_worker_stops_all():
     Room(2).run(work)
     assert len(heard) == 2 and heard[0] == heard[1]
     assert heard[0].startswith("1 of 12 logits of the length critic are NaN or infinite")
+
+
+def test_groups_name_the_prompt_of_every_row():
+    rows = Rows(torch.tensor([2, 0, 3]))
+    prompts, number = rows.numbered(torch.tensor([7, 3, 7]))
+    assert prompts == 2 and number.tolist() == [1, 0, 1]
+    with pytest.raises(ValueError, match="one prompt of each row"):
+        rows.numbered(torch.tensor([0, 0]))
